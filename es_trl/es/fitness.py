@@ -1,0 +1,130 @@
+"""Rewards of a population to one fitness per member."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .members import Population
+
+
+SCALE_REWARDS = ("group", "batch", "none")
+FITNESS_SHAPING = ("z", "centered_rank", "sign", "win_rate")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+
+
+@dataclass
+class Fitness:
+    """
+    Attributes:
+        values (`torch.Tensor`): `(N,)` fp64, 0 for dropped members.
+        valid (`torch.Tensor`): `(N,)` bool; a pair is dropped whole.
+        rewards (`torch.Tensor`): `(N, J)` fp64 weighted reward of member i on rollout column j; NaN where missing.
+        zero_spread (`torch.Tensor`): `(J,)` bool, columns on which every valid member scored the same.
+    """
+
+    values: torch.Tensor
+    valid: torch.Tensor
+    rewards: torch.Tensor
+    zero_spread: torch.Tensor
+
+    @property
+    def num_valid(self) -> int:
+        return int(self.valid.sum())
+
+
+def compute_fitness(
+    scores: torch.Tensor,
+    population: Population,
+    weights: torch.Tensor | None = None,
+    scale_rewards: str = "group",
+    shaping: str = "z",
+    aggregation: str = "sum_then_normalize",
+) -> Fitness:
+    """
+    Turns the scores of a step into fitness (EGGROLL, arXiv 2511.16652, section on reward shaping).
+
+    With the defaults `z_ij = (s_ij - mean_i s_ij) / std`, one standard deviation over everything; `F_i = mean_j z_ij`,
+    scaled to unit standard deviation over the valid members so that the step does not depend on the number of prompts.
+    A column (one prompt and image index) on which all members score alike carries no weight; if all do, so is the
+    fitness zero.
+
+    Args:
+        scores (`torch.Tensor`): `(N, J, K)`: member, column, reward function. Not-finite means missing: if a function
+            scored no member of a column it does not apply there; if it missed only some, those members (and their
+            pairs) are dropped.
+        population (`Population`): Members and pairs.
+        weights (`torch.Tensor`, *optional*): `(K,)` weights of the functions; ones by default.
+        scale_rewards (`str`): `"group"` centres each column and divides by one global standard deviation; `"batch"`
+            centres and divides globally; `"none"` centres each column and leaves the reward's scale in the step.
+        shaping (`str`): `"z"`; `"centered_rank"` ranks members in [-0.5, 0.5] on their mean; `"sign"` keeps the sign
+            of each pair's difference (antithetic only); `"win_rate"` is the share of other members beaten per column.
+        aggregation (`str`): TRL's `multi_objective_aggregation`: weight and sum the functions, then normalise, or
+            normalise each function first.
+
+    Raises:
+        `ValueError`: for an unknown option, or `"sign"` without pairs.
+    """
+    _check_option("scale_rewards", scale_rewards, SCALE_REWARDS)
+    _check_option("fitness_shaping", shaping, FITNESS_SHAPING)
+    _check_option("multi_objective_aggregation", aggregation, AGGREGATIONS)
+    if shaping == "sign" and not population.antithetic:
+        raise ValueError('fitness_shaping="sign" compares the halves of a pair; set antithetic=True or use "z".')
+    scores = scores.to(torch.float64)
+    weights = torch.ones(scores.shape[2]) if weights is None else weights
+    weights = weights.to(scores)
+
+    finite = torch.isfinite(scores)
+    applies = finite.any(dim=0)  # (J, K): functions that answered for at least one member
+    valid = population.drop_incomplete((finite | ~applies).flatten(1).all(dim=1) & applies.any())
+    rewards = (torch.where(finite, scores, 0.0) * weights).sum(dim=2)
+    rewards[(~finite & applies).any(dim=2) | ~applies.any(dim=1)] = torch.nan
+
+    columns = applies.any(dim=1)
+    used = rewards[valid][:, columns]
+    zero_spread = torch.ones(scores.shape[1], dtype=torch.bool)
+    zero_spread[columns] = (used == used[:1]).all(dim=0)
+    values = torch.zeros(population.size, dtype=torch.float64)
+    if valid.any() and not zero_spread.all():
+        score_members = _win_rate if shaping == "win_rate" else _z_scores
+        if aggregation == "sum_then_normalize":
+            members = score_members(used, scale_rewards)
+        else:
+            members = sum(
+                weights[k] * score_members(scores[valid][:, applies[:, k], k], scale_rewards)
+                for k in range(scores.shape[2])
+                if applies[:, k].any()
+            )
+        values[valid] = _shape(members, shaping, scale_rewards)
+    return Fitness(values, valid, rewards, zero_spread)
+
+
+def _z_scores(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
+    """`(n, J) -> (n,)`: centred, scaled, averaged over columns."""
+    centre = rewards.mean() if scale_rewards == "batch" else rewards.mean(dim=0)
+    spread = rewards.std(correction=0) if scale_rewards != "none" else torch.ones(())
+    return ((rewards - centre) / (spread if spread > 0 else 1.0)).mean(dim=1)
+
+
+def _win_rate(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
+    """`(n, J) -> (n,)`: share of the other members beaten on the same column (a tie counts half), minus one half."""
+    beaten = (rewards[:, None] > rewards[None]).double() + 0.5 * (rewards[:, None] == rewards[None]).double()
+    others = max(len(rewards) - 1, 1)
+    return ((beaten.sum(dim=1) - 0.5) / others).mean(dim=1) - 0.5
+
+
+def _shape(members: torch.Tensor, shaping: str, scale_rewards: str) -> torch.Tensor:
+    if shaping == "centered_rank":
+        beaten = (members[:, None] > members[None]).double() + 0.5 * (members[:, None] == members[None]).double()
+        members = (beaten.sum(dim=1) - 0.5) / max(len(members) - 1, 1) - 0.5
+    elif shaping == "sign":
+        signs = torch.sign(members[0::2] - members[1::2])
+        return torch.stack([signs, -signs], dim=1).flatten()
+    if scale_rewards == "none" and shaping == "z":
+        return members - members.mean()
+    spread = members.std(correction=0)
+    return (members - members.mean()) / spread if spread > 0 else torch.zeros_like(members)
+
+
+def _check_option(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {value!r}.")

@@ -1,0 +1,53 @@
+"""Members of a population: which direction each one walks along, and with which sign."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Population:
+    """
+    `size` members. Antithetic members come in pairs: member `2p` walks along `+E_p`, member `2p+1` along `-E_p`;
+    independent members each have a direction of their own.
+
+    Args:
+        size (`int`): Number of members N; even if antithetic, at least 2.
+        antithetic (`bool`, *optional*, defaults to `True`): Whether members come in pairs.
+    """
+
+    size: int
+    antithetic: bool = True
+
+    def __post_init__(self):
+        if self.size < 2:
+            raise ValueError(f"population_size must be at least 2, got {self.size}.")
+        if self.antithetic and self.size % 2:
+            raise ValueError(
+                f"population_size must be even because antithetic members come in pairs, got {self.size}; "
+                f"use {self.size + 1}, or set antithetic=False."
+            )
+
+    @property
+    def num_directions(self) -> int:
+        return self.size // 2 if self.antithetic else self.size
+
+    def directions(self, members: Sequence[int]) -> list[int]:
+        """Direction of each of `members`."""
+        return [member // 2 for member in members] if self.antithetic else list(members)
+
+    def signs(self, members: Sequence[int]) -> torch.Tensor:
+        """`(len(members),)` fp32 of +1 and -1."""
+        return torch.tensor([1.0 - 2.0 * (member % 2) if self.antithetic else 1.0 for member in members])
+
+    def drop_incomplete(self, valid: torch.Tensor) -> torch.Tensor:
+        """`(N,)` bool: a pair with an invalid half is dropped whole, never half of it."""
+        if not self.antithetic:
+            return valid.clone()
+        return valid.view(-1, 2).all(dim=1).repeat_interleave(2)
+
+    def chunks(self, members_per_forward: int) -> list[list[int]]:
+        """The members in consecutive micro-batches of `members_per_forward`; fixed by the config, not by the processes."""
+        members = list(range(self.size))
+        return [members[i : i + members_per_forward] for i in range(0, self.size, members_per_forward)]

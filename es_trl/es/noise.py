@@ -1,0 +1,83 @@
+"""The perturbations: low-rank Gaussian factors of every adapter matrix, a pure function of (seed, step, direction)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .keys import make_generator
+
+
+@dataclass
+class Factors:
+    """
+    Low-rank factors of `D` perturbations of one `m x n` matrix: `E_d = U[d] V[d]^T / sqrt(r)`.
+
+    Attributes:
+        U (`torch.Tensor`): `(D, m, r)`, entries iid N(0, 1).
+        V (`torch.Tensor`): `(D, n, r)`, entries iid N(0, 1).
+    """
+
+    U: torch.Tensor
+    V: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.U.shape[-1]
+
+    def select(self, directions: torch.Tensor) -> "Factors":
+        return Factors(self.U[directions], self.V[directions])
+
+    def dense(self) -> torch.Tensor:
+        """`(D, m, n)`: the perturbations written out; their entries have mean 0 and variance 1."""
+        return self.U @ self.V.transpose(-1, -2) / self.rank**0.5
+
+
+class NoiseBank:
+    """
+    Draws the perturbations of a step (EGGROLL, arXiv 2511.16652, section 4: `E = U V^T / sqrt(r)`).
+
+    A *direction* is what one key names: an antithetic pair of members, or one member when members are independent.
+
+    Args:
+        seed (`int`): Seed of the run.
+        shapes (`Mapping[str, tuple[int, int]]`): `(m, n)` of every adapter matrix; the order is part of the key.
+        rank (`int`, *optional*, defaults to `1`): Noise rank `r`.
+        reuse (`int`, *optional*, defaults to `1`): Number of consecutive steps that share one draw.
+    """
+
+    def __init__(self, seed: int, shapes: Mapping[str, tuple[int, int]], rank: int = 1, reuse: int = 1):
+        if rank < 1:
+            raise ValueError(f"noise_rank must be at least 1, got {rank}.")
+        if reuse < 1:
+            raise ValueError(f"noise_reuse must be at least 1 (1 draws fresh noise every step), got {reuse}.")
+        self.seed, self.shapes, self.rank, self.reuse = seed, dict(shapes), rank, reuse
+        self.size = sum((m + n) * rank for m, n in self.shapes.values())
+
+    def draw(
+        self, step: int, directions: Sequence[int], micro: int = 0, device: torch.device | str = "cpu"
+    ) -> dict[str, Factors]:
+        """
+        The factors of some directions of a step.
+
+        Args:
+            step (`int`): Update step, from 0.
+            directions (`Sequence[int]`): Which directions, in the order of the returned first dimension.
+            micro (`int`, *optional*, defaults to `0`): Index of the prompt batch under gradient accumulation.
+
+        Returns:
+            `dict[str, Factors]`: one entry per matrix, fp32.
+        """
+        flat = torch.empty(len(directions), self.size)
+        for row, direction in zip(flat, directions, strict=True):
+            generator = make_generator(self.seed, "noise", step // self.reuse, micro, direction)
+            torch.randn(self.size, generator=generator, out=row)
+        flat = flat.to(device)
+        factors, start = {}, 0
+        for name, (m, n) in self.shapes.items():
+            U = flat[:, start : start + m * self.rank].view(-1, m, self.rank)
+            start += m * self.rank
+            V = flat[:, start : start + n * self.rank].view(-1, n, self.rank)
+            start += n * self.rank
+            factors[name] = Factors(U, V)
+        return factors

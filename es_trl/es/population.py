@@ -1,0 +1,161 @@
+"""The fused forward: one batch through the frozen model in which every member of the population has its own weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .noise import Factors
+
+
+_SAMPLE_NAMES = ("hidden_states", "sample", "x")  # what diffusers calls the first argument of a denoiser
+
+class PopulationShapeError(RuntimeError):
+    """The rows of a module's input cannot be told apart by member, so members must run one after the other."""
+
+
+@dataclass
+class Site:
+    """
+    A module whose weight differs from member to member.
+
+    The weight of member `i` is `left (theta + s_i sigma E_i)`, or the frozen weight plus that when `additive`.
+
+    Attributes:
+        name (`str`): Name of the matrix; the key of its noise.
+        module (`nn.Linear` or `nn.Conv2d`): The module that computes with it. A convolution's `(o, c, kh, kw)` kernel
+            is read as an `o x (c kh kw)` matrix.
+        theta (`nn.Parameter`): `(m, n)` fp32 master.
+        left (`torch.Tensor`, *optional*): `(m', m)` constant factor (LoRA-XS: the scaled left singular vectors).
+        additive (`bool`): The module's own weight is frozen and stays in place (space `weight`).
+    """
+
+    name: str
+    module: nn.Module
+    theta: nn.Parameter
+    left: torch.Tensor | None = None
+    additive: bool = False
+
+
+@dataclass
+class _Run:
+    """One population pass: how many members, how many images each, and their signs."""
+
+    count: int
+    rows: int
+    signs: torch.Tensor
+
+
+class PopulationForward:
+    """
+    Runs `M` members in one forward pass; rows are ordered member by member, `batch = copies x M x rows`, where `copies`
+    counts the halves that classifier-free guidance stacks.
+
+    LoRA factors are small, so each layer writes out its `M` matrices and multiplies them in one batched product; the
+    frozen GEMM is shared by the whole batch. A frozen weight (space `weight`) keeps its shared GEMM and gets
+    `s_i sigma / sqrt(r) (x V) U^T` added (EGGROLL, arXiv 2511.16652, section 4). The sum `theta + s_i sigma E_i` is
+    fp32 and only then cast to the dtype of the layer's input.
+
+    Args:
+        denoiser (`nn.Module`): Transformer or UNet; a hook on it reads the batch size of each call.
+        sites (`Sequence[Site]`): What is perturbed.
+        sigma (`float`): Standard deviation of the entries of the perturbation.
+    """
+
+    def __init__(self, denoiser: nn.Module, sites: Sequence[Site], sigma: float):
+        self.denoiser, self.sites, self.sigma = denoiser, list(sites), sigma
+        self._batch: int | None = None
+
+    @contextmanager
+    def members(self, factors: Mapping[str, Factors], signs: torch.Tensor, rows: int) -> Iterator[None]:
+        """
+        Inside this context the denoiser draws with the weights of `M` members instead of its own.
+
+        Args:
+            factors (`Mapping[str, Factors]`): For every site the factors of the `M` members, `U (M, m, r)`,
+                `V (M, n, r)`.
+            signs (`torch.Tensor`): `(M,)` of +1 and -1.
+            rows (`int`): Images asked for per member; the order is member by member.
+
+        Raises:
+            `PopulationShapeError`: during a forward whose rows cannot be mapped to members (M > 1 only).
+        """
+        taken = [site.name for site in self.sites if "forward" in vars(site.module)]
+        if taken:
+            raise RuntimeError(f"{taken[0]} has a forward of its own already: population contexts do not nest.")
+        run = _Run(len(signs), rows, signs)
+        handle = self.denoiser.register_forward_pre_hook(self._read_batch, with_kwargs=True)
+        try:
+            for site in self.sites:
+                forward = self._forward_of(site)
+                site.module.forward = partial(forward, site, factors[site.name], run)
+            yield
+        finally:
+            handle.remove()
+            self._batch = None
+            for site in self.sites:
+                vars(site.module).pop("forward", None)
+
+    def _forward_of(self, site: Site):
+        if isinstance(site.module, nn.Conv2d):
+            return self._convolution
+        return self._additive if site.additive else self._linear
+
+    def _read_batch(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        sample = args[0] if args else next((kwargs[k] for k in _SAMPLE_NAMES if k in kwargs), None)
+        self._batch = len(sample) if isinstance(sample, list | tuple | torch.Tensor) else None
+
+    def _weights(self, site: Site, factors: Factors, signs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`(M, m', n)`: the members' matrices."""
+        scaled = factors.U * self._scale(factors, signs)
+        theta = site.theta.detach()
+        weights = torch.baddbmm(theta.expand(len(signs), -1, -1), scaled, factors.V.transpose(1, 2))
+        if site.left is not None:
+            weights = site.left @ weights
+        return weights.to(dtype)
+
+    def _scale(self, factors: Factors, signs: torch.Tensor) -> torch.Tensor:
+        return (signs.to(factors.U) * (self.sigma / factors.rank**0.5))[:, None, None]
+
+    def _by_member(self, site: Site, x: torch.Tensor, run: _Run) -> torch.Tensor:
+        """`(batch, ...) -> (copies, M, rows, ...)`."""
+        images = run.count * run.rows
+        if self._batch is None or x.shape[0] != self._batch or self._batch % images:
+            raise PopulationShapeError(
+                f"{site.name} sees {x.shape[0]} rows while the denoiser was called with {self._batch} for {run.count} "
+                f"members of {run.rows} images: rows cannot be told apart by member."
+            )
+        return x.reshape(-1, run.count, run.rows, *x.shape[1:])
+
+    def _linear(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
+        weights = self._weights(site, factors, run.signs, x.dtype)
+        if run.count == 1:
+            return F.linear(x, weights[0], site.module.bias)
+        y = self._by_member(site, x, run).flatten(2, -2) @ weights.transpose(1, 2)
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
+        return y if site.module.bias is None else y + site.module.bias
+
+    def _convolution(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
+        module = site.module
+        weights = self._weights(site, factors, run.signs, x.dtype).view(-1, *module.weight.shape)
+        geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        if run.count == 1:
+            return F.conv2d(x, weights[0], module.bias, **geometry)
+        # One grouped convolution: members become groups of channels.
+        grouped = self._by_member(site, x, run).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        y = F.conv2d(grouped, weights.flatten(0, 1), groups=run.count, **geometry)
+        y = y.view(-1, run.rows, run.count, module.weight.shape[0], *y.shape[2:]).transpose(1, 2).flatten(0, 2)
+        return y if module.bias is None else y + module.bias[:, None, None]
+
+    def _additive(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, site.module.weight, site.module.bias) + F.linear(x, site.theta.detach().to(x.dtype))
+        U = (factors.U * self._scale(factors, run.signs)).to(x.dtype)
+        V = factors.V.to(x.dtype)
+        if run.count == 1:
+            return y + F.linear(F.linear(x, V[0].T), U[0])
+        low = self._by_member(site, x, run).flatten(2, -2) @ V
+        return y + (low @ U.transpose(1, 2)).reshape(y.shape)

@@ -1,0 +1,244 @@
+"""PipelineAdapter: a frozen diffusers pipeline with one LoRA on its denoiser, and the only door to both."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+
+from ..es import Factors, PopulationForward, make_seed
+from .call_settings import CallSettings
+from .loading import check_pipeline
+from .prompt_encoding import PromptEncoder
+from .spaces import build_space
+
+
+ADAPTER_NAME = "default"  # the name under which diffusers collects the metadata of a LoRA
+DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+
+
+class PipelineAdapter:
+    """
+    Freezes `pipe`, puts a LoRA on its denoiser and draws with it.
+
+    Args:
+        pipe (`DiffusionPipeline`): Any pipeline with a LoRA loader.
+        lora_config (`peft.LoraConfig`, *optional*): Rank, alpha and targets. By default rank 8, alpha = rank, on the
+            attention projections.
+        es_space (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"lora_b"`, `"lora_xs"` or `"weight"`.
+        settings (`CallSettings`, *optional*): How the pipeline is called.
+        seed (`int`, *optional*, defaults to `0`): Seeds the LoRA's random start.
+
+    Attributes:
+        theta (`dict[str, nn.Parameter]`): The fp32 adapter matrices that training moves.
+        denoiser (`nn.Module`): Transformer or UNet.
+
+    Raises:
+        `ValueError`: if the pipeline has no LoRA loader, carries an adapter already, or does not take a setting.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        lora_config: LoraConfig | None = None,
+        es_space: str = "lora",
+        settings: CallSettings | None = None,
+        seed: int = 0,
+    ):
+        check_pipeline(pipe)
+        self.pipe, self.settings = pipe, settings or CallSettings()
+        self.settings.check(pipe)
+        self.denoiser_name = pipe._lora_loadable_modules[0]
+        self.denoiser = getattr(pipe, self.denoiser_name)
+        self.lora_config = lora_config or LoraConfig(r=8, lora_alpha=8, target_modules=DEFAULT_TARGETS)
+        check_lora_config(self.lora_config)
+        self.es_space = es_space
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False).eval()
+        pipe.set_progress_bar_config(disable=True)
+        self._inject(seed)
+        self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
+        self.theta = self.space.theta
+        self.prompts = PromptEncoder(pipe, self.settings)
+        self._written: tuple | None = None
+
+    def _inject(self, seed: int) -> None:
+        if getattr(self.denoiser, "peft_config", None):
+            raise ValueError(
+                f"The pipeline's {self.denoiser_name} already carries the adapters {list(self.denoiser.peft_config)}. "
+                "Call pipe.fuse_lora() and pipe.unload_lora_weights() to build on them, or load the pipeline afresh."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(make_seed(seed, "lora_start"))
+            try:
+                self.denoiser.add_adapter(self.lora_config, ADAPTER_NAME)
+            except ValueError as error:
+                raise ValueError(
+                    f"LoRA could not be put on the {self.denoiser_name}: {str(error).splitlines()[0]} Set "
+                    "lora_target_modules to names of Linear or Conv2d layers of this model."
+                ) from error
+        self.denoiser.requires_grad_(False)
+        for name, module in self.denoiser.named_modules():
+            if name.endswith((f"lora_A.{ADAPTER_NAME}", f"lora_B.{ADAPTER_NAME}")):
+                module.to(self.denoiser.dtype)
+
+    # ---- drawing ----
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        output_type: str = "pil",
+    ) -> list[Image.Image] | torch.Tensor:
+        """
+        Draws one image per prompt with the pipeline's own `__call__`.
+
+        Args:
+            prompts (`Sequence[str]`): One per image.
+            generators (`Sequence[torch.Generator]`): One CPU generator per image; it draws that image's latents and
+                every later noise, so an image does not depend on what else is in the batch (up to 3e-7 in fp32).
+            num_inference_steps (`int`, *optional*), guidance_scale (`float`, *optional*): Override the settings.
+            output_type (`str`): As in diffusers: `"pil"`, `"pt"`, `"latent"`, ...
+
+        Returns:
+            The images, in the order of `prompts`.
+        """
+        if len(prompts) != len(generators):
+            raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
+        self.write_back()
+        kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
+        output = self.pipe(
+            **self.prompts.rows(prompts), generator=list(generators), output_type=output_type, **kwargs
+        )
+        return output.images
+
+    @contextmanager
+    def members(
+        self, factors: dict[str, Factors], signs: torch.Tensor, sigma: float, rows: int
+    ) -> Iterator[None]:
+        """Inside, `generate` draws `rows` images for each of `len(signs)` members, member by member."""
+        forward = PopulationForward(self.denoiser, self.space.sites, sigma)
+        with forward.members(factors, signs, rows):
+            if not self.space.base_only:
+                yield
+            else:
+                with self.adapter_disabled():
+                    yield
+
+    @contextmanager
+    def adapter_disabled(self) -> Iterator[None]:
+        """Inside, the frozen base model draws."""
+        self.denoiser.disable_adapters()
+        try:
+            yield
+        finally:
+            self.denoiser.enable_adapters()
+
+    @contextmanager
+    def adapter_scale(self, scale: float) -> Iterator[None]:
+        """Inside, the adapter's effect is multiplied by `scale` (1 is as trained, 0 is the base)."""
+        self.denoiser.set_adapters(ADAPTER_NAME, scale)
+        try:
+            yield
+        finally:
+            self.denoiser.set_adapters(ADAPTER_NAME, 1.0)
+
+    # ---- theta ----
+
+    def write_back(self) -> None:
+        """Brings the pipeline's LoRA weights up to date with theta; does nothing when theta has not changed."""
+        version = tuple((parameter._version, parameter.data_ptr()) for parameter in self.theta.values())
+        if version != self._written:
+            self.space.write_back()
+            self._written = version
+
+    def to(self, device: torch.device | str) -> "PipelineAdapter":
+        self.pipe.to(device)
+        self.space.to(torch.device(device))
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Theta and the constants it needs, fp32: enough to continue bit by bit on the same frozen model."""
+        tensors = {f"theta.{name}": parameter.detach() for name, parameter in self.theta.items()}
+        return tensors | {f"constant.{name}": value for name, value in self.space.constants().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Raises `ValueError` if names or shapes are not this adapter's."""
+        own = self.state_dict()
+        if own.keys() != tensors.keys():
+            odd = sorted(own.keys() ^ tensors.keys())
+            raise ValueError(
+                f"The saved adapter does not fit this one ({len(odd)} names differ, the first is {odd[0]}): "
+                "es_space, lora_target_modules and the base model must be those of the saved run."
+            )
+        for name, value in own.items():
+            if value.shape != tensors[name].shape:
+                raise ValueError(
+                    f"The saved adapter does not fit this one: {name} is {tuple(tensors[name].shape)} there and "
+                    f"{tuple(value.shape)} here; lora_rank and the base model must be those of the saved run."
+                )
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+    # ---- files ----
+
+    def lora_state_dict(self) -> dict[str, torch.Tensor]:
+        """The LoRA in peft's names, fp32 whatever the pipeline's dtype."""
+        names = get_peft_model_state_dict(self.denoiser, adapter_name=ADAPTER_NAME)
+        tensors = {}
+        for layer_name, layer in self.space.layers.items():
+            for part, factor in zip("AB", self.space.export(layer_name, layer), strict=True):
+                key = f"{layer_name}.lora_{part}.weight"
+                tensors[key] = factor.detach().float().view_as(names[key]).cpu().contiguous()
+        assert tensors.keys() == names.keys()
+        return tensors
+
+    def save_lora(self, directory: str | os.PathLike) -> None:
+        """Writes `pytorch_lora_weights.safetensors`, with the metadata without which alpha is lost on loading."""
+        name = self.denoiser_name
+        self.pipe.save_lora_weights(
+            save_directory=directory,
+            safe_serialization=True,
+            **{
+                f"{name}_lora_layers": self.lora_state_dict(),
+                f"{name}_lora_adapter_metadata": self.denoiser.peft_config[ADAPTER_NAME].to_dict(),
+            },
+        )
+
+    def describe(self) -> dict:
+        """How images were drawn and what was trained, as plain data for cards and evaluation files."""
+        call = self.settings.call_kwargs(self.pipe)
+        config = self.lora_config
+        return {
+            "pipeline": type(self.pipe).__name__,
+            **{key: value for key, value in call.items() if value is not None},
+            "max_sequence_length": self.settings.max_sequence_length,
+            "complex_human_instruction": self.settings.complex_human_instruction,
+            "es_space": self.es_space,
+            "lora_rank": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_target_modules": sorted(config.target_modules)
+            if not isinstance(config.target_modules, str)
+            else config.target_modules,
+        }
+
+
+def check_lora_config(config: LoraConfig) -> None:
+    """Raises `ValueError` for LoRA variants whose noise or export would not be what the config says."""
+    if config.lora_dropout:
+        raise ValueError(
+            f"lora_dropout must be 0 for evolution strategies, got {config.lora_dropout}: members are compared under "
+            "common random numbers, and dropout would add noise of its own."
+        )
+    for field, allowed in (("bias", "none"), ("use_dora", False), ("modules_to_save", None)):
+        if getattr(config, field) not in (allowed, []):
+            raise ValueError(f"peft_config.{field} must be {allowed!r}, got {getattr(config, field)!r}.")

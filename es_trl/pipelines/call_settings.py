@@ -1,0 +1,72 @@
+"""How a pipeline is called: steps, guidance, size, text length, and what each pipeline class needs beside them."""
+
+import inspect
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class CallSettings:
+    """
+    Settings of the pipeline call; `None` keeps the pipeline's default.
+
+    Args:
+        num_inference_steps (`int`, *optional*): Denoising steps, at least 1.
+        guidance_scale (`float`, *optional*): Guidance, distilled or classifier-free as the pipeline has it.
+        height, width (`int`, *optional*): Pixels; by default the size the denoiser was trained for.
+        max_sequence_length (`int`, *optional*): Text tokens per prompt.
+        complex_human_instruction (`list[str]`, *optional*): Sana's prompt prefix; an empty list switches it off.
+        extra (`dict`): Any other keyword of the pipeline's `__call__`.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    max_sequence_length: int | None = None
+    complex_human_instruction: list[str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, pipe) -> None:
+        """Raises `ValueError` for a setting that `pipe` does not take, rather than dropping it."""
+        accepted = set(inspect.signature(type(pipe).__call__).parameters)
+        named = {key: value for key, value in asdict(self).items() if key != "extra" and value is not None}
+        for key in [*named, *self.extra]:
+            if key not in accepted:
+                raise ValueError(f"{type(pipe).__name__} takes no {key}; remove it from the config.")
+
+    def call_kwargs(self, pipe, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> dict:
+        """The keywords of one call of `pipe`, without prompts and generators."""
+        accepted = inspect.signature(type(pipe).__call__).parameters
+        steps = num_inference_steps or self.num_inference_steps
+        height, width = self.size(pipe)
+        kwargs = {
+            "num_inference_steps": steps,
+            "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+            "height": height,
+            "width": width,
+        }
+        kwargs = {key: value for key, value in kwargs.items() if value is not None and key in accepted}
+        if "use_resolution_binning" in accepted and height and width:
+            # Binning snaps to a table of 1024 px shapes and refuses other models.
+            kwargs["use_resolution_binning"] = height * width >= 1024 * 1024
+        if "intermediate_timesteps" in accepted and steps is not None and steps != 2:
+            # Sana Sprint: the default 1.3 belongs to the two-step schedule and raises with any other.
+            kwargs["intermediate_timesteps"] = None
+        return kwargs | self.extra
+
+    def text_kwargs(self, pipe) -> dict:
+        """The keywords of `pipe.encode_prompt` (or of the call, when prompts go in as text)."""
+        values = {
+            "max_sequence_length": self.max_sequence_length,
+            "complex_human_instruction": self.complex_human_instruction,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+    def size(self, pipe) -> tuple[int | None, int | None]:
+        """Height and width in pixels; by default what the denoiser was trained for."""
+        denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+        sample = getattr(denoiser.config, "sample_size", None) if denoiser is not None else None
+        factor = getattr(pipe, "vae_scale_factor", None)
+        native = sample * factor if isinstance(sample, int) and factor else None
+        return self.height or native, self.width or native

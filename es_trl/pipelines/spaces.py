@@ -1,0 +1,191 @@
+"""Search spaces: which matrices theta evolution strategies move, and the LoRA weights that theta stands for.
+
+Every space exports an ordinary LoRA, so what was trained loads with `pipe.load_lora_weights`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from ..es import Site, make_seed
+
+
+class SearchSpace(ABC):
+    """
+    The adapter matrices theta of one denoiser.
+
+    Attributes:
+        theta (`dict[str, nn.Parameter]`): fp32 masters by site name; the optimizer steps these.
+        sites (`list[Site]`): Where a member's weights enter the forward pass.
+        base_only (`bool`): Whether members run with the LoRA branch switched off (space `weight`).
+    """
+
+    base_only = False
+
+    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
+        self.layers, self.adapter_name, self.seed = layers, adapter_name, seed
+        self.sites: list[Site] = []
+        for name, layer in layers.items():
+            self.build(name, layer)
+        self.theta: dict[str, nn.Parameter] = {site.name: site.theta for site in self.sites}
+
+    @abstractmethod
+    def build(self, name: str, layer: LoraLayer) -> None:
+        """Adds the sites of one LoRA layer."""
+
+    @abstractmethod
+    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The fp32 LoRA factors `A (r, n)` and `B (m, r)` of one layer."""
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Tensors that are neither theta nor part of the frozen model, but that theta needs to mean anything."""
+        return {}
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Copies the exported factors into the pipeline's own LoRA modules, in their dtype."""
+        for name, layer in self.layers.items():
+            A, B = self.export(name, layer)
+            for module, factor in zip(self.modules(layer), (A, B), strict=True):
+                module.weight.copy_(factor.view_as(module.weight))
+
+    def modules(self, layer: LoraLayer) -> tuple[nn.Module, nn.Module]:
+        return layer.lora_A[self.adapter_name], layer.lora_B[self.adapter_name]
+
+    def to(self, device: torch.device) -> None:
+        for site in self.sites:
+            site.theta.data = site.theta.data.to(device)
+            if site.left is not None:
+                site.left.data = site.left.data.to(device)
+        for constant in self.constants().values():
+            constant.data = constant.data.to(device)
+
+
+class LoraSpace(SearchSpace):
+    """Both LoRA factors. At the start `B = 0`, so only perturbations of `B` have a first-order effect."""
+
+    def build(self, name: str, layer: LoraLayer) -> None:
+        for part, module in zip("AB", self.modules(layer), strict=True):
+            self.sites.append(Site(f"{name}.lora_{part}", module, _master(module.weight.flatten(1))))
+
+    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.theta[f"{name}.lora_A"], self.theta[f"{name}.lora_B"]
+
+
+class LoraBSpace(SearchSpace):
+    """Only the LoRA factor `B`; `A` keeps its random start. Half the dimensions of `lora`, none of them idle."""
+
+    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
+        self.A = {name: layer.lora_A[adapter_name].weight.detach().float().flatten(1) for name, layer in layers.items()}
+        super().__init__(layers, adapter_name, seed)
+
+    def build(self, name: str, layer: LoraLayer) -> None:
+        module = self.modules(layer)[1]
+        self.sites.append(Site(f"{name}.lora_B", module, _master(module.weight.flatten(1))))
+
+    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.A[name], self.theta[f"{name}.lora_B"]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {f"{name}.lora_A": A for name, A in self.A.items()}
+
+
+class LoraXSSpace(SearchSpace):
+    """
+    An `r x r` core between the frozen weight's top singular vectors (LoRA-XS, arXiv 2405.17604):
+    `dW = (U sqrt(S)) R (sqrt(S) V^T)`, exported as `B = U sqrt(S) R`, `A = sqrt(S) V^T`.
+    """
+
+    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
+        self.A: dict[str, torch.Tensor] = {}
+        self.left: dict[str, torch.Tensor] = {}
+        super().__init__(layers, adapter_name, seed)
+
+    def build(self, name: str, layer: LoraLayer) -> None:
+        lora_A, lora_B = self.modules(layer)
+        rank = lora_B.weight.shape[1]
+        if lora_A.weight[0].numel() != layer.get_base_layer().weight[0].numel() or lora_A.weight.dim() != 2:
+            raise ValueError(f'es_space="lora_xs" works on Linear layers only, {name} is not one; use "lora".')
+        W = layer.get_base_layer().weight.detach().float()
+        if rank > min(W.shape):
+            raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {tuple(W.shape)}; lower lora_rank.")
+        U, S, V = _top_singular_vectors(W, rank, make_seed(self.seed, "singular_vectors", len(self.sites)))
+        self.left[name] = (U * S.sqrt()).contiguous()
+        self.A[name] = (V * S.sqrt()).T.contiguous()
+        core = nn.Parameter(torch.zeros(rank, rank, device=W.device), requires_grad=True)
+        self.sites.append(Site(f"{name}.core", lora_B, core, left=self.left[name]))
+
+    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.A[name], self.left[name] @ self.theta[f"{name}.core"]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {f"{name}.lora_A": A for name, A in self.A.items()} | {f"{name}.left": P for name, P in self.left.items()}
+
+
+class WeightSpace(SearchSpace):
+    """
+    The frozen matrices themselves, as in the EGGROLL paper. The sum of updates stays in fp32 beside the frozen weight;
+    the export is its best rank-`lora_rank` approximation, and `energy_kept` says what share of it that keeps.
+    """
+
+    base_only = True
+
+    def build(self, name: str, layer: LoraLayer) -> None:
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear):
+            raise ValueError(f'es_space="weight" works on Linear layers only, {name} is {type(base).__name__}.')
+        theta = nn.Parameter(torch.zeros(base.weight.shape, device=base.weight.device), requires_grad=True)
+        self.sites.append(Site(f"{name}.weight", base, theta, additive=True))
+
+    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        dW = self.theta[f"{name}.weight"].detach()
+        rank = self.modules(layer)[1].weight.shape[1]
+        if not dW.any():
+            return dW.new_zeros(rank, dW.shape[1]), dW.new_zeros(dW.shape[0], rank)
+        U, S, V = _top_singular_vectors(dW, rank, make_seed(self.seed, "export"))
+        root = (S / layer.scaling[self.adapter_name]).sqrt()
+        return (V * root).T, U * root
+
+    def energy_kept(self) -> float:
+        """Share of the squared Frobenius norm of all updates that the exported LoRA keeps, in [0, 1]."""
+        total = kept = 0.0
+        for name, layer in self.layers.items():
+            A, B = self.export(name, layer)
+            kept += float((layer.scaling[self.adapter_name] * B @ A).square().sum())
+            total += float(self.theta[f"{name}.weight"].detach().square().sum())
+        return kept / total if total else 1.0
+
+
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "lora": LoraSpace,
+    "lora_b": LoraBSpace,
+    "lora_xs": LoraXSSpace,
+    "weight": WeightSpace,
+}
+
+
+def build_space(kind: str, denoiser: nn.Module, adapter_name: str, seed: int) -> SearchSpace:
+    """The search space over all LoRA layers of `denoiser`. Raises `ValueError` for an unknown `es_space`."""
+    if kind not in SPACES:
+        raise ValueError(f"es_space must be one of {', '.join(SPACES)}; got {kind!r}.")
+    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+    return SPACES[kind](layers, adapter_name, seed)
+
+
+def _master(weight: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().float().clone(), requires_grad=True)
+
+
+def _top_singular_vectors(W: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`U (m, r)`, `S (r,)`, `V (n, r)`; randomised above 512 rows, where a full decomposition takes seconds."""
+    if min(W.shape) <= 512:
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        return U[:, :rank], S[:rank], Vh[:rank].T
+    devices = [W.device] if W.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        U, S, V = torch.svd_lowrank(W, q=min(rank + 16, *W.shape), niter=6)
+    return U[:, :rank], S[:rank], V[:, :rank]
