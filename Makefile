@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'es_trl needs Python 3.11 or newer: remove $(VENV) and run "make install PYTHON=python3.11"' >&2; exit 1; }
-	$(PY) -c 'import torch, torchvision' 2>/dev/null || $(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet --editable '.[dev]'
+	@echo 'Installing into $(VENV): a few minutes, once.'
+	@$(PY) -c 'import torch, torchvision' 2>/dev/null || $(PY) -m pip install -qq $(TORCH)
+	@$(PY) -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## post-train the shipped model on the CPU and show that the pictures got better
@@ -46,5 +47,5 @@ bench: $(STAMP)  ## throughput, step overhead and memory as JSON
 	$(PY) recipes/benchmarks/throughput.py
 
 docs: $(STAMP)  ## build the documentation into outputs/site
-	$(PY) -m pip install --quiet --editable '.[docs]'
+	$(PY) -m pip install -qq --editable '.[docs]'
 	$(PY) -m mkdocs build --strict --site-dir outputs/site
