@@ -174,7 +174,7 @@ def test_wrong_import_is_seen(module, code):
         ("es_trl.es.noise", "import math, torch\nfrom .keys import make_generator"),
         (
             "es_trl.trainer.base",
-            "from ..hub import card\nfrom es_trl import __version__\nfrom es_trl import evaluation",
+            "from ..hub import card\nfrom es_trl import __version__, evaluation",
         ),
         ("es_trl.cli", "from es_trl.trainer import ESConfig"),
     ],
@@ -204,7 +204,14 @@ def test_forbidden_construct_is_seen(code):
 
 
 def test_harmless_lookalikes_are_left_alone():
-    code = "model.eval()\nnp.load(p)\nyaml.safe_load(f)\nf(trust_remote_code=False)\nsafetensors.torch.load(b)\nlog.print(1)"
+    lines = [
+        "model.eval()",
+        "np.load(p)",
+        "yaml.safe_load(f)",
+        "f(trust_remote_code=False)",
+        "safetensors.torch.load(b)",
+    ]
+    code = "\n".join(lines)
     assert forbidden(ast.parse(code), may_print=False) == []
 
 
@@ -235,7 +242,7 @@ def test_import_is_free():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded, names, message = json.loads(done.stdout)
-    assert not set(HEAVY) & set(loaded)
+    assert not HEAVY & set(loaded)
     assert len(names) >= 10
     assert "ESTrainer" in message and "ESTrianer" in message
 
