@@ -19,18 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "es_trl"
 LIBRARY = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
-HEAVY = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "pandas",
-    "matplotlib",
-    "wandb",
-)
+HEAVY = {"torch", "diffusers", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "scipy", "wandb"}
 
 # room -> the rooms it may import from; an import may only go down.
 MAY_IMPORT = {
