@@ -48,4 +48,4 @@ bench: $(STAMP)  ## throughput, step overhead and memory as JSON
 
 docs: $(STAMP)  ## build the documentation into outputs/site
 	$(PY) -m pip install -qq --editable '.[docs]'
-	$(PY) -m mkdocs build --strict --site-dir outputs/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir outputs/site

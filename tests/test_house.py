@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,23 @@ def test_recipe_configs_fit_on_a_screen():
         content = [line for line in lines if line.strip() and not line.strip().startswith("#")]
         assert len(content) <= 60, f"{name_of(path)}: {len(content)} lines"
         assert isinstance(yaml.safe_load("\n".join(lines)), dict), name_of(path)
+
+
+def test_documents_link_to_what_exists():
+    """Links and pictures of every page point to files of the checkout, and every docs page is in the menu."""
+    menu = (ROOT / "mkdocs.yml").read_text()
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    broken = []
+    for page in pages:
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
+        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+        for target in targets:
+            local = target.split("#")[0]
+            if local and not re.match(r"[a-z]+:", local) and not (page.parent / local).exists():
+                broken.append(f"{name_of(page)}: {target}")
+        if (ROOT / "docs") in page.parents and str(page.relative_to(ROOT / "docs")) not in menu:
+            broken.append(f"{name_of(page)}: not in the nav of mkdocs.yml")
+    assert broken == []
 
 
 def test_import_is_free():
