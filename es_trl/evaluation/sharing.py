@@ -1,0 +1,69 @@
+"""Several processes, one table: which prompts a process draws, and how the parts come together again."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+
+class PromptShare:
+    """
+    The prompts of one process: p, p + W, p + 2W, ... of W processes.
+
+    Args:
+        prompts (`int`): Number of prompts of the evaluation.
+        process_index, num_processes (`int`, *optional*): Which of how many processes this is.
+        gather (`Callable`, *optional*): Given an array of one shape on all processes, returns those of all
+            processes in order, stacked or concatenated along the first axis.
+    """
+
+    def __init__(
+        self,
+        prompts: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        gather: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"process_index is {process_index}; it must lie in [0, num_processes = {num_processes}).")
+        if num_processes > 1 and gather is None:
+            raise ValueError(f"num_processes is {num_processes}; give gather, or each process sees only its part.")
+        self.prompts = prompts
+        self.process_index, self.num_processes, self.gather = process_index, num_processes, gather
+        self.mine = range(process_index, prompts, num_processes)
+
+    def empty(self, shape: tuple[int, ...], fill: float = np.nan, dtype=np.float64) -> np.ndarray:
+        """An array (slots, *shape), equal on all processes; prompt p of this process belongs into `slot(p)`."""
+        return np.full((-(-self.prompts // self.num_processes), *shape), fill, dtype)
+
+    def slot(self, prompt: int) -> int:
+        """Place of one of this process's prompts in its arrays."""
+        return prompt // self.num_processes
+
+    def collect(self, part: np.ndarray) -> np.ndarray:
+        """Joins the parts (slots, ...) of all processes to (prompts, ...), in the order of the prompts."""
+        if self.num_processes == 1:
+            return part[: self.prompts]
+        parts = np.asarray(self.gather(part)).reshape(self.num_processes, *part.shape)
+        return np.swapaxes(parts, 0, 1).reshape(-1, *part.shape[1:])[: self.prompts]
+
+    def collect_images(self, images: dict[tuple[int, int], Image.Image], per_prompt: int) -> list[list[Image.Image]]:
+        """
+        Joins pictures of one size.
+
+        Args:
+            images (`dict[tuple[int, int], PIL.Image.Image]`): This process's pictures by (prompt, image index).
+            per_prompt (`int`): Pictures per prompt.
+
+        Returns:
+            `list[list[PIL.Image.Image]]`: One list per prompt, in order.
+        """
+        if self.num_processes > 1:
+            size = max((image.size for image in images.values()), default=(0, 0))
+            size = np.asarray(self.gather(np.array([size]))).reshape(-1, 2).max(axis=0)  # a process may have none
+            pixels = self.empty((per_prompt, size[1], size[0], 3), 0, np.uint8)
+            for (prompt, image), picture in images.items():
+                pixels[self.slot(prompt), image] = np.asarray(picture.convert("RGB"))
+            pixels = self.collect(pixels)
+            return [[Image.fromarray(picture) for picture in row] for row in pixels]
+        return [[images[prompt, image] for image in range(per_prompt)] for prompt in range(self.prompts)]

@@ -1,0 +1,240 @@
+"""
+Statistics over prompts: what a difference is worth, given the prompts it was measured on.
+
+The unit is the prompt. Images of one prompt are averaged first, because they are not independent of each other. Two
+models are compared by the differences on the same prompts and the same initial latents (a paired comparison), which
+removes the large spread between easy and hard prompts.
+
+Scores that are missing (NaN) take their image out of the comparison, on both sides. They are counted, never filled in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+_BLOCK_ENTRIES = 2_000_000  # resampled prompt indices held at once: about 50 MB of work space
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    A value with its interval.
+
+    Args:
+        value (`float`): The estimate on all prompts; NaN when no prompt has a score.
+        low, high (`float`): Ends of the interval; NaN when it cannot be given.
+        prompts (`int`): Prompts that entered.
+    """
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """
+    One model against another on the same prompts and latents.
+
+    Args:
+        delta (`float`): Mean over prompts of (model - reference), with its interval `low`, `high`.
+        win_rate (`float`): Share of prompts where the model scores higher, ties counting half, in [0, 1], with its
+            Wilson interval `win_low`, `win_high`.
+        prompts (`int`): Prompts with at least one image scored for both models.
+        missing (`int`): Images left out because either score is missing.
+    """
+
+    delta: float
+    low: float
+    high: float
+    win_rate: float
+    win_low: float
+    win_high: float
+    prompts: int
+    missing: int
+
+
+def as_scores(values) -> np.ndarray:
+    """Returns `values` as float64 of shape (prompts, images): a 1-D array is one image per prompt."""
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim == 1:
+        scores = scores[:, None]
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores must have shape (prompts, images) with at least one of each; got {scores.shape}.")
+    # An infinite score says as little about a picture as a missing one, and would swallow the mean.
+    return np.where(np.isfinite(scores), scores, np.nan)
+
+
+def prompt_means(values) -> np.ndarray:
+    """Mean over the scored images of each prompt, shape (prompts,); NaN where a prompt has none."""
+    scores = as_scores(values)
+    known = np.isfinite(scores)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, scores, 0.0).sum(axis=1) / known.sum(axis=1)
+
+
+def bootstrap_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0):
+    """
+    Draws resamples of `prompts` prompts with replacement, block by block.
+
+    Yields:
+        `np.ndarray`: (block, prompts) float64, how often each prompt was drawn. The blocks together hold `resamples`
+            rows. Everything resampled with the same `seed` and number of prompts is resampled jointly.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1; got {resamples}.")
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_ENTRIES // prompts)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(0, prompts, (rows, prompts))
+        drawn += (np.arange(rows) * prompts)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * prompts).reshape(rows, prompts).astype(np.float64)
+
+
+def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """
+    Means of the columns of `values` under resampling of its rows (prompts).
+
+    Args:
+        values (`np.ndarray`): (prompts, columns), resampled jointly. A NaN leaves its column's mean, not the others'.
+        resamples (`int`, *optional*, defaults to 10000): Number of resamples.
+        seed (`int`, *optional*, defaults to 0): Seed of the resampling.
+
+    Returns:
+        `np.ndarray`: (resamples, columns).
+    """
+    known = np.isfinite(values)
+    filled, weight = np.where(known, values, 0.0), known.astype(np.float64)
+    means = []
+    for counts in bootstrap_counts(len(values), resamples, seed):
+        with np.errstate(invalid="ignore"):
+            means.append((counts @ filled) / (counts @ weight))
+    return np.concatenate(means)
+
+
+def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The central `confidence` share of the draws (1-D), ignoring NaN; (NaN, NaN) when nothing is left."""
+    draws = draws[np.isfinite(draws)]
+    if len(draws) == 0:
+        return math.nan, math.nan
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def mean_estimate(values, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+    """
+    Mean over prompts with its percentile bootstrap interval.
+
+    Args:
+        values (`array-like`): (prompts, images) or (prompts,), NaN where missing.
+        resamples (`int`, *optional*, defaults to 10000): Number of resamples of the prompts.
+        seed (`int`, *optional*, defaults to 0): Seed of the resampling.
+        confidence (`float`, *optional*, defaults to 0.95): Coverage aimed at.
+
+    Returns:
+        [`Estimate`]: with one scored prompt the interval has no width, because one prompt says nothing about others.
+    """
+    means = prompt_means(values)
+    known = means[np.isfinite(means)]
+    if len(known) == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = percentile_interval(bootstrap_means(known[:, None], resamples, seed)[:, 0], confidence)
+    return Estimate(float(known.mean()), low, high, len(known))
+
+
+def paired_difference(
+    model, reference, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+) -> PairedDifference:
+    """
+    Mean over prompts of (model - reference), paired image by image.
+
+    Args:
+        model, reference (`array-like`): Equal shapes (prompts, images) or (prompts,), NaN where missing.
+        resamples, seed, confidence: As in [`mean_estimate`].
+
+    Returns:
+        [`PairedDifference`]
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    model, reference = as_scores(model), as_scores(reference)
+    if model.shape != reference.shape:
+        raise ValueError(f"paired scores must have one shape; got {model.shape} and {reference.shape}.")
+    difference = model - reference
+    estimate = mean_estimate(difference, resamples, seed, confidence)
+    per_prompt = prompt_means(difference)
+    per_prompt = per_prompt[np.isfinite(per_prompt)]
+    rate = float(((per_prompt > 0) + 0.5 * (per_prompt == 0)).mean()) if len(per_prompt) else math.nan
+    win_low, win_high = wilson_interval(rate, len(per_prompt), confidence)
+    missing = int(np.isnan(difference).sum())
+    return PairedDifference(
+        estimate.value, estimate.low, estimate.high, rate, win_low, win_high, estimate.prompts, missing
+    )
+
+
+def wilson_interval(rate: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """
+    Wilson's score interval of a share (Wilson 1927), which stays inside [0, 1] and has width at 0 and 1.
+
+    Args:
+        rate (`float`): Observed share in [0, 1]; ties counted half make it a multiple of 1 / (2 trials).
+        trials (`int`): Number of prompts.
+        confidence (`float`, *optional*, defaults to 0.95): Coverage aimed at.
+
+    Returns:
+        `tuple[float, float]`: Low and high end; (NaN, NaN) without trials.
+    """
+    if trials == 0:
+        return math.nan, math.nan
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + confidence) / 2))
+    shrink = 1 / (1 + z * z / trials)
+    centre = shrink * (rate + z * z / (2 * trials))
+    half = shrink * z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def gap_closure(
+    model, base, target, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+) -> Estimate:
+    """
+    Share of the gap between `base` and `target` that `model` closes: (model - base) / (target - base).
+
+    0 is the base, 1 is the target, above 1 is beyond it. Numerator and denominator are resampled jointly. Without a
+    gap (target not above base) there is nothing to close and the value is NaN; when the gap's own interval reaches
+    zero, the ratio has no bounded interval and its ends are NaN.
+
+    Args:
+        model, base, target (`array-like`): Equal shapes (prompts, images) or (prompts,), NaN where missing. An image
+            enters when all three have a score.
+        resamples, seed, confidence: As in [`mean_estimate`].
+
+    Returns:
+        [`Estimate`]
+    """
+    model, base, target = as_scores(model), as_scores(base), as_scores(target)
+    if not model.shape == base.shape == target.shape:
+        raise ValueError(f"scores must have one shape; got {model.shape}, {base.shape} and {target.shape}.")
+    known = np.isfinite(model + base + target)
+    gained = prompt_means(np.where(known, model - base, np.nan))
+    gap = prompt_means(np.where(known, target - base, np.nan))
+    pairs = np.stack([gained, gap], axis=1)[np.isfinite(gap)]
+    if len(pairs) == 0 or pairs[:, 1].mean() <= 0:
+        return Estimate(math.nan, math.nan, math.nan, len(pairs))
+    value = float(pairs[:, 0].mean() / pairs[:, 1].mean())
+    draws = bootstrap_means(pairs, resamples, seed)
+    if percentile_interval(draws[:, 1], confidence)[0] <= 0:
+        return Estimate(value, math.nan, math.nan, len(pairs))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = percentile_interval(draws[:, 0] / draws[:, 1], confidence)
+    return Estimate(value, low, high, len(pairs))

@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from es_trl.evaluation import statistics
+from es_trl.evaluation.statistics import gap_closure, mean_estimate, paired_difference, wilson_interval
+
+
+def test_mean_interval_agrees_with_scipy():
+    values = np.random.default_rng(3).gamma(2.0, 1.0, 80)  # skewed, so that the two ends differ
+    ours = mean_estimate(values, resamples=20_000, seed=1)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=2).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.01)
+    assert ours.high == pytest.approx(theirs.high, abs=0.01)
+
+
+def test_gap_closure_interval_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 100)
+    model, target = base + rng.normal(0.8, 0.5, 100), base + rng.normal(1.0, 0.5, 100)
+
+    def ratio(model, base, target, axis):
+        return (model.mean(axis) - base.mean(axis)) / (target.mean(axis) - base.mean(axis))
+
+    ours = gap_closure(model, base, target, resamples=20_000, seed=1)
+    theirs = stats.bootstrap(
+        (model, base, target), ratio, paired=True, n_resamples=20_000, method="percentile", rng=2, vectorized=True
+    ).confidence_interval
+    assert ours.value == pytest.approx(ratio(model, base, target, 0))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+@pytest.mark.parametrize("wins, trials", [(0, 5), (5, 5), (31, 64), (900, 1632)])
+def test_wilson_interval_agrees_with_scipy(wins, trials):
+    expected = stats.binomtest(wins, trials).proportion_ci(method="wilson")
+    assert wilson_interval(wins / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """95 % of the intervals of 600 simulated comparisons hold the true difference, within the error of 600 trials."""
+    rng = np.random.default_rng(7)
+    covered = 0
+    for trial in range(600):
+        easy = rng.normal(0, 5, 64)  # prompts differ far more than the models do: pairing has to remove that
+        reference = easy + rng.normal(0, 1, 64)
+        result = paired_difference(easy + 0.3 + rng.normal(0, 1, 64), reference, resamples=1000, seed=trial)
+        covered += result.low <= 0.3 <= result.high
+    assert 0.92 <= covered / 600 <= 0.98
+
+
+def test_gap_closure_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(8)
+    covered = 0
+    for trial in range(600):
+        base = rng.normal(0, 5, 64)
+        model, target = base + rng.normal(1.2, 1, 64), base + rng.normal(1.0, 1, 64)
+        result = gap_closure(model, base, target, resamples=1000, seed=trial)
+        covered += result.low <= 1.2 <= result.high
+    assert 0.92 <= covered / 600 <= 0.98
+
+
+def test_images_of_a_prompt_do_not_count_as_prompts():
+    """Repeating an image adds no information, so the interval must not shrink."""
+    values = np.random.default_rng(0).normal(size=50)
+    once, often = mean_estimate(values), mean_estimate(np.repeat(values[:, None], 16, axis=1))
+    assert (once.low, once.high) == pytest.approx((often.low, often.high), abs=1e-12)
+
+
+def test_win_rate_counts_ties_half():
+    result = paired_difference([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 3.0, 5.0])
+    assert result.win_rate == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+    assert result.delta == pytest.approx(0.0)
+    assert result.win_low < result.win_rate < result.win_high
+
+
+def test_missing_scores_leave_on_both_sides_and_are_counted():
+    model = np.array([[1.0, np.nan], [2.0, 4.0], [np.nan, np.inf]])
+    reference = np.array([[0.0, 100.0], [1.0, 1.0], [0.0, 0.0]])
+    result = paired_difference(model, reference)
+    assert result.delta == pytest.approx((1.0 + 2.0) / 2)
+    assert (result.prompts, result.missing) == (2, 3)
+
+
+def test_nothing_scored_gives_nan_not_an_error():
+    result = paired_difference([np.nan, np.nan], [1.0, 2.0])
+    assert math.isnan(result.delta) and math.isnan(result.win_rate) and result.prompts == 0
+
+
+def test_no_gap_means_no_gap_closure():
+    base = np.random.default_rng(0).normal(size=64)
+    assert math.isnan(gap_closure(base + 1, base, base - 1).value)
+    noisy = base + np.random.default_rng(1).normal(0.01, 1, 64)
+    unclear = gap_closure(base + 1, base, noisy + max(0.0, 0.02 - (noisy - base).mean()))
+    assert unclear.value > 0 and math.isnan(unclear.low) and math.isnan(unclear.high)
+
+
+def test_result_does_not_depend_on_the_memory_block(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(37, 3))
+    values[4, 1] = np.nan
+    whole = statistics.bootstrap_means(values, 500, seed=5)
+    monkeypatch.setattr(statistics, "_BLOCK_ENTRIES", 37 * 7)
+    np.testing.assert_allclose(statistics.bootstrap_means(values, 500, seed=5), whole, rtol=1e-12)
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        paired_difference([1.0, 2.0], [1.0])
