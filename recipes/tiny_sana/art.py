@@ -20,17 +20,17 @@ STYLES = ("noto", "flat", "modern")
 # our word: (short name in emoji.json, file name in fluentui-emoji); None means the same word.
 SOURCES: dict[str, tuple[str | None, str | None]] = {
     "airplane": (None, None), "apple": (None, "red-apple"), "balloon": (None, None), "banana": (None, None),
-    "bell": (None, None), "bicycle": ("bike", None), "boat": ("boat", "sailboat"), "burger": ("hamburger", "hamburger"),
+    "bell": (None, None), "bicycle": ("bike", None), "boat": ("boat", "sailboat"), "burger": ("hamburger",) * 2,
     "bus": (None, None), "butterfly": (None, None), "cactus": (None, None), "cake": ("birthday", "birthday-cake"),
-    "car": ("car", "automobile"), "carrot": (None, None), "cat": (None, "cat-face"), "cherry": ("cherries", "cherries"),
+    "car": ("car", "automobile"), "carrot": (None, None), "cat": (None, "cat-face"), "cherry": ("cherries",) * 2,
     "cloud": (None, None), "crown": (None, None), "dog": (None, "dog-face"), "fire": (None, None),
     "fish": ("tropical_fish", "tropical-fish"), "fox": ("fox_face", None), "frog": (None, None), "ghost": (None, None),
     "gift": (None, "wrapped-gift"), "guitar": (None, None), "hat": ("tophat", "top-hat"), "heart": (None, "red-heart"),
     "house": (None, None), "key": (None, None), "lemon": (None, None), "moon": ("crescent_moon", "crescent-moon"),
     "mushroom": (None, None), "octopus": (None, None), "panda": ("panda_face", None), "penguin": (None, None),
     "pig": (None, "pig-face"), "pizza": (None, None), "rocket": (None, None), "shirt": (None, "t-shirt"),
-    "snail": (None, None), "star": (None, None), "strawberry": (None, None), "tree": ("deciduous_tree", "deciduous-tree"),
-    "tulip": (None, None), "turtle": (None, None), "umbrella": (None, None), "whale": (None, "spouting-whale"),
+    "snail": (None, None), "star": (None, None), "strawberry": (None, None), 
+    "tree": ("deciduous_tree", "deciduous-tree"), "tulip": (None, None), "turtle": (None, None), "umbrella": (None, None), "whale": (None, "spouting-whale"),
 }  # fmt: skip
 
 
@@ -49,7 +49,11 @@ def rasterise(svg: str, side: int) -> Image.Image:
 
 def extract(noto: Path, fluent: Path, out: Path) -> None:
     """Write `out/<style>/<object>.png` for every object and style."""
-    files = {name: entry["image"] for entry in json.loads((noto / "emoji.json").read_text()) for name in entry["short_names"]}
+    files = {
+        name: entry["image"]
+        for entry in json.loads((noto / "emoji.json").read_text())
+        for name in entry["short_names"]
+    }
     for word, (noto_name, fluent_name) in SOURCES.items():
         pictures = {"noto": Image.open(noto / "img/google/64" / files[noto_name or word]).convert("RGBA")}
         for style in ("flat", "modern"):

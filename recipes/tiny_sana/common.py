@@ -20,7 +20,7 @@ logger = logging.getLogger("tiny_sana")
 
 
 def setup(seed: int, threads: int = 1) -> None:
-    """One thread, no denormals, the math attention kernel (the flash one is slower on CPU for sequences this short)."""
+    """One thread, no denormals, the math attention kernel (flash is slower on CPU for sequences this short)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -84,7 +84,7 @@ class EMA:
 
 
 class Checkpoint:
-    """Weights, optimizer state and EMA of a stage in one safetensors file; written beside and renamed, so never half."""
+    """Weights, optimizer state and EMA of a stage in one safetensors file; written beside, then renamed: never half."""
 
     def __init__(self, path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None = None):
         self.path, self.module, self.optimizer, self.ema = path, module, optimizer, ema
@@ -100,7 +100,10 @@ class Checkpoint:
             for i, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
                 if f"optimizer.{i}.step" in file.keys():  # noqa: SIM118 (safe_open is not a dict)
                     keys = ("step", "exp_avg", "exp_avg_sq")
-                    self.optimizer.state[p] = {k: file.get_tensor(f"optimizer.{i}.{k}") for k in keys}
+                    state = {k: file.get_tensor(f"optimizer.{i}.{k}") for k in keys}
+                    # Moments in the memory format of the weight, or every step converts them.
+                    moments = {k: torch.empty_like(p).copy_(state[k]) for k in keys[1:]}
+                    self.optimizer.state[p] = {"step": state["step"], **moments}
             if self.ema is not None:
                 self.ema.shadow = {k: file.get_tensor("ema." + k) for k in self.ema.shadow}
             logger.info("resumed %s at step %s", self.path, file.metadata()["step"])
@@ -119,6 +122,7 @@ class Checkpoint:
             tensors |= {"ema." + k: v.clone() for k, v in self.ema.shadow.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(".tmp")
+        tensors = {k: v.contiguous() for k, v in tensors.items()}
         save_file(tensors, beside, {"step": str(step), "seconds": f"{self.seconds:.1f}"})
         beside.replace(self.path)
         self._last = time.monotonic()

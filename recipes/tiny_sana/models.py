@@ -1,4 +1,4 @@
-"""The five parts of the pipeline and the two scorers: configurations only, plain diffusers and transformers classes."""
+"""The five parts of the pipeline and the two scorers: configurations of plain diffusers and transformers classes."""
 
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel

@@ -1,4 +1,4 @@
-"""Write the prompt files of the package: train (training combinations), validation and test (each with an unseen one)."""
+"""Write the prompt files of the package: train, and validation and test whose every prompt has an unseen combination."""
 
 import argparse
 import json

@@ -8,7 +8,7 @@ Preference stage: see train_preference.py. The scorers differ in seed, data, wid
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Checkpoint, EMA, cycle_lr, learning_rate, logger, parser, setup, stream
+from common import EMA, Checkpoint, cycle_lr, learning_rate, logger, parser, setup, stream
 from models import build_clip, build_tokenizer, tokenize
 from tqdm import tqdm
 from transformers import CLIPModel
@@ -16,8 +16,8 @@ from world import Scene, hard_negatives
 
 
 SCORERS = {
-    "reward": {"clip": {"width": 128, "patch": 8, "heads": 4}, "seed": 101, "steps": 2400},
-    "heldout": {"clip": {"width": 192, "patch": 16, "heads": 6}, "seed": 202, "steps": 3600},
+    "reward": {"clip": {"width": 128, "patch": 8, "heads": 4}, "seed": 101, "steps": 1900},
+    "heldout": {"clip": {"width": 192, "patch": 16, "heads": 6}, "seed": 202, "steps": 3000},
 }
 NEGATIVES = 3
 TOKENIZER = build_tokenizer(24)
@@ -51,7 +51,9 @@ def captions_with_negatives(scenes: list[Scene], rng: np.random.Generator) -> tu
     return [scene.prompt for scene in scenes], negatives
 
 
-def contrastive_loss(clip: CLIPModel, pictures: torch.Tensor, scenes: list[Scene], rng: np.random.Generator) -> torch.Tensor:
+def contrastive_loss(
+    clip: CLIPModel, pictures: torch.Tensor, scenes: list[Scene], rng: np.random.Generator
+) -> torch.Tensor:
     """Symmetric softmax loss over the batch; the hard negatives extend every picture's row by three columns."""
     captions, negatives = captions_with_negatives(scenes, rng)
     n = len(captions)
@@ -86,7 +88,9 @@ def main() -> None:
     ema = EMA(clip, 0.998)
     checkpoint = Checkpoint(args.runs / f"clip_{args.scorer}.safetensors", clip, optimizer, ema)
     start = checkpoint.load()
-    for step, pictures, scenes in tqdm(stream(seed, start, steps, args.batch_size), mininterval=30, total=steps - start):
+    for step, pictures, scenes in tqdm(
+        stream(seed, start, steps, args.batch_size), mininterval=30, total=steps - start
+    ):
         cycle_lr(optimizer, learning_rate(step, steps, args.learning_rate, 200, 0.3))
         loss = contrastive_loss(clip, pictures, scenes, np.random.default_rng([seed, step, 1]))
         optimizer.zero_grad(set_to_none=True)

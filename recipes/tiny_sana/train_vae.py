@@ -1,13 +1,12 @@
 """Stage 1: the autoencoder. L1 + 0.5 gradient L1 + squared error, with a little noise on the latents.
 
 The noise makes the decoder forgive the small errors of a one-step sample; the moment penalty keeps latents near unit
-variance, so that the noise means the same throughout. `--decoder-only` continues with the encoder frozen: latents (and a
-transformer trained on them) stay valid while the decoder gets sharper.
+variance, so that the noise means the same throughout. `--decoder-only` continues with the encoder frozen: latents and
+what was trained on them stay valid while the decoder gets sharper.
 """
 
 import torch
-import torch.nn.functional as F
-from common import Checkpoint, EMA, cycle_lr, learning_rate, load_weights, logger, parser, setup, stream, to_tensor
+from common import EMA, Checkpoint, cycle_lr, learning_rate, load_weights, logger, parser, setup, stream, to_tensor
 from models import build_vae
 from tqdm import tqdm
 from world import sample_batch
@@ -29,7 +28,7 @@ def psnr(vae: torch.nn.Module, n: int = 256) -> float:
 
 
 def main() -> None:
-    p = parser(__doc__, steps=3600, batch_size=16, seed=11)
+    p = parser(__doc__, steps=1600, batch_size=16, seed=11)
     p.add_argument("--decoder-only", action="store_true", help="freeze the encoder and continue from the full stage")
     p.add_argument("--learning-rate", type=float, default=1.5e-3)
     p.add_argument("--latent-noise", type=float, default=0.1, help="largest standard deviation of the latent noise")
@@ -42,9 +41,13 @@ def main() -> None:
     trained = vae.decoder if args.decoder_only else vae
     optimizer = torch.optim.AdamW(trained.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     ema = EMA(vae, 0.998)
-    checkpoint = Checkpoint(args.runs / ("vae_decoder.safetensors" if args.decoder_only else "vae.safetensors"), vae, optimizer, ema)
+    checkpoint = Checkpoint(
+        args.runs / ("vae_decoder.safetensors" if args.decoder_only else "vae.safetensors"), vae, optimizer, ema
+    )
     start = checkpoint.load()
-    for step, pictures, _ in tqdm(stream(args.seed, start, args.steps, args.batch_size), mininterval=30, total=args.steps - start):
+    for step, pictures, _ in tqdm(
+        stream(args.seed, start, args.steps, args.batch_size), mininterval=30, total=args.steps - start
+    ):
         cycle_lr(optimizer, learning_rate(step, args.steps, args.learning_rate, 100, 0.4))
         with torch.set_grad_enabled(not args.decoder_only):
             latent = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent

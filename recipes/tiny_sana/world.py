@@ -3,7 +3,7 @@
 Everything is a pure function of a seed. A scene is one of
 
     single   "a red cat"                       count   "three green cakes"
-    and      "a frog and a pink dog"           left    "a frog left of a pink dog"        above  "a frog above a pink dog"
+    and      "a frog and a pink dog"           left    "a frog left of a pink dog"    above  "a frog above a pink dog"
 
 each optionally followed by "on a blue background" (no such words: the background is white). An object without a colour
 word keeps its natural colours. The drawing style (Noto, Fluent flat, Fluent modern) is never named in the prompt.
@@ -24,8 +24,8 @@ ART = Path(__file__).parent / "art"
 SIZE = 64
 STYLES = ("noto", "flat", "modern")
 OBJECTS = tuple(
-    "airplane apple balloon banana bell bicycle boat burger bus butterfly cactus cake car carrot cat cherry cloud crown "
-    "dog fire fish fox frog ghost gift guitar hat heart house key lemon moon mushroom octopus panda penguin pig pizza "
+    "airplane apple balloon banana bell bicycle boat burger bus butterfly cactus cake car carrot cat cherry cloud "
+    "crown dog fire fish fox frog ghost gift guitar hat heart house key lemon moon mushroom octopus panda penguin pig pizza "
     "rocket shirt snail star strawberry tree tulip turtle umbrella whale".split()
 )
 # Colour word: (shadow, middle, light), RGB in 0-255. A tint maps the luminance of the art through these three points.
@@ -45,9 +45,7 @@ BACKGROUNDS = {
 }  # fmt: skip
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 IRREGULAR = {"butterfly": "butterflies", "cherry": "cherries", "strawberry": "strawberries", "fish": "fish"}
-PLURALS = {
-    name: IRREGULAR.get(name, name + ("es" if name.endswith(("s", "x")) else "s")) for name in OBJECTS
-}
+PLURALS = {name: IRREGULAR.get(name, name + ("es" if name.endswith(("s", "x")) else "s")) for name in OBJECTS}
 SINGULARS = {plural: name for name, plural in PLURALS.items()}
 PAIR_LAYOUTS = ("and", "left", "above")
 JOIN = {"and": "and", "left": "left of", "above": "above"}
@@ -55,7 +53,7 @@ JOIN = {"and": "and", "left": "left of", "above": "above"}
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a prompt says: `layout`, one or two (object, colour or None), how many, and the named background or None."""
+    """What a prompt says: `layout`, one or two (object, colour or None), how many, the named background or None."""
 
     layout: str
     things: tuple[tuple[str, str | None], ...]
@@ -206,7 +204,9 @@ def _replaced(scene: Scene, rng: np.random.Generator) -> list[Scene]:
 def _rebackgrounded(scene: Scene) -> list[Scene]:
     colors = {color for _, color in scene.things}
     shown = scene.background or "white"
-    return [dataclasses.replace(scene, background=other) for other in BACKGROUNDS if other != shown and other not in colors]
+    return [
+        dataclasses.replace(scene, background=other) for other in BACKGROUNDS if other != shown and other not in colors
+    ]
 
 
 def _recounted(scene: Scene) -> list[Scene]:
@@ -247,7 +247,9 @@ def _sprite(style: str, name: str, color: str | None, side: int) -> tuple[np.nda
         # Stretch mildly: flat one-tone art sits near the middle colour, shaded art spans shadow to light.
         middle, spread = np.median(seen), max(high - low, 90.0)
         level = np.clip(0.5 + (light - middle) / spread * 0.8, 0, 1)
-        rgb = np.stack([np.interp(level, (0, 0.5, 1), points) for points in zip(*COLORS[color])], -1).astype(np.float32)
+        rgb = np.stack(
+            [np.interp(level, (0, 0.5, 1), points) for points in zip(*COLORS[color], strict=True)], -1
+        ).astype(np.float32)
     return rgb * alpha, 1 - alpha
 
 
