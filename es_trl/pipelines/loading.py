@@ -22,7 +22,7 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         `ValueError`: if nothing loads under that name, or the pipeline has no LoRA loader.
     """
     source = assets.resolve(model)
-    kwargs = {"use_safetensors": True, "torch_dtype": dtype or torch.float32} | model_init_kwargs
+    kwargs = {"use_safetensors": True, "dtype": dtype or torch.float32} | model_init_kwargs
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:

@@ -1,0 +1,284 @@
+"""DiffusionTrainer: a `transformers.Trainer` whose model is the adapter of a frozen diffusers pipeline."""
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather as gather_tensors
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, PeftConfig
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..data import load_prompts
+from ..evaluation import EvaluationRow, evaluate
+from ..pipelines import DEFAULT_TARGETS, CallSettings, PipelineAdapter, check_lora_config, check_pipeline, load_pipeline
+from ..rewards import RewardSet
+from .adapter_view import AdapterView
+from .callbacks import SampleCallback, StepProgressCallback
+from .config import DiffusionConfig
+from .prompt_batches import prompt_dataloader
+from .saving import SavingMixin
+
+
+logger = logging.getLogger(__name__)
+
+RewardFunc = str | Callable[..., Sequence[float | None]]
+
+
+class DiffusionTrainer(SavingMixin, Trainer):
+    """
+    What every method shares: pipeline, rewards, prompts, evaluation, samples, logging, saving and resuming.
+
+    A method subclasses this and writes `training_step`, which leaves its update direction in `.grad` of the adapter's
+    parameters; the Trainer does the rest.
+
+    Args:
+        model (`str` or `DiffusionPipeline`):
+            A shipped name (`"tiny-sana-sprint"`), a folder, a Hub id, or a loaded pipeline.
+        reward_funcs (`str`, `Callable`, or a list of them):
+            What is maximised. Called with keywords `prompts`, `images`, `trainer_state`, `log_extra`, `log_metric` and
+            the data set's columns; returns one float or None per image.
+        args ([`DiffusionConfig`], *optional*):
+            Settings.
+        train_dataset (`Dataset`, `list[str]` or `str`):
+            Prompts, in any form that [`load_prompts`] takes; needs a column `"prompt"`.
+        eval_dataset (`Dataset`, `list[str]` or `str`, *optional*):
+            Prompts for evaluations during training.
+        callbacks (`list[TrainerCallback]`, *optional*), optimizers (`tuple`, *optional*):
+            As in [`~transformers.Trainer`].
+        peft_config (`LoraConfig`, *optional*):
+            Overrides `lora_rank`, `lora_alpha` and `lora_target_modules` of the config.
+
+    Raises:
+        `ValueError`, `TypeError`: for input that cannot work; before a model loads where that is possible.
+    """
+
+    config_class: type[DiffusionConfig] = DiffusionConfig
+    method_name = "diffusion"
+    es_space = "lora"
+
+    def __init__(
+        self,
+        model: str | DiffusionPipeline,
+        reward_funcs: RewardFunc | list[RewardFunc],
+        args: DiffusionConfig | None = None,
+        train_dataset: Dataset | list[str] | str | None = None,
+        eval_dataset: Dataset | list[str] | str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        args = self._check_args(args, model)
+        self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, retries=args.reward_retries)
+        all_funcs = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        self.eval_rewards = RewardSet(
+            [*all_funcs, *(args.eval_reward_funcs or [])], device=args.device, retries=args.reward_retries
+        )
+        train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
+        lora_config = self._lora_config(peft_config, args)
+
+        self.adapter = self._load_adapter(model, lora_config, args)
+        self.base_model = model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._micro_step, self._micro = -1, -1
+        self.images_drawn = 0
+        super().__init__(
+            model=AdapterView(self.adapter.theta),
+            args=args,
+            data_collator=list,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._set_up_pipeline()
+        self._replace_progress_callback()
+        self.sample_callback = SampleCallback(self)
+        self.add_callback(self.sample_callback)
+
+    # ---- input ----
+
+    def _check_args(self, args: DiffusionConfig | None, model) -> DiffusionConfig:
+        if not isinstance(model, str | DiffusionPipeline):
+            raise TypeError(f"model must be a string or a DiffusionPipeline, got {type(model).__name__}.")
+        if args is None:
+            name = model.rstrip("/").split("/")[-1] if isinstance(model, str) else type(model).__name__
+            args = self.config_class(output_dir=f"{name}-{self.method_name.upper()}")
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"args must be a {self.config_class.__name__}, got {type(args).__name__}.")
+        if isinstance(model, DiffusionPipeline):
+            check_pipeline(model)
+            if args.model_init_kwargs:
+                raise ValueError("model_init_kwargs need model as a string; a loaded pipeline was given instead.")
+        return args
+
+    def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing: give a list of prompts, a file, a Dataset or a Hub id.")
+        train_dataset = load_prompts(train_dataset)
+        if len(train_dataset) < args.prompts_per_step:
+            raise ValueError(
+                f"train_dataset has {len(train_dataset)} prompts, fewer than prompts_per_step={args.prompts_per_step}; "
+                "lower prompts_per_step or give more prompts."
+            )
+        if eval_dataset is not None:
+            eval_dataset = load_prompts(eval_dataset)
+        elif args.eval_strategy != "no":
+            raise ValueError(f"eval_strategy={str(args.eval_strategy)!r} needs an eval_dataset; give one, or set it to 'no'.")
+        return train_dataset, eval_dataset
+
+    @staticmethod
+    def _lora_config(peft_config: PeftConfig | None, args: DiffusionConfig) -> LoraConfig:
+        if peft_config is None:
+            peft_config = LoraConfig(
+                r=args.lora_rank,
+                lora_alpha=args.lora_alpha if args.lora_alpha is not None else args.lora_rank,
+                target_modules=args.lora_target_modules or DEFAULT_TARGETS,
+            )
+        if not isinstance(peft_config, LoraConfig):
+            raise TypeError(f"peft_config must be a LoraConfig, got {type(peft_config).__name__}.")
+        check_lora_config(peft_config)
+        return peft_config
+
+    def _load_adapter(self, model, lora_config: LoraConfig, args: DiffusionConfig) -> PipelineAdapter:
+        if isinstance(model, str):
+            model = load_pipeline(model, getattr(torch, args.dtype), **(args.model_init_kwargs or {}))
+        settings = CallSettings(
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+            max_sequence_length=args.max_sequence_length,
+            complex_human_instruction=args.complex_human_instruction,
+            extra=args.pipeline_kwargs or {},
+        )
+        return PipelineAdapter(model, lora_config, self._space(args), settings, seed=args.seed)
+
+    def _space(self, args: DiffusionConfig) -> str:
+        return self.es_space
+
+    def _set_up_pipeline(self) -> None:
+        self.adapter.to(self.args.device)
+        self._broadcast_adapter()
+        self.rewards.load()
+        columns = [self.train_dataset["prompt"]]
+        columns += [self.eval_dataset["prompt"]] if self.eval_dataset is not None else []
+        if self.args.release_text_encoder:
+            for column in columns:
+                self.adapter.prompts.encode(column)
+            self.adapter.prompts.release()
+        if self.args.compile_denoiser:
+            self.adapter.denoiser.compile(fullgraph=True)
+
+    def _broadcast_adapter(self) -> None:
+        """Every process starts from the numbers of the first one, even where devices round differently."""
+        if self.args.world_size > 1:
+            for tensor in self.adapter.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+    def _replace_progress_callback(self) -> None:
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(StepProgressCallback())
+        elif not any(isinstance(c, PrinterCallback) for c in self.callback_handler.callbacks):
+            self.add_callback(PrinterCallback())
+
+    @property
+    def pipe(self) -> DiffusionPipeline:
+        """The pipeline with the adapter on it, up to date with training: `trainer.pipe(prompt=...)` draws."""
+        self.adapter.write_back()
+        return self.adapter.pipe
+
+    # ---- training ----
+
+    def get_train_dataloader(self):
+        """Prompt batches, the same on every process."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return prompt_dataloader(self.train_dataset, self.args.prompts_per_step, seed)
+
+    def get_total_train_batch_size(self, args) -> int:
+        return args.prompts_per_step * args.gradient_accumulation_steps
+
+    def next_micro(self) -> int:
+        """Index of this call of `training_step` within its step (0 without gradient accumulation)."""
+        self._micro = self._micro + 1 if self._micro_step == self.state.global_step else 0
+        self._micro_step = self.state.global_step
+        return self._micro
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`(W, *tensor.shape)`: the tensor of every process, in order."""
+        if self.args.world_size == 1:
+            return tensor[None]
+        stacked = gather_tensors(tensor.contiguous().to(self.args.device)[None])
+        return stacked.to(tensor.device)
+
+    # ---- evaluation ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """
+        Draws the evaluation prompts with the current adapter, unperturbed, and scores them with all reward functions.
+
+        Args:
+            eval_dataset (*optional*): Prompts; the constructor's by default.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the metrics.
+
+        Returns:
+            `dict[str, float]`: `eval_reward` (the weighted sum that is trained), `eval_rewards/<name>/mean` for every
+            function, optimised or held out, `eval_images_per_second`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else load_prompts(eval_dataset)
+        if dataset is None:
+            raise ValueError("evaluate() needs an eval_dataset: give one here or to the constructor.")
+        started = time.perf_counter()
+        result = evaluate(
+            self.adapter,
+            dataset["prompt"],
+            self.eval_rewards,
+            rows=[EvaluationRow("adapter")],
+            images_per_prompt=self.args.eval_images_per_prompt,
+            seed=self.args.eval_seed,
+            batch_size=self.args.per_device_eval_batch_size,
+            columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
+            n_keep=0,
+            **self.evaluation_share(),
+        )
+        scores = result.scores["adapter"]
+        metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
+        trained = scores[..., : len(self.rewards)]
+        metrics["reward"] = float(np.nanmean(self.rewards.total(trained))) if np.isfinite(trained).any() else math.nan
+        metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluation_share(self) -> dict[str, Any]:
+        """The keywords of [`~es_trl.evaluation.evaluate`] that split its work over this run's processes."""
+        return {
+            "process_index": self.args.process_index,
+            "num_processes": self.args.world_size,
+            "gather": lambda array: self.gather(torch.from_numpy(array)).numpy(),
+        }
+
+    # ---- logging ----
+
+    def add_metric(self, name: str, value: float) -> None:
+        """Collects a number of this step; its mean over the steps since the last log is logged."""
+        self._metrics[name].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in the Trainer, plus the collected metrics; a metric without any finite value is logged as None."""
+        if not any(key.startswith(("eval_", "test_")) for key in logs):
+            for name, values in self._metrics.items():
+                finite = [value for value in values if math.isfinite(value)]
+                logs[name] = sum(finite) / len(finite) if finite else None
+            self._metrics.clear()
+        super().log(logs, start_time)

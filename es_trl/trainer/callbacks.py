@@ -1,0 +1,140 @@
+"""Callbacks that every trainer carries: the progress line and the sample pictures."""
+
+import json
+import os
+import sys
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from ..es import make_generator
+from ..evaluation.grids import contact_sheet, member_strip
+from .trackers import has_tracker, log_media
+
+
+class StepProgressCallback(ProgressCallback):
+    """
+    One line of progress: `Steps 12/200 reward 22.41 (+0.18) 41 img/s ETA 1:12:05`; the number in brackets is the change
+    since the first step. Without a terminal, one such line per log.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.first_reward: float | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Steps")
+            self.training_bar.bar_format = "{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix} ETA {remaining}"
+            self.training_bar.disable = not sys.stderr.isatty()  # lines instead of a bar that redraws itself
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        reward, speed = logs.get("reward"), logs.get("images_per_second")
+        if reward is not None:
+            self.first_reward = reward if self.first_reward is None else self.first_reward
+            line = f"reward {reward:.4g} ({reward - self.first_reward:+.3g}) {speed or 0:.0f} img/s"
+            self.training_bar.set_postfix_str(line, refresh=True)
+            if self.training_bar.disable:
+                self.training_bar.write(f"Steps {state.global_step}/{state.max_steps} {line}")
+        elif any(key.startswith("eval_") for key in logs):
+            shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
+            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            self.training_bar.write(f"Evaluation at step {state.global_step}: {text}")
+
+
+class SampleCallback(TrainerCallback):
+    """
+    Draws the sample prompts with fixed latents before the first step, every `sample_steps`, and at the end, into
+    `samples/step-000120.jpg`; `samples/metadata.jsonl` holds the prompts. File names never contain a prompt.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        args = trainer.args
+        source = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+        self.prompts: list[str] = list(dict.fromkeys(source["prompt"]))[: args.num_sample_prompts]
+        self.drawn_at: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.sample_steps and state.global_step == 0:
+            self.draw()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.sample_steps and state.global_step % args.sample_steps == 0:
+            self.draw()
+            self.log_members()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.sample_steps and self.drawn_at != state.global_step:
+            self.draw()
+
+    def images(self) -> list:
+        """The sample prompts drawn with the current adapter, always from the same latents."""
+        generators = [make_generator(self.trainer.args.eval_seed, "samples", i) for i in range(len(self.prompts))]
+        batch = self.trainer.args.per_device_eval_batch_size
+        images = []
+        for i in range(0, len(self.prompts), batch):
+            images += self.trainer.adapter.generate(self.prompts[i : i + batch], generators[i : i + batch])
+        return images
+
+    def draw(self) -> None:
+        trainer, step = self.trainer, self.trainer.state.global_step
+        self.drawn_at = step
+        if not trainer.is_world_process_zero():
+            return
+        sheet = sample_sheet(self.images(), self.prompts, f"step {step}")
+        folder = os.path.join(trainer.args.output_dir, "samples")
+        os.makedirs(folder, exist_ok=True)
+        name = f"step-{step:06d}.jpg"
+        sheet.save(os.path.join(folder, name), quality=92)
+        metadata = os.path.join(folder, "metadata.jsonl")
+        entries = []
+        if os.path.exists(metadata):
+            with open(metadata, encoding="utf-8") as file:
+                entries = [entry for entry in map(json.loads, file) if entry["step"] < step]
+        entries.append({"file_name": name, "step": step, "prompts": self.prompts})
+        with open(metadata, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        if trainer.args.log_images and has_tracker(trainer):
+            log_media(trainer, {"samples": (sheet, f"step {step}")})
+
+    def log_members(self) -> None:
+        """Best, median and worst member of the last step, drawn again on its first prompts, and all rewards."""
+        trainer = self.trainer
+        rollout = getattr(trainer, "last_rollout", None)
+        if rollout is None or not (trainer.args.log_images and has_tracker(trainer)):
+            return
+        batch, factors, step, micro, fitness = rollout
+        rewards = fitness.rewards.nanmean(dim=1)
+        order = [int(i) for i in rewards.argsort(descending=True) if fitness.valid[int(i)]]
+        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+        # Theta has moved on by one step, so these show the population around the new theta.
+        rows = [
+            (label, float(rewards[member]), trainer.rollout.draw([member], batch, factors, step, micro)[:6])
+            for label, member in chosen.items()
+        ]
+        strip = member_strip(rows, batch.prompts[:6])
+        values = fitness.rewards[fitness.rewards.isfinite()].tolist()
+        log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
+
+
+def sample_sheet(images: list, prompts: list[str], title: str, columns: int = 4):
+    """A sheet of pictures with their prompts, `columns` to a row; a short last row is filled with white."""
+    from PIL import Image
+
+    blank = Image.new("RGB", images[0].size, "white")
+    padding = -len(images) % columns
+    images, prompts = [*images, *[blank] * padding], [*prompts, *[""] * padding]
+    sheets = [
+        contact_sheet([images[i : i + columns]], column_headers=prompts[i : i + columns], title=title if i == 0 else None)
+        for i in range(0, len(images), columns)
+    ]
+    page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        page.paste(sheet, (0, top))
+        top += sheet.height
+    return page

@@ -1,0 +1,184 @@
+"""Checkpoints that are complete or invisible: written beside, sealed with a manifest, renamed; never unpickled."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+STATE_FILE = "es_state.safetensors"
+SCALARS_FILE = "optimizer.json"
+CONFIG_FILE = "es_config.json"
+
+
+class CheckpointCorrupt(ValueError):
+    """A checkpoint file is missing or is not what its manifest says."""
+
+
+@contextmanager
+def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
+    """
+    Yields a folder to write into; on leaving it is sealed with a manifest and renamed to `directory` in one step. If
+    anything fails the folder is removed and what stood at `directory` before is untouched.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".tmp-{directory.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
+        for path in files:
+            _sync(path)
+        write_json(temporary / MANIFEST, manifest)
+        _sync(temporary / MANIFEST)
+        _replace_directory(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def verify_checkpoint(directory: str | os.PathLike) -> None:
+    """Raises `CheckpointCorrupt` naming the file, and what was expected, if the checkpoint is not whole."""
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        entries = [(str(name), entry["sha256"], int(entry["size"])) for name, entry in manifest.items()]
+    except FileNotFoundError as error:
+        raise CheckpointCorrupt(f"{directory} has no {MANIFEST}: it was not written to its end.") from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointCorrupt(f"{directory / MANIFEST} is not a manifest: {error}.") from error
+    for name, sha256, size in entries:
+        path = directory / name
+        if os.path.isabs(name) or ".." in Path(name).parts or path.is_symlink():
+            raise CheckpointCorrupt(f"{directory / MANIFEST} names {name!r}, which is not a plain file of the folder.")
+        if not path.is_file():
+            raise CheckpointCorrupt(f"{path} is missing.")
+        actual = _fingerprint(path)
+        if actual != {"sha256": sha256, "size": size}:
+            raise CheckpointCorrupt(
+                f"{path} is damaged: {actual['size']} bytes, sha256 {actual['sha256'][:12]}...; expected {size} bytes, "
+                f"sha256 {sha256[:12]}...."
+            )
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint of a run, or None; damaged ones are named in a warning and passed over."""
+    folders = []
+    if os.path.isdir(output_dir):
+        for name in os.listdir(output_dir):
+            prefix, _, step = name.rpartition("-")
+            if prefix == PREFIX_CHECKPOINT_DIR and step.isdigit():
+                folders.append((int(step), os.path.join(output_dir, name)))
+    for _, folder in sorted(folders, reverse=True):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointCorrupt as error:
+            logger.warning("Passing over a checkpoint that is not whole: %s", error)
+        else:
+            return folder
+    return None
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
+    """
+    The checkpoint folder that `resume_from_checkpoint` names.
+
+    Raises:
+        `ValueError`: if there is none.
+        `CheckpointCorrupt`: if a folder was named and is not whole.
+    """
+    if resume_from_checkpoint is True or resume_from_checkpoint == "latest":
+        folder = last_checkpoint(output_dir)
+        if folder is None:
+            raise ValueError(
+                f"No valid checkpoint found in output directory ({output_dir}). Leave resume_from_checkpoint out to "
+                "start afresh."
+            )
+        return folder
+    if not os.path.isdir(resume_from_checkpoint):
+        raise ValueError(
+            f"Can't find a valid checkpoint at {resume_from_checkpoint}. Give a checkpoint-<step> folder, or True for "
+            f"the newest one in {output_dir}."
+        )
+    verify_checkpoint(resume_from_checkpoint)
+    return str(resume_from_checkpoint)
+
+
+def save_training_state(directory: Path, tensors: dict[str, torch.Tensor], optimizer, lr_scheduler) -> None:
+    """Writes the adapter's tensors, the optimizer and the scheduler as safetensors and JSON."""
+    state = optimizer.state_dict()
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    scalars: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                arrays[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+            else:
+                scalars["state"].setdefault(str(index), {})[key] = value
+    scalars["lr_scheduler"] = lr_scheduler.state_dict() if lr_scheduler is not None else None
+    save_file(arrays, directory / STATE_FILE)
+    write_json(directory / SCALARS_FILE, scalars)
+
+
+def load_adapter_state(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The adapter's tensors of a checkpoint; raises `CheckpointCorrupt` if any is not finite."""
+    tensors = load_file(os.path.join(directory, STATE_FILE))
+    adapter = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    for name, tensor in adapter.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointCorrupt(f"{os.path.join(directory, STATE_FILE)}: {name} has entries that are not finite.")
+    return adapter
+
+
+def load_optimizer_state(directory: str | os.PathLike, optimizer, lr_scheduler) -> None:
+    """Restores optimizer and scheduler exactly as they were saved."""
+    tensors = load_file(os.path.join(directory, STATE_FILE))
+    scalars = json.loads(Path(directory, SCALARS_FILE).read_text())
+    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in scalars["state"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": scalars["param_groups"]})
+    if lr_scheduler is not None and scalars["lr_scheduler"] is not None:
+        lr_scheduler.load_state_dict(scalars["lr_scheduler"])
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    Path(path).write_text(json.dumps(data, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    """`os.replace` cannot overwrite a folder with content, so an old one steps aside first."""
+    if not target.exists():
+        os.replace(source, target)
+        return
+    aside = target.parent / f".tmp-old-{target.name}-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(target, aside)
+    os.replace(source, target)
+    shutil.rmtree(aside, ignore_errors=True)

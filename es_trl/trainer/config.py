@@ -1,0 +1,261 @@
+"""DiffusionConfig: what every method of this package shares; checked before any model loads."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# TrainingArguments that would act on a model the pipeline never calls, or on gradients that do not exist here.
+REJECTED = {
+    "bf16": 'it wraps the adapter in autocast, not the pipeline; use dtype="bfloat16"',
+    "fp16": 'it adds a gradient scaler; use dtype="float16"',
+    "bf16_full_eval": 'use dtype="bfloat16"',
+    "fp16_full_eval": 'use dtype="float16"',
+    "gradient_checkpointing": "nothing is kept for a backward pass, so there is nothing to save",
+    "activation_checkpointing": "nothing is kept for a backward pass, so there is nothing to save",
+    "torch_compile": "it compiles a copy that the pipeline never calls; use compile_denoiser=True",
+    "auto_find_batch_size": "halving batches would break prompt groups; lower the images drawn per forward instead",
+    "fsdp": "the frozen model is replicated and the adapter is small; launch with torchrun or accelerate multi_gpu",
+    "deepspeed": "the frozen model is replicated and the adapter is small; launch with torchrun or accelerate multi_gpu",
+    "neftune_noise_alpha": "there is no embedding to add noise to",
+    "use_liger_kernel": "Liger kernels are for language models",
+    "hub_token": "tokens do not belong into configs; run `hf auth login` or set HF_TOKEN",
+}
+
+
+@dataclass
+class DiffusionConfig(TrainingArguments):
+    r"""
+    Settings shared by all trainers of es_trl, on top of [`~transformers.TrainingArguments`].
+
+    Args:
+        model_init_kwargs (`dict`, *optional*):
+            Keywords of `from_pretrained` when `model` is a string (`revision`, `variant`, ...).
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Dtype of the frozen pipeline: `"float32"`, `"bfloat16"` or `"float16"`. The adapter is always fp32.
+        compile_denoiser (`bool`, *optional*, defaults to `False`):
+            Compile the denoiser in place with `torch.compile`.
+        release_text_encoder (`bool`, *optional*, defaults to `False`):
+            Free the text encoder once all prompts are encoded.
+        num_inference_steps (`int`, *optional*, defaults to `1`):
+            Denoising steps per image, at least 1.
+        guidance_scale (`float`, *optional*):
+            Guidance of the pipeline call; `None` keeps the pipeline's default.
+        height (`int`, *optional*):
+            Image height in pixels; `None` is the size the model was trained for.
+        width (`int`, *optional*):
+            Image width in pixels; `None` is the size the model was trained for.
+        max_sequence_length (`int`, *optional*):
+            Text tokens per prompt; `None` keeps the pipeline's default.
+        complex_human_instruction (`list[str]`, *optional*):
+            Sana's instruction before each prompt; `None` keeps the pipeline's, an empty list switches it off.
+        pipeline_kwargs (`dict`, *optional*):
+            Any other keyword of the pipeline call.
+        lora_rank (`int`, *optional*, defaults to `8`):
+            LoRA rank, at least 1.
+        lora_alpha (`float`, *optional*):
+            LoRA alpha; `None` means `lora_rank`, a scale of 1.
+        lora_target_modules (`list[str]`, *optional*):
+            Names of the layers that get LoRA; `None` means the attention projections.
+        prompts_per_step (`int`, *optional*, defaults to `4`):
+            Prompts per step, the same for every member or group.
+        images_per_prompt (`int`, *optional*, defaults to `1`):
+            Images, with latents of their own, per prompt and member.
+        reward_weights (`list[float]`, *optional*):
+            One weight per reward function; ones by default.
+        scale_rewards (`str`, *optional*, defaults to `"group"`):
+            `"group"`, `"batch"` or `"none"`: how rewards are centred and scaled.
+        multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            `"sum_then_normalize"` or `"normalize_then_sum"`, for several reward functions.
+        reward_retries (`int`, *optional*, defaults to `0`):
+            How often a raising reward function is called again.
+        max_invalid_fraction (`float`, *optional*, defaults to `0.5`):
+            Largest share of members, in [0, 1), whose reward may be missing in a step before the run stops.
+        eval_reward_funcs (`list[str]`, *optional*):
+            Reward functions that are measured in evaluations and never optimised.
+        eval_images_per_prompt (`int`, *optional*, defaults to `1`):
+            Images per evaluation prompt.
+        eval_seed (`int`, *optional*, defaults to `1234`):
+            Seed of the evaluation's latents; independent of `seed`, so that runs are compared on the same pictures.
+        sample_steps (`int`, *optional*, defaults to `50`):
+            Every how many steps the fixed sample prompts are drawn, from before the first step; 0 switches it off.
+        num_sample_prompts (`int`, *optional*, defaults to `8`):
+            Number of sample prompts, taken from the evaluation prompts (or the training prompts without any).
+        log_images (`bool`, *optional*, defaults to `True`):
+            Send samples, the best, median and worst member, and the reward histogram to the trackers.
+    """
+
+    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs", "pipeline_kwargs"]
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keywords of `from_pretrained` when `model` is a string."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Dtype of the frozen pipeline: float32, bfloat16 or float16. The adapter is always fp32."},
+    )
+    compile_denoiser: bool = field(default=False, metadata={"help": "Compile the denoiser in place."})
+    release_text_encoder: bool = field(
+        default=False, metadata={"help": "Free the text encoder once all prompts are encoded."}
+    )
+    num_inference_steps: int = field(default=1, metadata={"help": "Denoising steps per image, at least 1."})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Guidance of the pipeline call; None keeps the pipeline's default."}
+    )
+    height: int | None = field(default=None, metadata={"help": "Image height in pixels; None is the model's own."})
+    width: int | None = field(default=None, metadata={"help": "Image width in pixels; None is the model's own."})
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "Text tokens per prompt; None keeps the pipeline's default."}
+    )
+    complex_human_instruction: list[str] | None = field(
+        default=None,
+        metadata={"help": "Sana's instruction before each prompt; None keeps the pipeline's, [] switches it off."},
+    )
+    pipeline_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Any other keyword of the pipeline call."}
+    )
+    lora_rank: int = field(default=8, metadata={"help": "LoRA rank, at least 1."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "LoRA alpha; None means lora_rank."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers that get LoRA; None means the attention projections."}
+    )
+    prompts_per_step: int = field(default=4, metadata={"help": "Prompts per step."})
+    images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward function; ones by default."}
+    )
+    scale_rewards: str = field(
+        default="group", metadata={"help": "How rewards are centred and scaled: group, batch or none."}
+    )
+    multi_objective_aggregation: str = field(
+        default="sum_then_normalize",
+        metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
+    )
+    reward_retries: int = field(default=0, metadata={"help": "How often a raising reward function is called again."})
+    max_invalid_fraction: float = field(
+        default=0.5, metadata={"help": "Largest share of members, in [0, 1), that may lack a reward in a step."}
+    )
+    eval_reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Reward functions measured in evaluations and never optimised."}
+    )
+    eval_images_per_prompt: int = field(default=1, metadata={"help": "Images per evaluation prompt."})
+    eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's latents."})
+    sample_steps: int = field(
+        default=50, metadata={"help": "Every how many steps sample prompts are drawn, from step 0; 0 is never."}
+    )
+    num_sample_prompts: int = field(default=8, metadata={"help": "Number of sample prompts."})
+    log_images: bool = field(default=True, metadata={"help": "Send images and reward histograms to the trackers."})
+
+    # ---- defaults of TrainingArguments that would be wrong here ----
+    per_device_train_batch_size: int = field(
+        default=1, metadata={"help": "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."}
+    )
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images per forward in evaluations."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is off."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: reward functions read the data set's columns."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every that many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept, at least 2 so that one is whole; the best one is kept too."}
+    )
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Prompts are text: nothing to pin."})
+
+    def __post_init__(self):
+        self._reject()
+        self._read_json_fields()
+        self._check_values()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "eval_reward", True
+        super().__post_init__()
+
+    def _reject(self) -> None:
+        for name, reason in REJECTED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: reward functions read the data set's columns.")
+        if self.per_device_train_batch_size != 1:
+            raise ValueError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} has no meaning here; set "
+                "prompts_per_step and images_per_prompt instead."
+            )
+
+    def _read_json_fields(self) -> None:
+        for name in ("model_init_kwargs", "pipeline_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    value = json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name} must be a JSON object, got {value!r} ({error}).") from error
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name} must be a mapping, got {value!r}.")
+            setattr(self, name, value)
+        if isinstance(self.eval_reward_funcs, str) or callable(self.eval_reward_funcs):
+            self.eval_reward_funcs = [self.eval_reward_funcs]
+
+    def _check_values(self) -> None:
+        for name in ("num_inference_steps", "lora_rank", "prompts_per_step", "images_per_prompt"):
+            self.require_integer(name, minimum=1)
+        for name in ("eval_images_per_prompt", "num_sample_prompts"):
+            self.require_integer(name, minimum=1)
+        for name in ("height", "width", "max_sequence_length"):
+            if getattr(self, name) is not None:
+                self.require_integer(name, minimum=1)
+        for name in ("reward_retries", "sample_steps"):
+            self.require_integer(name, minimum=0)
+        self.require_number("learning_rate", above=0.0)
+        self.require_number("max_invalid_fraction", minimum=0.0, below=1.0)
+        if self.guidance_scale is not None:
+            self.require_number("guidance_scale", minimum=0.0)
+        if self.lora_alpha is not None:
+            self.require_number("lora_alpha", above=0.0)
+        if self.save_total_limit is not None and self.save_total_limit < 2:
+            raise ValueError(
+                f"save_total_limit must be at least 2, got {self.save_total_limit}: while one checkpoint is written "
+                "another one has to be whole."
+            )
+        if self.reward_weights is not None:
+            self.reward_weights = [float(weight) for weight in self.reward_weights]
+            if not all(math.isfinite(weight) for weight in self.reward_weights):
+                raise ValueError(f"reward_weights must be finite, got {self.reward_weights}.")
+        self.require_choice("dtype", DTYPES)
+        self.require_choice("scale_rewards", SCALE_REWARDS)
+        self.require_choice("multi_objective_aggregation", AGGREGATIONS)
+
+    # ---- checks that subclasses use too ----
+
+    def require_integer(self, name: str, minimum: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+
+    def require_number(
+        self, name: str, minimum: float = -math.inf, above: float = -math.inf, below: float = math.inf
+    ) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        if value < minimum or value <= above or value >= below:
+            bounds = [f"at least {minimum:g}"] * (minimum > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
+            bounds += [f"below {below:g}"] * (below < math.inf)
+            raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}.")
+
+    def require_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in TrainingArguments; reward functions given as callables are written by name."""
+        data = super().to_dict()
+        if self.eval_reward_funcs is not None:
+            data["eval_reward_funcs"] = [f if isinstance(f, str) else f.__name__ for f in self.eval_reward_funcs]
+        return data

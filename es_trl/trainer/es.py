@@ -1,0 +1,197 @@
+"""ESTrainer: evolution strategies as the backward pass."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from ..es import Fitness, NoiseBank, Population, compute_fitness, gradient, pair_snr
+from .base import DiffusionTrainer
+from .es_config import ESConfig
+from .rollout import PopulationRollout, PromptBatch
+
+
+logger = logging.getLogger(__name__)
+
+
+class ESTrainer(DiffusionTrainer):
+    """
+    Post-trains a LoRA on a frozen diffusers pipeline from black-box rewards by EGGROLL (arXiv 2511.16652).
+
+    Each step draws the same prompts and latents with every member `theta +/- sigma E_p` of a population, scores the
+    images, and writes the ES estimate into `.grad`; `training_step` returns minus the mean reward. Nothing is
+    backpropagated, so the reward may be any Python function.
+
+    Args: as in [`DiffusionTrainer`], with `args` an [`ESConfig`].
+
+    Example:
+        ```python
+        from es_trl import ESConfig, ESTrainer
+
+        trainer = ESTrainer(
+            model="tiny-sana-sprint",
+            reward_funcs="tiny-pickscore",
+            args=ESConfig(output_dir="outputs/first", max_steps=20, guidance_scale=2.0, max_sequence_length=16),
+            train_dataset="tiny-train",
+        )
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    config_class = ESConfig
+    method_name = "es"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config: ESConfig = self.args
+        self.population = Population(config.population_size, config.antithetic)
+        shapes = {site.name: tuple(site.theta.shape) for site in self.adapter.space.sites}
+        self.noise = NoiseBank(config.seed, shapes, config.noise_rank, config.noise_reuse)
+        self.rollout = PopulationRollout(
+            self.adapter,
+            self.rewards,
+            self.population,
+            config.sigma,
+            config.members_per_forward,
+            config.seed,
+            config.process_index,
+            config.world_size,
+        )
+        self.add_callback(AdapterBoundsCallback(self))
+        self._warned_constant = False
+
+    def _space(self, args: ESConfig) -> str:
+        return args.es_space
+
+    def training_step(
+        self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One population on one batch of prompts: adds the ES gradient to `.grad`, returns minus the mean reward."""
+        started = time.perf_counter()
+        step, micro = self.state.global_step, self.next_micro()
+        batch = PromptBatch.from_rows(inputs, self.args.images_per_prompt)
+        noise_started = time.perf_counter()
+        factors = self.noise.draw(step, range(self.population.num_directions), micro, self.args.device)
+        noise_seconds = time.perf_counter() - noise_started
+        scores, times = self.rollout.scores(
+            batch, factors, step, micro, trainer_state=self.state, log_metric=self.add_metric
+        )
+        update_started = time.perf_counter()
+        scores = self._collect(scores)
+        fitness = self._fitness(scores, batch)
+        accumulation = self.current_gradient_accumulation_steps
+        for site in self.adapter.space.sites:
+            grad = gradient(factors[site.name], fitness.values, self.population, self.args.sigma, fitness.num_valid)
+            grad = grad / accumulation
+            site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
+        update_seconds = time.perf_counter() - update_started
+        self.images_drawn += self.population.size * len(batch)
+        self._log_step(scores, fitness, batch)
+        seconds = time.perf_counter() - started
+        self.add_metric("step_time", seconds)
+        self.add_metric("images_per_second", self.population.size * len(batch) / seconds)
+        self.add_metric("es/generate_time", times.generate)
+        self.add_metric("es/reward_time", times.reward)
+        self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)
+        self.last_rollout = (batch, factors, step, micro, fitness)
+        reward = fitness.rewards[torch.isfinite(fitness.rewards)].mean()
+        return -(reward / accumulation).to(self.args.device, torch.float32)
+
+    def _collect(self, scores: torch.Tensor) -> torch.Tensor:
+        """Takes every member's scores from the process that drew it: only these few numbers travel."""
+        if self.args.world_size == 1:
+            return scores
+        parts = self.gather(scores)
+        owners = torch.tensor([self.rollout.owner(member) for member in range(self.population.size)])
+        return parts[owners, torch.arange(self.population.size)]
+
+    def _fitness(self, scores: torch.Tensor, batch: PromptBatch) -> Fitness:
+        fitness = compute_fitness(
+            scores,
+            self.population,
+            torch.from_numpy(self.rewards.weights),
+            self.args.scale_rewards,
+            self.args.fitness_shaping,
+            self.args.multi_objective_aggregation,
+        )
+        invalid = 1 - fitness.num_valid / self.population.size
+        if invalid > self.args.max_invalid_fraction or fitness.num_valid == 0:
+            missing = ~torch.isfinite(scores).all(dim=0).all(dim=0)
+            names = [name for name, bad in zip(self.rewards.names, missing.tolist(), strict=True) if bad]
+            raise RuntimeError(
+                f"Step {self.state.global_step}: {invalid:.0%} of the members have no finite reward "
+                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter was "
+                "not updated. Check the reward function on these prompts, the first being "
+                f"{batch.prompts[0][:80]!r}, or raise max_invalid_fraction."
+            )
+        if fitness.zero_spread.all() and not self._warned_constant:
+            self._warned_constant = True
+            logger.warning(
+                "Step %d: every member got the same reward on every prompt, so this step changes nothing. The reward may "
+                "be constant, or sigma=%g too small to show in it.",
+                self.state.global_step,
+                self.args.sigma,
+            )
+        return fitness
+
+    def _log_step(self, scores: torch.Tensor, fitness: Fitness, batch: PromptBatch) -> None:
+        rewards = fitness.rewards
+        finite = rewards[torch.isfinite(rewards)]
+        self.add_metric("reward", finite.mean())
+        self.add_metric("reward_std", finite.std(correction=0))
+        self.add_metric("frac_reward_zero_std", fitness.zero_spread.double().mean())
+        for k, name in enumerate(self.rewards.names):
+            values = scores[..., k][torch.isfinite(scores[..., k])]
+            self.add_metric(f"rewards/{name}/mean", values.mean() if len(values) else math.nan)
+            self.add_metric(f"rewards/{name}/std", values.std(correction=0) if len(values) else math.nan)
+        self.add_metric("es/sigma", self.args.sigma)
+        self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
+        self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
+        if torch.cuda.is_available():
+            self.add_metric("memory/peak_gb", torch.cuda.max_memory_allocated() / 1e9)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._metrics:
+            logs["num_images"] = self.images_drawn
+        super().log(logs, start_time)
+
+
+class AdapterBoundsCallback(TrainerCallback):
+    """Keeps theta near its start: `max_update_norm`, `anchor_decay`, `max_adapter_norm`, in that order, each step."""
+
+    def __init__(self, trainer: ESTrainer):
+        self.trainer = trainer
+        self.theta = list(trainer.adapter.theta.values())
+        self.anchor = [parameter.detach().clone() for parameter in self.theta]
+        self.before: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.before = [parameter.detach().clone() for parameter in self.theta]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: ESConfig, state, control, **kwargs):
+        update = [parameter - before for parameter, before in zip(self.theta, self.before, strict=True)]
+        norm = _norm(update)
+        if args.max_update_norm is not None and norm > args.max_update_norm:
+            for parameter, before, change in zip(self.theta, self.before, update, strict=True):
+                parameter.copy_(before + change * (args.max_update_norm / norm))
+        if args.anchor_decay:
+            for parameter, anchor in zip(self.theta, self.anchor, strict=True):
+                parameter.lerp_(anchor, args.anchor_decay)
+        distance = _norm([parameter - anchor for parameter, anchor in zip(self.theta, self.anchor, strict=True)])
+        if args.max_adapter_norm is not None and distance > args.max_adapter_norm:
+            for parameter, anchor in zip(self.theta, self.anchor, strict=True):
+                parameter.copy_(anchor + (parameter - anchor) * (args.max_adapter_norm / distance))
+            distance = args.max_adapter_norm
+        self.trainer.add_metric("es/update_norm", norm)
+        self.trainer.add_metric("es/adapter_norm", distance)
+
+
+def _norm(tensors: list[torch.Tensor]) -> float:
+    return float(torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt())

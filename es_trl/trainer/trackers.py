@@ -1,0 +1,57 @@
+"""Pictures and histograms for the trackers that the Trainer reports to; scalars go through its own callbacks."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from transformers import Trainer
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+
+logger = logging.getLogger(__name__)
+
+
+def has_tracker(trainer: Trainer) -> bool:
+    """Whether this process reports to a tracker that takes pictures."""
+    kinds = (TensorBoardCallback, TrackioCallback, WandbCallback)
+    return trainer.is_world_process_zero() and any(isinstance(c, kinds) for c in trainer.callback_handler.callbacks)
+
+
+def log_media(
+    trainer: Trainer,
+    images: dict[str, tuple[Image.Image, str]] | None = None,
+    histograms: dict[str, Sequence[float]] | None = None,
+) -> None:
+    """
+    Sends pictures and histograms of the current step to every tracker of `trainer`.
+
+    Args:
+        trainer (`Trainer`): Its callbacks say where to.
+        images (`dict[str, tuple[PIL.Image.Image, str]]`, *optional*): Picture and caption by name.
+        histograms (`dict[str, Sequence[float]]`, *optional*): Finite values by name.
+    """
+    images, histograms = images or {}, histograms or {}
+    step = trainer.state.global_step
+    for callback in trainer.callback_handler.callbacks:
+        try:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                for name, (image, _) in images.items():
+                    callback.tb_writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                for name, values in histograms.items():
+                    callback.tb_writer.add_histogram(name, np.asarray(values), step)
+            elif isinstance(callback, WandbCallback | TrackioCallback):
+                _log_to_run(callback, images, histograms, step)
+        except Exception as error:  # a tracker must never end a training
+            logger.warning("Pictures of step %d did not reach %s: %s", step, type(callback).__name__, error)
+
+
+def _log_to_run(callback, images: dict, histograms: dict, step: int) -> None:
+    tracker = callback._wandb if isinstance(callback, WandbCallback) else callback._trackio
+    data = {name: tracker.Image(image, caption=caption) for name, (image, caption) in images.items()}
+    data |= {name: tracker.Histogram(list(values)) for name, values in histograms.items()}
+    # The Trainer's own wandb axis; trackio has steps of its own and takes them as an argument.
+    if isinstance(callback, WandbCallback):
+        tracker.log(data | {"train/global_step": step})
+    else:
+        tracker.log(data, step=step)
