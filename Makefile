@@ -10,7 +10,7 @@ STAMP := $(VENV)/.es_trl-installed
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 CONFIG ?= recipes/tiny_sana_sprint/es/config.yaml
-SOURCES := es_trl recipes tests
+SOURCES := es_trl recipes tests docs
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test style quality bench docs
