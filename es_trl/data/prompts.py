@@ -1,0 +1,229 @@
+"""One way in for prompts, whatever they are stored in."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from es_trl import assets
+
+from .prompt_files import SUFFIXES, read_columns
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+logger = logging.getLogger(__name__)
+
+LONG_PROMPT = 1000  # characters; more than any text encoder in use reads
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def load_prompts(
+    source: str | os.PathLike | Sequence[str] | Mapping[str, Sequence] | datasets.Dataset | datasets.DatasetDict,
+    split: str = "train",
+    column: str = "prompt",
+    max_prompts: int | None = None,
+) -> datasets.Dataset:
+    """
+    Load prompts as a `datasets.Dataset` with a string column "prompt"; further columns are kept for the rewards.
+
+    Args:
+        source (`str`, `list[str]`, `dict`, `Dataset` or `DatasetDict`):
+            A list of prompts, a dict of columns, a data set, or a string: a .txt (one prompt a line), .csv, .tsv (tabs
+            and no quoting), .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, a shipped list
+            (`"tiny-train"`, `"tiny-validation"`, `"tiny-test"`), or a data set on the Hub (`"org/name"`).
+        split (`str`, *optional*, defaults to `"train"`): which split of a `DatasetDict` or of a data set on the Hub.
+        column (`str`, *optional*, defaults to `"prompt"`):
+            The column with the prompts, renamed to "prompt"; upper and lower case matter only if several would fit.
+        max_prompts (`int`, *optional*): keep the first so many prompts.
+
+    Returns:
+        `datasets.Dataset`: order kept. Blank prompts are left out everywhere. Text files are stripped of outer space,
+        and files lose exact duplicates if there is no other column. What was left out is logged once.
+
+    Raises:
+        `ValueError`: no prompts, no such file, split or column, or prompts that are not plain strings.
+        `OSError`: a data set on the Hub that cannot be loaded.
+    """
+    if max_prompts is not None and (
+        isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
+    ):
+        raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
+    name, found, from_file, blank = _open(source, split, column, max_prompts)
+    found = _take_column(found, column, name)
+    prompts = _checked(found, name)
+    keep = [i for i, prompt in enumerate(prompts) if prompt.strip()]
+    blank += len(prompts) - len(keep)
+    duplicates = 0
+    if from_file and found.column_names == ["prompt"]:
+        first = {}
+        for i in keep:
+            first.setdefault(prompts[i], i)
+        duplicates = len(keep) - len(first)
+        keep = list(first.values())
+    if not keep:
+        raise ValueError(f"there are no prompts in {name}: give at least one that is not blank")
+    keep = keep[:max_prompts]
+    if len(keep) < len(prompts):
+        found = found.select(keep)
+    too_long = sum(len(prompts[i]) > LONG_PROMPT for i in keep)
+    notes = [
+        f"{count} {what}"
+        for count, what in (
+            (blank, "blank left out"),
+            (duplicates, "duplicates left out"),
+            (too_long, f"longer than {LONG_PROMPT} characters, which text encoders cut"),
+        )
+        if count
+    ]
+    level = logging.WARNING if duplicates or too_long else logging.INFO
+    logger.log(level, "%d prompts from %s%s", len(keep), name, f" ({'; '.join(notes)})" if notes else "")
+    return found
+
+
+def _open(source: Any, split: str, column: str, max_prompts: int | None):
+    """A name for messages, the raw data set, whether it came from a file, and the blank lines passed over."""
+    import datasets
+
+    if isinstance(source, str | os.PathLike):
+        return _open_path(os.fspath(source), split, column)
+    if isinstance(source, datasets.DatasetDict):
+        return "the DatasetDict", _pick_split(source, split, "the DatasetDict"), False, 0
+    if isinstance(source, datasets.Dataset):
+        return "the Dataset", source, False, 0
+    if isinstance(source, datasets.IterableDataset):
+        if max_prompts is None:
+            raise ValueError("prompts from an IterableDataset need max_prompts, the number to take from it")
+        return "the IterableDataset", datasets.Dataset.from_list(list(islice(source, max_prompts))), False, 0
+    if isinstance(source, Mapping):
+        return "the dict", _from_columns(dict(source), "the dict"), False, 0
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        _check_strings(source, "the list, entry")
+        return "the list", datasets.Dataset.from_dict({column: list(source)}), False, 0
+    raise ValueError(
+        f"prompts cannot be loaded from {type(source).__name__}: give a list of strings, a file, a Dataset or a Hub id"
+    )
+
+
+def _open_path(source: str, split: str, column: str):
+    import datasets
+
+    path = os.path.expanduser(assets.resolve(source))
+    name = repr(source)
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isfile(path):
+        if suffix not in SUFFIXES:
+            raise ValueError(f"prompt file {path!r} has an unknown ending: use one of {', '.join(SUFFIXES)}")
+        if suffix == ".parquet":
+            return name, _from_parquet(path), True, 0
+        columns, blank = read_columns(path, column)
+        return name, _from_columns(columns, name), True, blank
+    if os.path.isdir(path):
+        saved = [file for file in ("dataset_dict.json", "state.json") if os.path.isfile(os.path.join(path, file))]
+        if not saved:
+            raise ValueError(f"folder {path!r} is not one of Dataset.save_to_disk: give a file in it instead")
+        loaded = datasets.load_from_disk(path)
+        return name, _pick_split(loaded, split, name) if isinstance(loaded, datasets.DatasetDict) else loaded, False, 0
+    if suffix in SUFFIXES or source in assets.SHIPPED or path.startswith(("/", ".")) or path.count("/") > 1:
+        raise ValueError(f"there is no prompt file {path!r}: check the path, relative paths start at {os.getcwd()!r}")
+    if not HUB_ID.fullmatch(source):
+        near = difflib.get_close_matches(source, assets.SHIPPED, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"prompts {source!r} are neither a file nor shipped with es_trl nor a data set on the Hub ('org/name'): "
+            f"{hint}A single prompt is given as a list, [{source!r}]"
+        )
+    return name, _from_hub(source, split), False, 0
+
+
+def _from_hub(repo_id: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    try:
+        return datasets.load_dataset(repo_id, split=split)
+    except ValueError as error:  # an unknown split or several configurations; the library's sentence lists them
+        raise ValueError(
+            f"data set {repo_id!r} on the Hub, split {split!r}: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise OSError(
+            f"data set {repo_id!r} cannot be loaded from the Hub ({reason}): check the name and the network, "
+            "run `hf auth login` for a private one, or give a local file"
+        ) from error
+
+
+def _from_parquet(path: str) -> datasets.Dataset:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return datasets.Dataset(pyarrow.parquet.read_table(path))
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"prompt file {path!r} is not a readable parquet file: {error}") from error
+
+
+def _from_columns(columns: dict[str, Sequence], name: str) -> datasets.Dataset:
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError) as error:
+        raise ValueError(
+            f"the columns of {name} cannot be stored: {error} Each needs one type and one length"
+        ) from error
+
+
+def _pick_split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
+    if split not in splits:
+        raise ValueError(f"there is no split {split!r} in {name}: choose one of {', '.join(splits)}")
+    return splits[split]
+
+
+def _take_column(found: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
+    names = found.column_names
+    fitting = [column] if column in names else [other for other in names if other.lower() == column.lower()]
+    if len(fitting) != 1:
+        near = difflib.get_close_matches(column, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"there is no column {column!r} in {name}, only {', '.join(map(repr, names)) or 'none'}: name the column "
+            f"of the prompts with `column`{hint}"
+        )
+    if fitting[0] == "prompt":
+        return found
+    if "prompt" in names:
+        raise ValueError(f"{name} has a column 'prompt' besides {column!r}: remove or rename one of them")
+    return found.rename_column(fitting[0], "prompt")
+
+
+def _checked(found: datasets.Dataset, name: str) -> list[str]:
+    prompts = list(found.select_columns(["prompt"]).with_format(None)["prompt"])
+    _check_strings(prompts, f"{name}, row")
+    return prompts
+
+
+def _check_strings(prompts: Sequence[Any], place: str) -> None:
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise _not_plain(prompt, f"{place} {i}")
+        if "\x00" in prompt:
+            raise ValueError(f"there is a null byte in the prompt of {place} {i}: remove it")
+
+
+def _not_plain(prompt: Any, place: str) -> ValueError:
+    turns = prompt if isinstance(prompt, list | tuple) else [prompt]
+    if turns and isinstance(turns[0], Mapping) and "content" in turns[0]:
+        return ValueError(
+            f"the prompt of {place} is conversational: image models take plain text, give the 'content' alone"
+        )
+    return ValueError(f"the prompt of {place} is {type(prompt).__name__} ({str(prompt)[:60]}), not a string")

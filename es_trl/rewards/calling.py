@@ -1,0 +1,152 @@
+"""Calling one reward function: only the keywords it takes, with retries, and errors that say where."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import functools
+import inspect
+import logging
+import re
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .results import shorten
+
+
+logger = logging.getLogger(__name__)
+
+MAX_BACKOFF_SECONDS = 5.0
+
+
+def function_name(func: Callable) -> str:
+    """The name of a callable for metrics: its `__name__`, that of a partial's function, or its class."""
+    while isinstance(func, functools.partial) and not hasattr(func, "__name__"):
+        func = func.func
+    name = re.sub(r"[^\w.-]+", "_", getattr(func, "__name__", type(func).__name__)).strip("_")
+    return name or "reward"
+
+
+class RewardCall:
+    """
+    One named reward function, ready to be called with keywords.
+
+    Args:
+        name (`str`): the name in messages.
+        func (`Callable`): `f(prompts=..., images=..., **others)`, `def` or `async def`.
+        retries (`int`, *optional*, defaults to `0`): how often an exception is answered by another attempt.
+    """
+
+    def __init__(self, name: str, func: Callable, retries: int = 0):
+        self.name, self.func, self.retries = name, func, retries
+        self.is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+            getattr(func, "__call__", None)  # noqa: B004 - an instance whose __call__ is async
+        )
+        try:
+            self.parameters = list(inspect.signature(func).parameters.values())
+        except (TypeError, ValueError):  # some builtins have no signature: give them everything
+            self.parameters = [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+
+    def keywords(self, available: dict[str, Any]) -> dict[str, Any]:
+        """Those of `available` that the function takes. Raises `ValueError` if it needs others."""
+        for parameter in self.parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise ValueError(f"reward function {self.name!r} must take {parameter.name!r} as a keyword")
+            if parameter.default is parameter.empty and parameter.name not in available:
+                near = difflib.get_close_matches(parameter.name, available, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"reward function {self.name!r} needs an argument {parameter.name!r} that it is not given: {hint}"
+                    f"Given are {', '.join(available)}; every further column of the dataset is passed by its name"
+                )
+        # Lists of its own, so that a function that sorts or empties them does not disturb the next one.
+        available = {key: list(value) if isinstance(value, list) else value for key, value in available.items()}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in self.parameters):
+            return available
+        taken = {parameter.name for parameter in self.parameters}
+        return {key: value for key, value in available.items() if key in taken}
+
+    def run(self, keywords: dict[str, Any], where: str, wait: Callable[[Awaitable], Any]) -> Any:
+        """Call the function; `wait` finishes an awaitable that a plain function may return."""
+        for attempt in range(self.retries + 1):
+            try:
+                result = self.func(**keywords)
+                return wait(_awaited(result)) if inspect.isawaitable(result) else result
+            except Exception as error:
+                if attempt == self.retries:
+                    raise self._failure(error, keywords, where) from error
+                time.sleep(self._backoff(attempt, error, where))
+
+    async def run_async(self, keywords: dict[str, Any], where: str) -> Any:
+        """As `run`, for an `async def`."""
+        for attempt in range(self.retries + 1):
+            try:
+                return await self.func(**keywords)
+            except Exception as error:
+                if attempt == self.retries:
+                    raise self._failure(error, keywords, where) from error
+                await asyncio.sleep(self._backoff(attempt, error, where))
+
+    def _failure(self, error: Exception, keywords: dict[str, Any], where: str) -> RuntimeError:
+        prompts = keywords.get("prompts", ())
+        tries = f" after {self.retries + 1} attempts" if self.retries else ""
+        return RuntimeError(
+            f"reward function {self.name!r} failed{_at(where)}{tries} (first prompt of {len(prompts)}: "
+            f"{shorten(prompts)}): {type(error).__name__}: {error}"
+        )
+
+    def _backoff(self, attempt: int, error: Exception, where: str) -> float:
+        """Log the failed attempt and return the seconds to wait before the next one."""
+        cause = f"{type(error).__name__}: {error}"
+        logger.warning("reward %r failed%s, attempt %d: %s; trying again", self.name, _at(where), attempt + 1, cause)
+        return min(0.1 * 2**attempt, MAX_BACKOFF_SECONDS)
+
+
+def _at(where: str) -> str:
+    return f" at {where}" if where else ""
+
+
+async def _awaited(awaitable: Awaitable) -> Any:
+    return await awaitable
+
+
+class AsyncRunner:
+    """
+    One event loop in a thread of its own, started when first needed.
+
+    The same loop serves every call, so that a client opened by a reward (an HTTP session, say) stays usable; a thread,
+    so that it also works where a loop is already running, as in notebooks.
+    """
+
+    def __init__(self):
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, coroutine):
+        """Start `coroutine` and return its `concurrent.futures.Future`."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=_serve, args=(self._loop,), name="es_trl-rewards", daemon=True).start()
+            self.close = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def wait(self, coroutine) -> Any:
+        """Run `coroutine` to its end and return its result."""
+        future = self.submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()

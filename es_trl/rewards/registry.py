@@ -1,0 +1,137 @@
+"""From a string in a config to a reward. Everything is checked before any model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from es_trl import assets
+
+from .clip_features import HUB_ID
+
+
+# name -> (module, attribute); the CLIP ones are classes built from a checkpoint, the others plain functions
+_CLIP_REWARDS = {
+    "clip_text": ("clip_text", "ClipText"),
+    "clip_aesthetic": ("clip_aesthetic", "ClipAesthetic"),
+    "no_artifacts": ("no_artifacts", "NoArtifacts"),
+    "pickscore": ("pickscore", "PickScore"),
+}
+_PLAIN_REWARDS = {
+    "jpeg_compressibility": ("jpeg", "jpeg_compressibility"),
+    "jpeg_incompressibility": ("jpeg", "jpeg_incompressibility"),
+}
+REWARD_NAMES = (*_CLIP_REWARDS, *_PLAIN_REWARDS)
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """
+    A reward that was asked for by a string and is not built yet.
+
+    Args:
+        spec (`str`): the string.
+        name (`str`): its name in metrics.
+        build (`Callable`): `build(device, dtype)` loads what is needed and returns the callable.
+    """
+
+    spec: str
+    name: str
+    build: Callable
+
+
+def parse_reward(spec: str) -> NamedReward:
+    """
+    Understand a reward given as a string, without loading a model.
+
+    Args:
+        spec (`str`): one of `REWARD_NAMES`; `name:checkpoint`; a shipped scorer, CLIP folder or Hub id `org/name`
+            (scored like `pickscore`); or `path/to/file.py:function`, which runs that file.
+
+    Raises:
+        `ValueError`: the name is unknown (with the nearest known one), or the folder, file or function is missing.
+    """
+    text = spec.strip()
+    path, _, function = text.rpartition(":")
+    if path.endswith(".py") or text.endswith(".py"):
+        return _from_file(spec, path, function)
+    name, colon, checkpoint = text.partition(":")
+    if name in _PLAIN_REWARDS:
+        if colon:
+            raise ValueError(f"reward {spec!r} in reward_funcs: {name} takes no checkpoint, write {name!r}")
+        module, attribute = _PLAIN_REWARDS[name]
+        return NamedReward(spec, name, lambda device, dtype: _attribute(module, attribute))
+    if name in _CLIP_REWARDS:
+        if colon:
+            _check_checkpoint(spec, checkpoint)
+        return _clip_reward(spec, name, name, checkpoint or None)
+    _check_checkpoint(spec, text)
+    return _clip_reward(spec, os.path.basename(os.path.normpath(text)), "pickscore", text)
+
+
+def _clip_reward(spec: str, name: str, kind: str, checkpoint: str | None) -> NamedReward:
+    module, attribute = _CLIP_REWARDS[kind]
+    return NamedReward(spec, name, lambda device, dtype: _attribute(module, attribute)(checkpoint, device, dtype))
+
+
+def _attribute(module: str, attribute: str):
+    return getattr(importlib.import_module(f".{module}", __package__), attribute)
+
+
+def _shipped_scorers() -> list[str]:
+    return [name for name in assets.SHIPPED if os.path.isfile(os.path.join(assets.resolve(name), "config.json"))]
+
+
+def _check_checkpoint(spec: str, checkpoint: str) -> None:
+    """Refuse what cannot be a CLIP checkpoint: not a CLIP folder, not shipped, not shaped like a Hub id."""
+    folder = os.path.expanduser(assets.resolve(checkpoint))
+    if os.path.isdir(folder):
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            raise ValueError(
+                f"reward {spec!r} in reward_funcs: the folder {folder!r} has no config.json of a CLIP model"
+            )
+    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
+        raise ValueError(f"reward {spec!r} in reward_funcs: there is no folder {folder!r}")
+    elif not HUB_ID.fullmatch(checkpoint):
+        known = [*REWARD_NAMES, *_shipped_scorers()]
+        head = spec.strip().partition(":")[0]
+        near = difflib.get_close_matches((checkpoint if head in known else head).lower(), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"reward {spec!r} in reward_funcs is unknown: {hint}Known are {', '.join(known)}; "
+            "also a CLIP folder, a Hub id 'org/name', 'name:checkpoint' and 'file.py:function'"
+        )
+
+
+def _from_file(spec: str, path: str, function: str) -> NamedReward:
+    """A callable of a local Python file. The file runs once; its folder is not put on `sys.path`."""
+    if not path.endswith(".py"):
+        raise ValueError(f"reward {spec!r} in reward_funcs: name the function too, as in '{spec.strip()}:my_reward'")
+    file = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isfile(file):
+        raise ValueError(f"reward {spec!r} in reward_funcs: there is no file {file!r}")
+    module_name = f"es_trl_user_rewards_{hashlib.blake2b(file.encode(), digest_size=6).hexdigest()}"
+    loader = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[module_name] = module  # dataclasses and pickling look their module up by name
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(
+            f"reward {spec!r} in reward_funcs: {file!r} failed while it was imported: {type(error).__name__}: {error}"
+        ) from error
+    found = getattr(module, function, None)
+    if not callable(found) or inspect.isclass(found):
+        names = [name for name, value in vars(module).items() if callable(value) and not inspect.isclass(value)]
+        near = difflib.get_close_matches(function, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'none'}"
+        raise ValueError(f"reward {spec!r} in reward_funcs: {file!r} has no function {function!r}: {hint}")
+    return NamedReward(spec, function, lambda device, dtype: found)

@@ -1,0 +1,70 @@
+"""What a reward returned -> one float64 per image. Strict: a wrong shape is an error, never broadcast."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+EXPECTED = "a list of one number (or None) per image"
+
+
+def as_scores(result: Any, count: int, name: str, where: str = "") -> np.ndarray:
+    """
+    Scores of one reward as float64, shape (count,); None becomes NaN, NaN and infinities stay.
+
+    Args:
+        result (`list`, `tuple`, 1-D `numpy.ndarray` or 1-D `torch.Tensor`): what the function returned.
+        count (`int`): number of images it was given.
+        name (`str`): the function's name, for messages.
+        where (`str`, *optional*): the place in the run, for messages.
+
+    Raises:
+        `ValueError`: any other type or shape, a wrong length, or an element that is not a number.
+    """
+    if hasattr(result, "detach"):  # a tensor; torch itself need not be imported to see it
+        result = result.detach().cpu()
+        result = result.double().numpy() if result.dtype.is_floating_point else result.numpy()
+    if isinstance(result, np.ndarray) and result.ndim != 1:
+        raise _error(name, where, count, f"an array of shape {result.shape}")
+    if not isinstance(result, list | tuple | np.ndarray):
+        raise _error(name, where, count, _describe(result))
+    if len(result) != count:
+        hint = ""
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
+            hint = "; a DDPO reward returning (scores, info) is adapted by es_trl.rewards.from_ddpo"
+        raise _error(name, where, count, f"{len(result)} of them{hint}")
+    return np.array([_number(value, i, count, name, where) for i, value in enumerate(result)], dtype=np.float64)
+
+
+def _number(value: Any, index: int, count: int, name: str, where: str) -> float:
+    if value is None:
+        return float("nan")
+    if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # numpy and torch scalars
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise _error(name, where, count, f"{_describe(value)} at index {index}")
+
+
+def _describe(value: Any) -> str:
+    if getattr(value, "ndim", 0):
+        return f"an array of shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _error(name: str, where: str, count: int, got: str) -> ValueError:
+    place = f" at {where}" if where else ""
+    return ValueError(f"reward function {name!r}{place} must return {EXPECTED}, {count} here, but returned {got}")
+
+
+def shorten(prompts: Sequence[str], length: int = 80) -> str:
+    """The first prompt, quoted and cut, for error messages."""
+    if not len(prompts):
+        return "no prompt"
+    text = str(prompts[0])
+    return repr(text if len(text) <= length else text[: length - 3] + "...")

@@ -1,0 +1,212 @@
+"""Several rewards with their weights, called as one: prompts and images in, a score matrix out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .calling import AsyncRunner, RewardCall, function_name
+from .clip_features import share_image_features
+from .registry import NamedReward, parse_reward
+from .results import as_scores
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+RESERVED = ("prompts", "images", "trainer_state", "log_extra", "log_metric")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class RewardSet:
+    """
+    The rewards of a run.
+
+    A reward is a name (`es_trl.rewards.REWARD_NAMES`), another string that `parse_reward` understands, or any callable
+    `f(prompts=[...], images=[PIL...], **columns) -> list[float | None]`, `def` or `async def`. It is given only the
+    keywords it takes: `prompts`, `images`, `trainer_state`, `log_extra`, `log_metric` and the dataset's columns.
+
+    Args:
+        reward_funcs (`str`, `Callable` or a list of them): at least one reward.
+        weights (`Sequence[float]`, *optional*): one per reward, used by `total`; all 1 by default.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the named rewards run.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `float32`): in which the named rewards run.
+        retries (`int`, *optional*, defaults to `0`): attempts after the first one when a reward raises.
+
+    Attributes:
+        names (`list[str]`): unique; a second `pickscore` is `pickscore_2`.
+        weights (`np.ndarray`): float64, shape (K,).
+
+    Raises:
+        `ValueError`: an unknown name, a wrong number of weights, ... No model has been loaded by then.
+
+    Example:
+        ```python
+        rewards = RewardSet(["tiny-pickscore", "jpeg_compressibility"], weights=[1.0, 0.1])
+        scores = rewards(prompts=["a red cat"], images=[image])  # (1, 2)
+        ```
+    """
+
+    def __init__(
+        self,
+        reward_funcs: str | Callable | Sequence[str | Callable],
+        weights: Sequence[float] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        retries: int = 0,
+    ):
+        if isinstance(reward_funcs, str) or callable(reward_funcs):
+            reward_funcs = [reward_funcs]
+        if not isinstance(reward_funcs, Sequence) or not reward_funcs:
+            raise ValueError(f"reward_funcs must be a name, a function or a list of them, not {reward_funcs!r}")
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+            raise ValueError(f"reward_retries must be an integer of at least 0, not {retries!r}")
+        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} of the reward models is unknown: use one of {', '.join(DTYPES)}")
+        self.device, self.dtype, self.retries = device, dtype, retries
+        self.weights = _check_weights(weights, len(reward_funcs))
+        self._sources = [_parse(func) for func in reward_funcs]
+        self.names = _unique([s.name if isinstance(s, NamedReward) else function_name(s) for s in self._sources])
+        self._calls: list[RewardCall] | None = None
+        self._runner = AsyncRunner()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self) -> RewardSet:
+        """Load the models of the named rewards now rather than at the first call. Returns itself."""
+        if self._calls is None:
+            funcs = [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in self._sources]
+            self._calls = [RewardCall(name, func, self.retries) for name, func in zip(self.names, funcs, strict=True)]
+        return self
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Image.Image],
+        columns: dict[str, Sequence] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        where: str = "",
+    ) -> np.ndarray:
+        """
+        Score B images.
+
+        Args:
+            prompts (`list[str]`): B prompts.
+            images (`list[PIL.Image.Image]`): B images.
+            columns (`dict[str, list]`, *optional*): further columns of the dataset, B entries each.
+            trainer_state (*optional*): passed on; a `transformers.TrainerState` during training.
+            log_extra (`Callable`, *optional*): `log_extra(column, values)` adds a column to the sample table.
+            log_metric (`Callable`, *optional*): `log_metric(name, value)` adds a scalar to the logs.
+            where (`str`, *optional*): the place in the run (`"step 12, member 3"`), for error messages.
+
+        Returns:
+            `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through.
+
+        Raises:
+            `ValueError`: a reward returned something else than one number or None per image.
+            `RuntimeError`: a reward raised (chained, after `retries`).
+        """
+        prompts, images = list(prompts), list(images)
+        available = {
+            **_check_columns(columns or {}, len(prompts), len(images)),
+            "prompts": prompts,
+            "images": images,
+            "trainer_state": trainer_state,
+            "log_extra": log_extra or _ignore,
+            "log_metric": log_metric or _ignore,
+        }
+        scores = np.empty((len(images), len(self)), dtype=np.float64)
+        if not images:
+            return scores
+        calls = self.load()._calls
+        keywords = [call.keywords(available) for call in calls]
+        # The async rewards wait for their servers while the plain ones compute here.
+        waiting = [k for k, call in enumerate(calls) if call.is_async]
+        coroutines = [calls[k].run_async(keywords[k], where) for k in waiting]
+        future = self._runner.submit(_gather(coroutines)) if waiting else None
+        try:
+            with share_image_features():
+                for k, call in enumerate(calls):
+                    if not call.is_async:
+                        result = call.run(keywords[k], where, self._runner.wait)
+                        scores[:, k] = as_scores(result, len(images), call.name, where)
+            for k, result in zip(waiting, future.result() if future else (), strict=True):
+                scores[:, k] = as_scores(result, len(images), calls[k].name, where)
+        except BaseException:
+            if future:
+                future.cancel()
+            raise
+        return scores
+
+    def total(self, scores: np.ndarray) -> np.ndarray:
+        """Weighted sum over the rewards: (..., K) -> (...); NaN where any reward is NaN."""
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN without a word
+            return np.asarray(scores, dtype=np.float64) @ self.weights
+
+
+async def _gather(coroutines) -> list:
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # the first failure ends the others too
+            task.cancel()
+
+
+def _ignore(name: str, value: Any) -> None:
+    """Stands in for `log_extra` and `log_metric` where nothing is logged, so that a reward may always call them."""
+
+
+def _parse(func: str | Callable) -> NamedReward | Callable:
+    if isinstance(func, str):
+        return parse_reward(func)
+    if callable(func) and not isinstance(func, type):
+        return func
+    raise ValueError(f"reward_funcs takes names and functions, not {func!r}")
+
+
+def _unique(names: list[str]) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.append(candidate)
+    return taken
+
+
+def _check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(count)
+    try:
+        weights = list(weights)
+    except TypeError:
+        raise ValueError(f"reward_weights must be a list of one number per reward, not {weights!r}") from None
+    if len(weights) != count:
+        raise ValueError(f"reward_weights has {len(weights)} values, but there are {count} reward_funcs: {weights!r}")
+    for value in weights:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"reward_weights must be finite numbers, not {value!r}")
+    return np.array(weights, dtype=np.float64)
+
+
+def _check_columns(columns: dict[str, Sequence], prompts: int, images: int) -> dict[str, Sequence]:
+    if prompts != images:
+        raise ValueError(f"there are {prompts} prompts for {images} images: give one prompt per image")
+    for name, values in columns.items():
+        if name in RESERVED:
+            raise ValueError(f"dataset column {name!r} has the name of a reward argument: rename the column")
+        if len(values) != images:
+            raise ValueError(f"dataset column {name!r} has {len(values)} values for {images} images")
+    return {name: values for name, values in columns.items() if name != "prompt"}
