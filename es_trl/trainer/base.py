@@ -24,6 +24,7 @@ from .adapter_view import AdapterView
 from .callbacks import SampleCallback, StepProgressCallback
 from .config import DiffusionConfig
 from .prompt_batches import prompt_dataloader
+from .reporting import ReportingMixin
 from .saving import SavingMixin
 
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 RewardFunc = str | Callable[..., Sequence[float | None]]
 
 
-class DiffusionTrainer(SavingMixin, Trainer):
+class DiffusionTrainer(SavingMixin, ReportingMixin, Trainer):
     """
     What every method shares: pipeline, rewards, prompts, evaluation, samples, logging, saving and resuming.
 
@@ -88,7 +89,7 @@ class DiffusionTrainer(SavingMixin, Trainer):
         self.base_model = model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._micro_step, self._micro = -1, -1
-        self.images_drawn = 0
+        self.training_seconds = 0.0
         super().__init__(
             model=AdapterView(self.adapter.theta),
             args=args,
@@ -168,14 +169,24 @@ class DiffusionTrainer(SavingMixin, Trainer):
         self.adapter.to(self.args.device)
         self._broadcast_adapter()
         self.rewards.load()
-        columns = [self.train_dataset["prompt"]]
-        columns += [self.eval_dataset["prompt"]] if self.eval_dataset is not None else []
-        if self.args.release_text_encoder:
-            for column in columns:
-                self.adapter.prompts.encode(column)
-            self.adapter.prompts.release()
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
+
+    def prepare_prompts(self, prompts: Sequence[str]) -> None:
+        """Encodes prompts ahead of time; needed for any beyond the data sets when the text encoder is released."""
+        self.adapter.prompts.encode(prompts)
+
+    def train(self, *args, **kwargs):
+        self.prepare_prompts(self.train_dataset["prompt"])
+        if self.eval_dataset is not None:
+            self.prepare_prompts(self.eval_dataset["prompt"])
+        if self.args.release_text_encoder and not self.adapter.prompts.released:
+            self.adapter.prompts.release()
+        started = time.perf_counter()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.training_seconds += time.perf_counter() - started
 
     def _broadcast_adapter(self) -> None:
         """Every process starts from the numbers of the first one, even where devices round differently."""
@@ -188,6 +199,16 @@ class DiffusionTrainer(SavingMixin, Trainer):
             self.add_callback(StepProgressCallback())
         elif not any(isinstance(c, PrinterCallback) for c in self.callback_handler.callbacks):
             self.add_callback(PrinterCallback())
+
+    @property
+    def images_drawn(self) -> int:
+        """Images drawn for training so far, counting the steps before a resume."""
+        return self.state.global_step * self.args.gradient_accumulation_steps * self.images_per_batch
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images of one training step on one prompt batch, over all processes."""
+        return self.args.prompts_per_step * self.args.images_per_prompt
 
     @property
     def pipe(self) -> DiffusionPipeline:

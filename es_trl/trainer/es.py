@@ -68,6 +68,10 @@ class ESTrainer(DiffusionTrainer):
     def _space(self, args: ESConfig) -> str:
         return args.es_space
 
+    @property
+    def images_per_batch(self) -> int:
+        return self.population.size * super().images_per_batch
+
     def training_step(
         self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -90,7 +94,6 @@ class ESTrainer(DiffusionTrainer):
             grad = grad / accumulation
             site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
-        self.images_drawn += self.population.size * len(batch)
         self._log_step(scores, fitness, batch)
         seconds = time.perf_counter() - started
         self.add_metric("step_time", seconds)

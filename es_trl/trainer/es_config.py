@@ -93,8 +93,3 @@ class ESConfig(DiffusionConfig):
         if self.optim == "sgd" and self.optim_args is None:
             self.optim_args = "momentum=0.9,dampening=0.9"
         super().__post_init__()
-
-    @property
-    def images_per_step(self) -> int:
-        """Images drawn for one prompt batch: members x prompts x images per prompt."""
-        return self.population_size * self.prompts_per_step * self.images_per_prompt

@@ -1,0 +1,117 @@
+"""Arguments of a training run: which model, rewards and prompts; and reading them from YAML and the command line."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import yaml
+from trl import TrlParser
+
+from ..trainer import DiffusionConfig, ESConfig
+
+
+@dataclass
+class RunArguments:
+    r"""
+    What a recipe trains, on top of its config.
+
+    Args:
+        model_name_or_path (`str`):
+            A shipped name (`tiny-sana-sprint`), a folder, or a Hub id.
+        reward_funcs (`list[str]`):
+            Reward names, `name:checkpoint`, CLIP checkpoints, or `file.py:function`.
+        dataset_name (`str`):
+            Training prompts: a shipped name (`tiny-train`), a file, or a Hub id.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split of a Hub data set.
+        dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds the prompts.
+        max_train_prompts (`int`, *optional*):
+            Use only the first so many training prompts.
+        eval_dataset_name (`str`, *optional*):
+            Prompts of the evaluations during training.
+        max_eval_prompts (`int`, *optional*):
+            Use only the first so many of them.
+        test_dataset_name (`str`, *optional*):
+            Prompts of the evaluation after training: base, adapter, and base with twice the steps.
+        max_test_prompts (`int`, *optional*):
+            Use only the first so many of them.
+        test_images_per_prompt (`int`, *optional*, defaults to `1`):
+            Images per test prompt.
+        judge (`str`, *optional*):
+            CLIP checkpoint that measures retrieval, hard negatives and Frechet distance after training; never optimised.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "A shipped name, a folder, or a Hub id."})
+    reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "Reward names, name:checkpoint, CLIP checkpoints, or file.py:function."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Training prompts: a shipped name, a file, or a Hub id."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
+    max_train_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Prompts of the evaluations during training."}
+    )
+    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many of them."})
+    test_dataset_name: str | None = field(
+        default=None, metadata={"help": "Prompts of the evaluation of base and adapter after training."}
+    )
+    max_test_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many of them."})
+    test_images_per_prompt: int = field(default=1, metadata={"help": "Images per test prompt."})
+    judge: str | None = field(
+        default=None, metadata={"help": "CLIP checkpoint that judges the result and is never optimised."}
+    )
+
+    def __post_init__(self):
+        if not self.reward_funcs:
+            raise ValueError("reward_funcs is missing: name at least one reward, for example `reward_funcs: [pickscore]`.")
+        if not self.dataset_name:
+            raise ValueError("dataset_name is missing: give the training prompts (a file, a Hub id or a shipped name).")
+
+
+def parse(
+    config_class: type[DiffusionConfig] = ESConfig, args: Sequence[str] | None = None
+) -> tuple[RunArguments, DiffusionConfig]:
+    """
+    Reads `--config file.yaml` and the command line; the command line overrides the file, the file the defaults.
+
+    Args:
+        config_class (`type`): The method's config.
+        args (`Sequence[str]`, *optional*): Arguments; `sys.argv[1:]` by default.
+
+    Raises:
+        `ValueError`: for an unknown key of the file (with the nearest known one), or a value that cannot work.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if "--config" in args and args.index("--config") + 1 < len(args):
+        _check_keys(args[args.index("--config") + 1], config_class)
+    return TrlParser([RunArguments, config_class]).parse_args_and_config(args=args)
+
+
+def load_config(
+    path: str, config_class: type[DiffusionConfig] = ESConfig, overrides: Sequence[str] = ()
+) -> tuple[RunArguments, DiffusionConfig]:
+    """The arguments of a YAML file, with `--name value` overrides."""
+    return parse(config_class, ["--config", str(path), *overrides])
+
+
+def _check_keys(path: str, config_class: type[DiffusionConfig]) -> None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no config file {path!r}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, got {type(config).__name__}.")
+    known = {f.name for cls in (RunArguments, config_class) for f in fields(cls)} | {"env"}
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            raise ValueError(f"{path}: unknown key {key!r}. {hint}")

@@ -1,0 +1,50 @@
+"""`es-trl <command>`: train, env."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Entry point of `es-trl`. Returns the exit code: 0, 1 for a failed run, 2 for arguments that cannot work.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "es-trl", description="Post-train text-to-image diffusion models with evolution strategies."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser(
+        "train", add_help=False, help="train from a config: es-trl train --config recipes/tiny_sana_sprint/es/config.yaml"
+    )
+    commands.add_parser("env", help="versions and hardware, ready to paste into a bug report")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "env":
+        return _env()
+    return _train(rest)
+
+
+def _train(argv: Sequence[str]) -> int:
+    from ..trainer import ESConfig, ESTrainer
+    from .arguments import parse
+    from .run import run
+
+    try:
+        arguments, config = parse(ESConfig, argv)
+    except ValueError as error:
+        sys.stderr.write(f"es-trl: {error}\n")
+        return 2
+    run(ESTrainer, arguments, config)
+    return 0
+
+
+def _env() -> int:
+    from ..hub.environment import environment
+
+    sys.stdout.write(json.dumps(environment(), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

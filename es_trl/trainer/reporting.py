@@ -1,0 +1,124 @@
+"""What a run says about itself: the evaluation against the base, the before/after picture, the model card."""
+
+import logging
+import os
+import time
+from typing import Any
+
+from ..data import load_prompts
+from ..evaluation import Evaluation, before_after, default_rows, evaluate, load_judge
+from ..hub.card import model_card
+from ..hub.environment import environment
+
+
+logger = logging.getLogger(__name__)
+
+
+class ReportingMixin:
+    """The reporting half of [`DiffusionTrainer`]."""
+
+    evaluation: dict[str, Any] | None = None
+    dataset_name: str | None = None
+
+    def compare_with_base(
+        self,
+        test_dataset,
+        images_per_prompt: int = 1,
+        judge: str | None = None,
+        seed: int | None = None,
+        num_pictures: int = 6,
+    ) -> Evaluation:
+        """
+        Draws test prompts with the base, the adapter, and the base with twice the steps, from the same latents, scores
+        all of them with every reward function, and writes `eval.json` and `samples/before_after.jpg`.
+
+        Args:
+            test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
+            images_per_prompt (`int`, *optional*, defaults to 1): Images, with latents of their own, per prompt.
+            judge (`str`, *optional*): CLIP checkpoint for retrieval, hard negatives and Frechet distance.
+            seed (`int`, *optional*): Seed of the latents; differs from those of training and its evaluations by default.
+            num_pictures (`int`, *optional*, defaults to 6): Prompts in the before/after picture.
+
+        Returns:
+            [`~es_trl.evaluation.Evaluation`]
+        """
+        started = time.perf_counter()
+        dataset = load_prompts(test_dataset)
+        prompts = dataset["prompt"]
+        result = evaluate(
+            self.adapter,
+            prompts,
+            self.eval_rewards,
+            rows=default_rows(self.args.num_inference_steps),
+            images_per_prompt=images_per_prompt,
+            seed=self.args.eval_seed + 1 if seed is None else seed,
+            batch_size=self.args.per_device_eval_batch_size,
+            columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
+            judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
+            n_keep=num_pictures,
+            **self.evaluation_share(),
+        )
+        self.evaluation = result.to_dict()
+        if self.is_world_process_zero():
+            result.save(os.path.join(self.args.output_dir, "eval.json"))
+            steps = self.args.num_inference_steps
+            labels = ("base, {} step", "adapter, {} step", "base, {} step")
+            pictures = {
+                label.format(n) + ("s" if n > 1 else ""): [images[0] for images in result.images[row.name]]
+                for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows, strict=True)
+            }
+            os.makedirs(os.path.join(self.args.output_dir, "samples"), exist_ok=True)
+            sheet = before_after(pictures, prompts[:num_pictures])
+            sheet.save(os.path.join(self.args.output_dir, "samples", "before_after.jpg"), quality=92)
+            self._report(result, time.perf_counter() - started)
+        return result
+
+    def _report(self, result: Evaluation, seconds: float) -> None:
+        """One line per reward on the log, since this is what the run was for."""
+        for entry in self.evaluation["paired"]:
+            if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
+                closure = self.evaluation["gap_closure"].get(entry["reward"])
+                logger.info(
+                    "%s: %s %+.4g [%.4g, %.4g] against %s, gap closure %s",
+                    entry["reward"],
+                    entry["row"],
+                    entry["delta"],
+                    entry["ci_low"],
+                    entry["ci_high"],
+                    entry["against"],
+                    "none" if closure is None else f"{closure:.2f}",
+                )
+        logger.info("evaluated %d prompts in %.0f s", len(result.prompts), seconds)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset_name: str | None = None,
+        output_dir: str | None = None,
+        **_unused,
+    ) -> None:
+        """Writes the model card `README.md` (library diffusers, not transformers) into `output_dir`."""
+        if not self.is_world_process_zero():
+            return
+        output_dir = output_dir or self.args.output_dir
+        picture = os.path.join("samples", "before_after.jpg")
+        samples = []
+        if os.path.exists(os.path.join(output_dir, picture)):
+            samples = [(self.sample_callback.prompts[0], picture)]
+        card = model_card(
+            adapter_info=self.adapter.describe(),
+            config=self.run_config(),
+            evaluation=self.evaluation,
+            env=environment(),
+            samples=samples,
+            repo_id=self.hub_model_id,
+            base_model=finetuned_from or self.base_model,
+            dataset_name=dataset_name or self.dataset_name,
+            duration_seconds=self.training_seconds,
+            num_images=self.images_drawn,
+        )
+        card.save(os.path.join(output_dir, "README.md"))
