@@ -1,5 +1,6 @@
 """Pictures of pictures: contact sheets with captions, for run folders, model cards and trackers."""
 
+import bisect
 import functools
 import unicodedata
 from collections.abc import Sequence
@@ -148,7 +149,7 @@ def wrap(text: str, face: ImageFont.ImageFont, width: float, lines: int) -> list
             line = ""
         line = f"{line} {word}" if line else word
         while face.getlength(line) > width and len(line) > 1:  # a word longer than a line
-            cut = next(i for i in range(len(line) - 1, 0, -1) if i == 1 or face.getlength(line[:i]) <= width)
+            cut = max(1, bisect.bisect_right(range(len(line)), width, key=lambda i: face.getlength(line[:i])) - 1)
             broken.append(line[:cut])
             line = line[cut:]
         if len(broken) > lines:

@@ -7,8 +7,9 @@ distance), and how different the pictures of one prompt are (diversity).
 
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,45 +50,46 @@ class FrechetReference:
 
     def distance(self, features: np.ndarray) -> float:
         """Distance of the pictures with `features` (..., D), at least two of them."""
-        return self._distance(*self._flat(features))
+        flat = self._flat(features)
+        return float(next(self._distances(flat, np.ones((1, len(flat))))))
 
-    def resample(self, features: np.ndarray, seed: int = 0, resamples: int = 300) -> np.ndarray:
+    def resample(self, features: np.ndarray, seed: int = 0, resamples: int = 200) -> np.ndarray:
         """
         Distances under resampling of prompts; the same `seed` resamples several models jointly.
 
         Args:
             features (`np.ndarray`): (P, J, D).
             seed (`int`, *optional*, defaults to 0): Seed of the resampling.
-            resamples (`int`, *optional*, defaults to 300): Number of resamples.
+            resamples (`int`, *optional*, defaults to 200): Number of resamples.
 
         Returns:
             `np.ndarray`: (resamples,).
         """
-        flat, _ = self._flat(features)
-        images = features.shape[1]
         counts = np.concatenate(list(bootstrap_counts(len(features), resamples, seed)))
-        return np.array([self._distance(flat, np.repeat(count, images)) for count in counts])
+        return np.array(list(self._distances(self._flat(features), np.repeat(counts, features.shape[1], axis=1))))
 
-    def _flat(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _flat(self, features: np.ndarray) -> np.ndarray:
         flat = np.asarray(features, np.float64).reshape(-1, features.shape[-1])
         if flat.shape[1] != len(self.mean):
             raise ValueError(f"features have {flat.shape[1]} dimensions, the real statistics {len(self.mean)}.")
-        return flat, np.ones(len(flat))
+        return flat
 
-    def _distance(self, features: np.ndarray, weights: np.ndarray) -> float:
-        used = weights > 0
-        features, weights = features[used], weights[used]
-        total = weights.sum()
-        if total < 2:
-            return float("nan")
-        mean = weights @ features / total
-        centred = (features - mean) * np.sqrt(weights / (total - 1))[:, None]  # C = centred^T centred
-        # tr (C_r^1/2 C C_r^1/2)^1/2 is the sum of the singular values of centred C_r^1/2: no root of a matrix that
-        # rounding has made indefinite, and the smaller of the two Gram matrices does.
-        product = centred @ self.root
-        gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
-        cross = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None)).sum()
-        return float(((mean - self.mean) ** 2).sum() + (centred**2).sum() + self.trace - 2 * cross)
+    def _distances(self, features: np.ndarray, counts: np.ndarray) -> Iterator[float]:
+        """Distances of the pictures (n, D) taken as often as each row of `counts` (resamples, n) says."""
+        turned, squares = features @ self.root, np.square(features).sum(axis=1)
+        for count in counts:
+            total = count.sum()
+            if total < 2:
+                yield math.nan
+                continue
+            mean, used = count @ features / total, count > 0
+            trace = (count @ squares - total * (mean @ mean)) / (total - 1)
+            # tr (C_r^1/2 C C_r^1/2)^1/2 is the sum of the singular values of (centred features) C_r^1/2: no root of a
+            # matrix that rounding has made indefinite, and the smaller of the two Gram matrices does.
+            product = (turned[used] - count @ turned / total) * np.sqrt(count[used] / (total - 1))[:, None]
+            gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
+            cross = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None)).sum()
+            yield np.square(mean - self.mean).sum() + trace + self.trace - 2 * cross
 
 
 class ClipJudge:
