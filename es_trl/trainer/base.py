@@ -23,7 +23,9 @@ from ..rewards import RewardSet
 from .adapter_view import AdapterView
 from .callbacks import SampleCallback, StepProgressCallback
 from .config import DiffusionConfig
+from .processes import warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
+from .pushing import PushingMixin
 from .reporting import ReportingMixin
 from .saving import SavingMixin
 
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 RewardFunc = str | Callable[..., Sequence[float | None]]
 
 
-class DiffusionTrainer(SavingMixin, ReportingMixin, Trainer):
+class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
     """
     What every method shares: pipeline, rewards, prompts, evaluation, samples, logging, saving and resuming.
 
@@ -99,6 +101,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        warn_if_fewer_processes(args.world_size)
         self._set_up_pipeline()
         self._replace_progress_callback()
         self.sample_callback = SampleCallback(self)
