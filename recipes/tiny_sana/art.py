@@ -29,8 +29,9 @@ SOURCES: dict[str, tuple[str | None, str | None]] = {
     "house": (None, None), "key": (None, None), "lemon": (None, None), "moon": ("crescent_moon", "crescent-moon"),
     "mushroom": (None, None), "octopus": (None, None), "panda": ("panda_face", None), "penguin": (None, None),
     "pig": (None, "pig-face"), "pizza": (None, None), "rocket": (None, None), "shirt": (None, "t-shirt"),
-    "snail": (None, None), "star": (None, None), "strawberry": (None, None), 
-    "tree": ("deciduous_tree", "deciduous-tree"), "tulip": (None, None), "turtle": (None, None), "umbrella": (None, None), "whale": (None, "spouting-whale"),
+    "snail": (None, None), "star": (None, None), "strawberry": (None, None),
+    "tree": ("deciduous_tree", "deciduous-tree"), "tulip": (None, None), "turtle": (None, None),
+    "umbrella": (None, None), "whale": (None, "spouting-whale"),
 }  # fmt: skip
 
 

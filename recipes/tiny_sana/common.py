@@ -84,7 +84,7 @@ class EMA:
 
 
 class Checkpoint:
-    """Weights, optimizer state and EMA of a stage in one safetensors file; written beside, then renamed: never half."""
+    """Weights, optimizer and EMA of a stage in one safetensors file; written beside and renamed: never half."""
 
     def __init__(self, path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None = None):
         self.path, self.module, self.optimizer, self.ema = path, module, optimizer, ema

@@ -37,7 +37,7 @@ def scenes_of(seed: int, index: int, n: int) -> list[Scene]:
 
 @torch.no_grad()
 def trajectories(model: TextToLatent, prompts: list[str], seed: int) -> dict[str, torch.Tensor]:
-    """`points` (n, 9, 16, 8, 8) from noise to latent, `guidance` (n,), and the teacher's own single jump `one_step`."""
+    """`points` (n, 9, 16, 8, 8) from noise to latent, `guidance` (n,), and the teacher's single jump `one_step`."""
     rng, n = torch.Generator().manual_seed(seed), len(prompts)
     x = torch.randn(n, 16, 8, 8, generator=rng)
     w = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(n, generator=rng)
@@ -81,9 +81,9 @@ def distillation_loss(
 
 
 def main() -> None:
-    p = parser(__doc__, steps=900, batch_size=96, seed=44)
+    p = parser(__doc__, steps=900, batch_size=64, seed=44)
     p.add_argument("--learning-rate", type=float, default=6e-4)
-    p.add_argument("--shards", type=int, default=12, help="shards of 1024 trajectories")
+    p.add_argument("--shards", type=int, default=8, help="shards of 1024 trajectories")
     p.add_argument("--only-trajectories", action="store_true")
     args: argparse.Namespace = p.parse_args()
     setup(args.seed, args.threads)

@@ -1,4 +1,4 @@
-"""Write the prompt files of the package: train, and validation and test whose every prompt has an unseen combination."""
+"""The prompt files of the package: train; validation and test, whose every prompt has an unseen combination."""
 
 import argparse
 import json

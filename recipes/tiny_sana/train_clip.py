@@ -17,7 +17,7 @@ from world import Scene, hard_negatives
 
 SCORERS = {
     "reward": {"clip": {"width": 128, "patch": 8, "heads": 4}, "seed": 101, "steps": 1900},
-    "heldout": {"clip": {"width": 192, "patch": 16, "heads": 6}, "seed": 202, "steps": 3000},
+    "heldout": {"clip": {"width": 192, "patch": 16, "heads": 6}, "seed": 202, "steps": 2400},
 }
 NEGATIVES = 3
 TOKENIZER = build_tokenizer(24)

@@ -1,7 +1,8 @@
 """Stage 3: the teacher. Text encoder and transformer learn the flow from noise to latents together.
 
-Time as the pipeline has it: t in (0, pi/2] becomes s = sin t / (sin t + cos t), the model sees
-x_s = (1 - s) z + s noise with z a unit-variance latent, and predicts v = noise - z, so that z = x_s - s v. One step starts at s = 1.
+Time as the pipeline has it: t in (0, pi/2] becomes s = sin t / (sin t + cos t). The model sees
+x_s = (1 - s) z + s noise, with z a unit-variance latent, and predicts v = noise - z, so that z = x_s - s v. One step
+starts at s = 1.
 """
 
 import torch
@@ -62,9 +63,9 @@ def latent_factor(vae: nn.Module) -> float:
 
 
 def main() -> None:
-    p = parser(__doc__, steps=3200, batch_size=96, seed=33)
+    p = parser(__doc__, steps=3400, batch_size=64, seed=33)
     p.add_argument("--learning-rate", type=float, default=1.2e-3)
-    p.add_argument("--shards", type=int, default=48, help="shards of 2048 pictures before the data repeats")
+    p.add_argument("--shards", type=int, default=24, help="shards of 2048 pictures before the data repeats")
     p.add_argument("--drop-text", type=float, default=0.1, help="share of captions replaced by nothing, for guidance")
     args = p.parse_args()
     setup(args.seed, args.threads)
@@ -74,7 +75,7 @@ def main() -> None:
     model = TextToLatent()
     model.transformer.to(memory_format=torch.channels_last)  # with bf16 autocast: 0.42 s a step instead of 0.65
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = EMA(model, 0.9995)
+    ema = EMA(model, 0.999)
     checkpoint = Checkpoint(args.runs / "teacher.safetensors", model, optimizer, ema)
     start, loaded, running = checkpoint.load(), None, 0.0
     per_shard = SHARD // args.batch_size

@@ -25,8 +25,8 @@ SIZE = 64
 STYLES = ("noto", "flat", "modern")
 OBJECTS = tuple(
     "airplane apple balloon banana bell bicycle boat burger bus butterfly cactus cake car carrot cat cherry cloud "
-    "crown dog fire fish fox frog ghost gift guitar hat heart house key lemon moon mushroom octopus panda penguin pig pizza "
-    "rocket shirt snail star strawberry tree tulip turtle umbrella whale".split()
+    "crown dog fire fish fox frog ghost gift guitar hat heart house key lemon moon mushroom octopus panda penguin "
+    "pig pizza rocket shirt snail star strawberry tree tulip turtle umbrella whale".split()
 )
 # Colour word: (shadow, middle, light), RGB in 0-255. A tint maps the luminance of the art through these three points.
 COLORS = {
