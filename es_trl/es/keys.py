@@ -26,5 +26,5 @@ def make_seed(seed: int, tag: str, *indices: int) -> int:
 
 
 def make_generator(seed: int, tag: str, *indices: int) -> torch.Generator:
-    """A fresh CPU `torch.Generator` for the key. CPU generators draw the same numbers on every machine; CUDA ones do not."""
+    """A fresh CPU `torch.Generator` for the key: the same numbers on every machine, unlike CUDA generators."""
     return torch.Generator("cpu").manual_seed(make_seed(seed, tag, *indices))

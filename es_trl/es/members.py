@@ -48,6 +48,6 @@ class Population:
         return valid.view(-1, 2).all(dim=1).repeat_interleave(2)
 
     def chunks(self, members_per_forward: int) -> list[list[int]]:
-        """The members in consecutive micro-batches of `members_per_forward`; fixed by the config, not by the processes."""
+        """The members in consecutive micro-batches; fixed by the config, not by the number of processes."""
         members = list(range(self.size))
         return [members[i : i + members_per_forward] for i in range(0, self.size, members_per_forward)]

@@ -1,4 +1,4 @@
-"""The fused forward: one batch through the frozen model in which every member of the population has its own weights."""
+"""The fused forward: one batch through the frozen model in which every member has weights of its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from .noise import Factors
 
 
 _SAMPLE_NAMES = ("hidden_states", "sample", "x")  # what diffusers calls the first argument of a denoiser
+
 
 class PopulationShapeError(RuntimeError):
     """The rows of a module's input cannot be told apart by member, so members must run one after the other."""
@@ -52,8 +53,8 @@ class _Run:
 
 class PopulationForward:
     """
-    Runs `M` members in one forward pass; rows are ordered member by member, `batch = copies x M x rows`, where `copies`
-    counts the halves that classifier-free guidance stacks.
+    Runs `M` members in one forward pass; rows are ordered member by member, `batch = copies x M x rows`, where
+    `copies` counts the halves that classifier-free guidance stacks.
 
     LoRA factors are small, so each layer writes out its `M` matrices and multiplies them in one batched product; the
     frozen GEMM is shared by the whole batch. A frozen weight (space `weight`) keeps its shared GEMM and gets
@@ -144,10 +145,10 @@ class PopulationForward:
         weights = self._weights(site, factors, run.signs, x.dtype).view(-1, *module.weight.shape)
         geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if run.count == 1:
-            return F.conv2d(x, weights[0], module.bias, **geometry)
+            return F.conv2d(x, weights[0], module.bias, groups=module.groups, **geometry)
         # One grouped convolution: members become groups of channels.
         grouped = self._by_member(site, x, run).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-        y = F.conv2d(grouped, weights.flatten(0, 1), groups=run.count, **geometry)
+        y = F.conv2d(grouped, weights.flatten(0, 1), groups=run.count * module.groups, **geometry)
         y = y.view(-1, run.rows, run.count, module.weight.shape[0], *y.shape[2:]).transpose(1, 2).flatten(0, 2)
         return y if module.bias is None else y + module.bias[:, None, None]
 
