@@ -1,0 +1,201 @@
+"""The fused forward on small modules: every member gets its own weights, and the model gets its own back."""
+
+import pytest
+import torch
+from torch import nn
+
+from es_trl.es import NoiseBank, Population, PopulationForward, PopulationShapeError, Site
+
+
+SIGMA = 0.3
+
+
+class Toy(nn.Module):
+    """A denoiser of one layer, called by keyword as diffusers does."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states):
+        return self.layer(hidden_states)
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (5, 6)),
+    "linear without bias": (nn.Linear(6, 4, bias=False), (5, 6)),
+    "linear on vectors": (nn.Linear(6, 4), (6,)),
+    "linear on maps": (nn.Linear(6, 4), (2, 3, 6)),
+    "convolution": (nn.Conv2d(6, 4, 3, padding=1), (6, 7, 7)),
+    "strided convolution": (nn.Conv2d(6, 4, 3, stride=2, bias=False), (6, 9, 8)),
+    "dilated convolution": (nn.Conv2d(6, 4, 3, padding=2, dilation=2), (6, 7, 7)),
+    "grouped convolution": (nn.Conv2d(6, 4, 3, padding=1, groups=2), (6, 7, 7)),
+    "1x1 convolution": (nn.Conv2d(6, 4, 1), (6, 4, 4)),
+}
+
+
+def build(layer, size=4, rank=2, left=False, additive=False, antithetic=True):
+    """A site on `layer`, its population, and each member's weight written out."""
+    frozen = layer.weight.detach().flatten(1)
+    if left:
+        theta, factor = nn.Parameter(torch.randn(3, frozen.shape[1])), torch.randn(frozen.shape[0], 3)
+    else:
+        theta, factor = nn.Parameter(torch.randn_like(frozen) if additive else frozen.clone()), None
+    site = Site("layer.weight", layer, theta, left=factor, additive=additive)
+    population = Population(size, antithetic)
+    factors = NoiseBank(0, {site.name: tuple(theta.shape)}, rank).draw(0, range(population.num_directions))
+    chosen = factors[site.name].select(torch.tensor(population.directions(range(size))))
+    signs = population.signs(range(size))
+    weights = theta.detach() + SIGMA * signs[:, None, None] * chosen.dense()
+    if left:
+        weights = factor @ weights
+    if additive:
+        weights = frozen + weights
+    return site, {site.name: chosen}, signs, weights
+
+
+def merged_outputs(layer, weights, x):
+    """Member by member, each weight copied into the layer. `x` is `(M, rows, ...)`."""
+    kept = layer.weight.detach().clone()
+    outputs = []
+    for weight, rows in zip(weights, x, strict=True):
+        layer.weight.data.copy_(weight.view_as(layer.weight))
+        outputs.append(layer(rows))
+    layer.weight.data.copy_(kept)
+    return torch.stack(outputs)
+
+
+CASES = [(name, kind) for name in LAYERS for kind in ("plain", "left", "additive")]
+CASES = [(name, kind) for name, kind in CASES if kind == "plain" or "convolution" not in name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copies", [1, 2], ids=["plain", "guided"])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_fused_equals_merged_weights_for_every_member(name, kind, copies):
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    site, factors, signs, weights = build(layer, left=kind == "left", additive=kind == "additive")
+    x = torch.randn(copies, 4, 3, *shape)  # guidance stacks whole batches
+    toy = Toy(layer)
+    with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=3):
+        fused = toy(hidden_states=x.flatten(0, 2))
+    expected = torch.stack([merged_outputs(layer, weights, half) for half in x])
+    assert (expected[:, 0] - expected[:, 1]).abs().max() > 0.1, "members differ"
+    torch.testing.assert_close(fused, expected.flatten(0, 2), atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["plain", "additive"])
+def test_one_member_needs_no_rows_to_be_told_apart(kind):
+    """Where a model flattens its batch, members run one at a time through the same context."""
+    layer = nn.Linear(6, 4)
+    site, factors, signs, weights = build(layer, additive=kind == "additive")
+    x = torch.randn(3, 5, 6)
+    toy = Toy(layer)
+    forward = PopulationForward(toy, [site], SIGMA)
+    for member in range(4):
+        alone = {site.name: factors[site.name].select(torch.tensor([member]))}
+        with forward.members(alone, signs[member : member + 1], rows=3):
+            drawn = layer(x.flatten(0, 1))
+        torch.testing.assert_close(drawn, merged_outputs(layer, weights[member, None], x[None])[0].flatten(0, 1))
+
+
+@torch.no_grad()
+def test_independent_members():
+    layer = nn.Linear(6, 4)
+    site, factors, signs, weights = build(layer, size=3, antithetic=False)
+    x = torch.randn(3, 2, 5, 6)
+    toy = Toy(layer)
+    with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=2):
+        fused = toy(x.flatten(0, 1))
+    torch.testing.assert_close(fused, merged_outputs(layer, weights, x).flatten(0, 1))
+
+
+@torch.no_grad()
+def test_the_sum_is_fp32_and_only_the_product_is_cast():
+    """A perturbation far below bfloat16's resolution of theta still moves the weight where theta is close to zero."""
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.bfloat16)
+    site, factors, signs, weights = build(layer)
+    assert site.theta.dtype == torch.bfloat16
+    site.theta = nn.Parameter(torch.randn(4, 6) * 1e-3)
+    toy, x = Toy(layer), torch.randn(4, 1, 6, dtype=torch.bfloat16)
+    with PopulationForward(toy, [site], 1e-3).members(factors, signs, rows=1):
+        fused = toy(x.flatten(0, 1))
+    exact = site.theta + 1e-3 * signs[:, None, None] * factors[site.name].dense()
+    assert fused.dtype == torch.bfloat16
+    torch.testing.assert_close(fused, merged_outputs(layer, exact, x).flatten(0, 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("call", "rows"),
+    [
+        (lambda toy: toy(torch.randn(7, 5, 6)), 2),  # not a multiple of members x rows
+        (lambda toy: toy(torch.randn(4, 5, 6)), 2),
+        (lambda toy: toy.layer(torch.randn(8, 5, 6)), 2),  # the denoiser itself was never called
+    ],
+    ids=["odd", "too few", "elsewhere"],
+)
+def test_rows_that_cannot_be_mapped_are_an_error(call, rows):
+    toy = Toy(nn.Linear(6, 4))
+    site, factors, signs, _ = build(toy.layer)
+    with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=rows):
+        with pytest.raises(PopulationShapeError, match="layer.weight sees . rows .* 4 members of 2 images"):
+            call(toy)
+
+
+def test_flattened_tokens_are_an_error_rather_than_wrong_pictures():
+    class Flattening(Toy):
+        def forward(self, hidden_states):
+            return self.layer(hidden_states.flatten(0, 1))
+
+    toy = Flattening(nn.Linear(6, 4))
+    site, factors, signs, _ = build(toy.layer)
+    with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=1):
+        with pytest.raises(PopulationShapeError, match="sees 20 rows while the denoiser was called with 4"):
+            toy(torch.randn(4, 5, 6))
+
+
+# --- what is left behind (F28) ---
+
+
+@torch.no_grad()
+def test_the_module_is_itself_again_after_an_exception():
+    toy = Toy(nn.Linear(6, 4))
+    site, factors, signs, _ = build(toy.layer)
+    x = torch.randn(8, 5, 6)
+    before = toy(x)
+    forward = PopulationForward(toy, [site], SIGMA)
+    with pytest.raises(KeyboardInterrupt):
+        with forward.members(factors, signs, rows=2):
+            toy(x)
+            raise KeyboardInterrupt
+    assert torch.equal(toy(x), before)
+    assert "forward" not in vars(toy.layer) and not toy._forward_pre_hooks
+
+
+def test_population_contexts_do_not_nest():
+    toy = Toy(nn.Linear(6, 4))
+    site, factors, signs, _ = build(toy.layer)
+    forward = PopulationForward(toy, [site], SIGMA)
+    with forward.members(factors, signs, rows=1):
+        with pytest.raises(RuntimeError, match="layer.weight has a forward of its own already.*do not nest"):
+            with forward.members(factors, signs, rows=1):
+                pass
+        assert "forward" in vars(toy.layer), "the outer context goes on"
+    assert "forward" not in vars(toy.layer)
+
+
+@torch.no_grad()
+def test_two_hundred_cycles_leave_the_weights_bitwise_the_same():
+    toy = Toy(nn.Linear(6, 4))
+    site, factors, signs, _ = build(toy.layer)
+    x = torch.randn(4, 6)
+    before, weight, theta = toy(x), toy.layer.weight.clone(), site.theta.clone()
+    forward = PopulationForward(toy, [site], SIGMA)
+    for _ in range(200):
+        with forward.members(factors, signs, rows=1):
+            toy(x)
+    assert torch.equal(toy.layer.weight, weight) and torch.equal(site.theta, theta)
+    assert torch.equal(toy(x), before)
