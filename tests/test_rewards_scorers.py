@@ -1,6 +1,7 @@
 """The shipped rewards give the numbers their documentation promises."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPModel
 
 from es_trl import assets
@@ -171,8 +173,6 @@ def test_jpeg_rewards_are_kilobytes_at_quality_95():
 
 
 def copy_of_checkpoint(folder):
-    import shutil
-
     shutil.copytree(assets.resolve("tiny-pickscore"), folder)
     return folder
 
@@ -185,19 +185,31 @@ def test_local_folder_is_loaded(tmp_path, scorer):
     np.testing.assert_array_equal(rewards(PROMPTS, images), RewardSet("tiny-pickscore")(PROMPTS, images))
 
 
-def test_folder_without_weights_or_of_another_model_is_refused(tmp_path):
+@pytest.mark.parametrize("file", ["model.safetensors", "processor_config.json", "tokenizer.json"])
+def test_incomplete_folder_is_refused(tmp_path, file):
     folder = copy_of_checkpoint(tmp_path / "clip")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # pickled weights are never read
-    with pytest.raises(ValueError, match="cannot be loaded.*model.safetensors"):
+    # Pickled weights under the usual name are there, but never read.
+    (folder / file).rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded.*It needs config.json, model.safetensors, the tokenizer"):
         ClipScorer(str(folder))
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    folder = copy_of_checkpoint(tmp_path / "clip")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        ClipScorer(str(folder))
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    folder = copy_of_checkpoint(tmp_path / "clip")
     (folder / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(ValueError, match="'siglip' model: give a CLIP checkpoint"):
         ClipScorer(str(folder))
 
 
 def test_checkpoint_with_missing_weights_is_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = copy_of_checkpoint(tmp_path / "clip")
     weights = load_file(folder / "model.safetensors")
     del weights["visual_projection.weight"]

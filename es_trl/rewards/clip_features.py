@@ -34,7 +34,7 @@ def get_scorer(
     checkpoint: str, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
 ) -> ClipScorer:
     """The `ClipScorer` of these settings; rewards on the same checkpoint share one model while one of them lives."""
-    key = (assets.resolve(checkpoint), str(device), str(dtype))
+    key = (assets.resolve(checkpoint), str(device), as_torch_dtype(dtype))
     scorer = _scorers.get(key)
     if scorer is None:
         scorer = _scorers[key] = ClipScorer(checkpoint, device, dtype)
@@ -174,6 +174,7 @@ def _unit(output) -> torch.Tensor:
 
 def _load(checkpoint: str, processor: str):
     """The model in float32 on the CPU and its processor, from a folder, the Hub or the Hub's local cache."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, CLIPModel
 
     source, processor_source = (os.path.expanduser(assets.resolve(name)) for name in (checkpoint, processor))
@@ -184,26 +185,28 @@ def _load(checkpoint: str, processor: str):
     options = {"local_files_only": local or unreachable is not None}
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        if config.model_type != "clip":
-            raise ValueError(f"checkpoint {checkpoint!r} is a {config.model_type!r} model: give a CLIP checkpoint")
-        model, info = CLIPModel.from_pretrained(
-            source, config=config, use_safetensors=True, dtype="float32", output_loading_info=True, **options
-        )
-        loaded = AutoProcessor.from_pretrained(
-            processor_source, local_files_only=os.path.isdir(processor_source) or unreachable is not None
-        )
-    except OSError as error:
+        if config.model_type == "clip":
+            model, info = CLIPModel.from_pretrained(
+                source, config=config, use_safetensors=True, dtype="float32", output_loading_info=True, **options
+            )
+            loaded = AutoProcessor.from_pretrained(
+                processor_source, local_files_only=os.path.isdir(processor_source) or unreachable is not None
+            )
+    except (OSError, ValueError, SafetensorError) as error:
         reason = unreachable or " ".join(str(error).split())
         if local:
             raise ValueError(
                 f"CLIP folder {source!r} cannot be loaded: {reason} It needs config.json, model.safetensors, "
                 "the tokenizer and preprocessor_config.json or processor_config.json"
             ) from error
+        files = checkpoint if processor == checkpoint else f"{checkpoint}` and the processor files of `{processor}"
         raise OSError(
             f"CLIP checkpoint {checkpoint!r} cannot be loaded: {reason}, and it is not complete in the local cache. "
-            f"Connect once, or copy the result of `hf download {checkpoint}` here and give that folder instead; "
+            f"Connect once, or copy the result of `hf download {files}` here and give that folder instead; "
             "for a private or gated model run `hf auth login` first"
         ) from error
+    if config.model_type != "clip":
+        raise ValueError(f"checkpoint {checkpoint!r} is a {config.model_type!r} model: give a CLIP checkpoint")
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
