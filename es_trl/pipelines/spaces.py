@@ -44,6 +44,10 @@ class SearchSpace(ABC):
         """Tensors that are neither theta nor part of the frozen model, but that theta needs to mean anything."""
         return {}
 
+    def report(self) -> dict[str, float]:
+        """What a reader of the export should know about it."""
+        return {}
+
     @torch.no_grad()
     def write_back(self) -> None:
         """Copies the exported factors into the pipeline's own LoRA modules, in their dtype."""
@@ -79,7 +83,8 @@ class LoraBSpace(SearchSpace):
     """Only the LoRA factor `B`; `A` keeps its random start. Half the dimensions of `lora`, none of them idle."""
 
     def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
-        self.A = {name: layer.lora_A[adapter_name].weight.detach().float().flatten(1) for name, layer in layers.items()}
+        weights = {name: layer.lora_A[adapter_name].weight for name, layer in layers.items()}
+        self.A = {name: weight.detach().float().flatten(1) for name, weight in weights.items()}
         super().__init__(layers, adapter_name, seed)
 
     def build(self, name: str, layer: LoraLayer) -> None:
@@ -110,8 +115,7 @@ class LoraXSSpace(SearchSpace):
         if lora_A.weight[0].numel() != layer.get_base_layer().weight[0].numel() or lora_A.weight.dim() != 2:
             raise ValueError(f'es_space="lora_xs" works on Linear layers only, {name} is not one; use "lora".')
         W = layer.get_base_layer().weight.detach().float()
-        if rank > min(W.shape):
-            raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {tuple(W.shape)}; lower lora_rank.")
+        _check_rank(rank, name, W)
         U, S, V = _top_singular_vectors(W, rank, make_seed(self.seed, "singular_vectors", len(self.sites)))
         self.left[name] = (U * S.sqrt()).contiguous()
         self.A[name] = (V * S.sqrt()).T.contiguous()
@@ -122,7 +126,8 @@ class LoraXSSpace(SearchSpace):
         return self.A[name], self.left[name] @ self.theta[f"{name}.core"]
 
     def constants(self) -> dict[str, torch.Tensor]:
-        return {f"{name}.lora_A": A for name, A in self.A.items()} | {f"{name}.left": P for name, P in self.left.items()}
+        left = {f"{name}.left": factor for name, factor in self.left.items()}
+        return {f"{name}.lora_A": factor for name, factor in self.A.items()} | left
 
 
 class WeightSpace(SearchSpace):
@@ -133,10 +138,16 @@ class WeightSpace(SearchSpace):
 
     base_only = True
 
+    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
+        # Kept from the start: `adapter_scale` changes the layers' own for a while.
+        self.scaling = {name: layer.scaling[adapter_name] for name, layer in layers.items()}
+        super().__init__(layers, adapter_name, seed)
+
     def build(self, name: str, layer: LoraLayer) -> None:
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear):
             raise ValueError(f'es_space="weight" works on Linear layers only, {name} is {type(base).__name__}.')
+        _check_rank(self.modules(layer)[1].weight.shape[1], name, base.weight)
         theta = nn.Parameter(torch.zeros(base.weight.shape, device=base.weight.device), requires_grad=True)
         self.sites.append(Site(f"{name}.weight", base, theta, additive=True))
 
@@ -146,15 +157,19 @@ class WeightSpace(SearchSpace):
         if not dW.any():
             return dW.new_zeros(rank, dW.shape[1]), dW.new_zeros(dW.shape[0], rank)
         U, S, V = _top_singular_vectors(dW, rank, make_seed(self.seed, "export"))
-        root = (S / layer.scaling[self.adapter_name]).sqrt()
+        root = (S / self.scaling[name]).sqrt()
         return (V * root).T, U * root
 
+    def report(self) -> dict[str, float]:
+        return {"energy_kept": self.energy_kept()}
+
+    @torch.no_grad()
     def energy_kept(self) -> float:
         """Share of the squared Frobenius norm of all updates that the exported LoRA keeps, in [0, 1]."""
         total = kept = 0.0
         for name, layer in self.layers.items():
             A, B = self.export(name, layer)
-            kept += float((layer.scaling[self.adapter_name] * B @ A).square().sum())
+            kept += float((self.scaling[name] * B @ A).square().sum())
             total += float(self.theta[f"{name}.weight"].detach().square().sum())
         return kept / total if total else 1.0
 
@@ -173,6 +188,11 @@ def build_space(kind: str, denoiser: nn.Module, adapter_name: str, seed: int) ->
         raise ValueError(f"es_space must be one of {', '.join(SPACES)}; got {kind!r}.")
     layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
     return SPACES[kind](layers, adapter_name, seed)
+
+
+def _check_rank(rank: int, name: str, W: torch.Tensor) -> None:
+    if rank > min(W.shape):
+        raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {tuple(W.shape)}; lower lora_rank.")
 
 
 def _master(weight: torch.Tensor) -> nn.Parameter:

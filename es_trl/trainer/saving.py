@@ -124,6 +124,7 @@ class SavingMixin:
             "reward_weights": self.rewards.weights.tolist(),
             "eval_reward_funcs": self.eval_rewards.names[len(self.rewards) :],
             "train_prompts": len(self.train_dataset),
+            **self.adapter.space.report(),
             "config": config,
         }
 
