@@ -18,7 +18,7 @@ from .card_sections import (
     versions_section,
 )
 from .citation import CITATION
-from .escaping import one_line
+from .escaping import one_line, redact
 from .snippet import usage_section
 
 
@@ -96,7 +96,7 @@ def model_card(
         licence_section(base, licence),
         CITATION,
     ]
-    body = "\n\n".join(section for section in sections if section)
+    body = redact("\n\n".join(section for section in sections if section))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import assets
 from .base_model import is_hub_id, shown_name
+from .escaping import one_line
 
 
 # What `PipelineAdapter.describe` says beside the keywords of the call.
@@ -43,7 +44,7 @@ def usage_section(
     dtype = config.get("config", {}).get("dtype", "float32")
     shipped = base_model in assets.SHIPPED
     name = shown_name(base_model) if base_model else "base-model"
-    name = name if shipped or is_hub_id(base_model) else re.sub(r"[^\w. -]", "_", name)[:96]
+    name = name if shipped or is_hub_id(base_model) else re.sub(r"[^\w. -]", "_", one_line(name, 96))
     source = f"resolve({_literal(name)})" if shipped else _literal(name)
     precision = "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
     keywords = "".join(f"    {name}={_literal(value)},\n" for name, value in call_keywords(adapter_info).items())
