@@ -17,7 +17,7 @@ def no_models(monkeypatch):
     ("spec", "hint"),
     [
         ("pikscore", "did you mean 'pickscore'"),
-        ("PickScore", "did you mean 'pickscore'"),
+        ("PICKSCORE", "did you mean 'pickscore'"),
         ("tiny-pikscore", "did you mean 'tiny-pickscore'"),
         ("jpeg_compresibility", "did you mean 'jpeg_compressibility'"),
         ("clip_txt:tiny-pickscore", "did you mean 'clip_text'"),
