@@ -115,15 +115,12 @@ class PipelineAdapter:
             raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
         self.write_back()
         kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
-        output = self.pipe(
-            **self.prompts.rows(prompts), generator=list(generators), output_type=output_type, **kwargs
-        )
+        kwargs |= self.prompts.rows(prompts)
+        output = self.pipe(**kwargs, generator=list(generators), output_type=output_type)
         return output.images
 
     @contextmanager
-    def members(
-        self, factors: dict[str, Factors], signs: torch.Tensor, sigma: float, rows: int
-    ) -> Iterator[None]:
+    def members(self, factors: dict[str, Factors], signs: torch.Tensor, sigma: float, rows: int) -> Iterator[None]:
         """Inside, `generate` draws `rows` images for each of `len(signs)` members, member by member."""
         forward = PopulationForward(self.denoiser, self.space.sites, sigma)
         with forward.members(factors, signs, rows):
@@ -239,6 +236,11 @@ def check_lora_config(config: LoraConfig) -> None:
             f"lora_dropout must be 0 for evolution strategies, got {config.lora_dropout}: members are compared under "
             "common random numbers, and dropout would add noise of its own."
         )
-    for field, allowed in (("bias", "none"), ("use_dora", False), ("modules_to_save", None)):
+    for field, allowed in (("bias", "none"), ("use_dora", False), ("lora_bias", False), ("modules_to_save", None)):
         if getattr(config, field) not in (allowed, []):
             raise ValueError(f"peft_config.{field} must be {allowed!r}, got {getattr(config, field)!r}.")
+    if config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"peft_config.init_lora_weights={config.init_lora_weights!r} changes the frozen weights, so the adapter "
+            "would not fit the model it is loaded on; use True."
+        )

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+# What the package itself passes to every call.
+OWN_KEYWORDS = ("prompt", "generator", "latents", "output_type", "return_dict", "num_images_per_prompt")
+
+
 @dataclass
 class CallSettings:
     """
@@ -29,6 +33,9 @@ class CallSettings:
 
     def check(self, pipe) -> None:
         """Raises `ValueError` for a setting that `pipe` does not take, rather than dropping it."""
+        for key in self.extra:
+            if key in OWN_KEYWORDS or key in type(self).__dataclass_fields__:
+                raise ValueError(f"pipeline_kwargs must not set {key}: it has a field or a value of its own.")
         accepted = set(inspect.signature(type(pipe).__call__).parameters)
         named = {key: value for key, value in asdict(self).items() if key != "extra" and value is not None}
         for key in [*named, *self.extra]:

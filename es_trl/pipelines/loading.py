@@ -28,8 +28,8 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
     except (OSError, ValueError) as error:
         shipped = ", ".join(name for name in assets.SHIPPED if os.path.isfile(assets.path(name, "model_index.json")))
         raise ValueError(
-            f"No diffusers pipeline could be loaded from {model!r} ({str(error).splitlines()[0]}). Give a folder with a "
-            f"model_index.json, a Hub id you have access to, or a shipped model ({shipped})."
+            f"No diffusers pipeline could be loaded from {model!r} ({str(error).splitlines()[0]}). Give a folder with "
+            f"a model_index.json, a Hub id you have access to, or a shipped model ({shipped})."
         ) from error
     check_pipeline(pipe)
     return pipe

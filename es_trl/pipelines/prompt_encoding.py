@@ -8,8 +8,8 @@ import torch
 from .call_settings import CallSettings
 
 
-# What `encode_prompt` of a pipeline class returns, in order, as keywords of `__call__`. The negative half is drawn
-# only when the pipeline guides classifier-free. Classes not listed get their prompts as text in every call.
+# What `encode_prompt` of a pipeline class returns, in order, as keywords of `__call__`. Classes not listed get their
+# prompts as text in every call.
 ENCODED = {
     "SanaSprintPipeline": ("prompt_embeds", "prompt_attention_mask"),
     "SanaPipeline": (
@@ -27,7 +27,7 @@ class PromptEncoder:
 
     Args:
         pipe (`DiffusionPipeline`): The pipeline; its text encoder is used until `release`.
-        settings (`CallSettings`): Text length and instruction; guidance decides whether a negative prompt is needed.
+        settings (`CallSettings`): Text length, instruction and negative prompt.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder.
     """
 
@@ -58,8 +58,6 @@ class PromptEncoder:
             batch = missing[start : start + self.batch_size]
             encoded = self.pipe.encode_prompt(batch, **self._kwargs())
             for name, rows in zip(self.names, encoded, strict=True):
-                if rows is None:
-                    continue
                 self._length[name] = rows.shape[1]
                 for prompt, row in zip(batch, rows, strict=True):
                     self._cache.setdefault(prompt, {})[name] = row.cpu()
@@ -69,22 +67,26 @@ class PromptEncoder:
     def rows(self, prompts: Sequence[str]) -> dict:
         """Call keywords for `prompts`, one row each, in order, on the pipeline's device."""
         if not self.caches:
-            return {"prompt": list(prompts)} | self.settings.text_kwargs(self.pipe)
+            negative = self.settings.extra.get("negative_prompt")
+            negatives = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
+            return {"prompt": list(prompts)} | negatives | self.settings.text_kwargs(self.pipe)
         self.encode(prompts)
         device = self.pipe._execution_device
         unique = list(dict.fromkeys(prompts))
         index = torch.tensor([unique.index(prompt) for prompt in prompts])
-        return {
+        rows = {
             name: torch.stack([self._pad(self._cache[prompt][name], name) for prompt in unique])[index].to(device)
-            for name in self._cache[prompts[0]]
-        } | ({"prompt": None} if "prompt_embeds" in self.names else {}) | self._without_negative()
+            for name in self.names
+        }
+        texts = ("prompt", "negative_prompt") if "negative_prompt_embeds" in rows else ("prompt",)
+        return rows | dict.fromkeys(texts)
 
     def release(self) -> None:
         """Frees the text encoders; only cached prompts can be drawn from here on. Tokenizers stay."""
         if not self.caches:
             raise ValueError(
-                f"release_text_encoder=True is not possible with {type(self.pipe).__name__}: es_trl passes its prompts "
-                "as text in every call. Set release_text_encoder=False."
+                f"release_text_encoder=True is not possible with {type(self.pipe).__name__}: es_trl passes its "
+                "prompts as text in every call. Set release_text_encoder=False."
             )
         for name in [name for name in self.pipe.components if name.startswith("text_encoder")]:
             setattr(self.pipe, name, None)
@@ -100,14 +102,10 @@ class PromptEncoder:
             if name in call and name in accepted
         }
         kwargs |= self.settings.text_kwargs(self.pipe)
+        kwargs |= {name: value for name, value in self.settings.extra.items() if name in accepted}
         if "do_classifier_free_guidance" in accepted:
-            guidance = self.settings.guidance_scale
-            kwargs["do_classifier_free_guidance"] = (call["guidance_scale"].default if guidance is None else guidance) > 1
+            kwargs["do_classifier_free_guidance"] = True  # a single call may guide although training does not
         return kwargs
-
-    def _without_negative(self) -> dict:
-        negatives = any(name.startswith("negative") for name in self.names)
-        return {"negative_prompt": None} if negatives else {}
 
     @staticmethod
     def _trim(entry: dict[str, torch.Tensor]) -> None:
