@@ -120,7 +120,7 @@ def test_estimator_and_sgd_solve(landscape, antithetic):
         metric = rotation @ torch.diag(torch.logspace(0, 1, m * n)) @ rotation.T
     target = torch.randn(m, n)
     theta = torch.nn.Parameter(torch.zeros(m, n))
-    population, bank, steps, sigma = Population(64, antithetic), NoiseBank(1, {"w": (m, n)}), 120, 0.05
+    population, bank, steps, sigma = Population(64, antithetic), NoiseBank(1, {"w": (m, n)}), 200, 0.05
     optimizer = torch.optim.SGD([theta], lr=1.0, momentum=0.9, dampening=0.9)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     signs = population.signs(range(64))
