@@ -4,7 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 
-_EXPORTS = {"RunArguments": "arguments", "load_config": "arguments", "parse": "arguments", "run": "run", "main": "main"}
+_EXPORTS = {
+    "RunArguments": "arguments",
+    "load_config": "arguments",
+    "main": "main",
+    "parse": "arguments",
+    "run": "run",
+}
 
 __all__ = ["RunArguments", "load_config", "main", "parse", "run"]
 

@@ -40,12 +40,14 @@ class RunArguments:
         test_images_per_prompt (`int`, *optional*, defaults to `1`):
             Images per test prompt.
         judge (`str`, *optional*):
-            CLIP checkpoint that measures retrieval, hard negatives and Frechet distance after training; never optimised.
+            CLIP checkpoint that measures retrieval, hard negatives and Frechet distance after training; it is never
+            optimised.
     """
 
     model_name_or_path: str = field(metadata={"help": "A shipped name, a folder, or a Hub id."})
     reward_funcs: list[str] = field(
-        default_factory=list, metadata={"help": "Reward names, name:checkpoint, CLIP checkpoints, or file.py:function."}
+        default_factory=list,
+        metadata={"help": "Reward names, name:checkpoint, CLIP checkpoints, or file.py:function."},
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Training prompts: a shipped name, a file, or a Hub id."}
@@ -68,9 +70,9 @@ class RunArguments:
 
     def __post_init__(self):
         if not self.reward_funcs:
-            raise ValueError("reward_funcs is missing: name at least one reward, for example `reward_funcs: [pickscore]`.")
+            raise ValueError("reward_funcs is missing: name at least one, for example `reward_funcs: [pickscore]`.")
         if not self.dataset_name:
-            raise ValueError("dataset_name is missing: give the training prompts (a file, a Hub id or a shipped name).")
+            raise ValueError("dataset_name is missing: give training prompts (a file, a Hub id or a shipped name).")
 
 
 def parse(

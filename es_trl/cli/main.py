@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "es-trl", description="Post-train text-to-image diffusion models with evolution strategies."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser(
-        "train", add_help=False, help="train from a config: es-trl train --config recipes/tiny_sana_sprint/es/config.yaml"
-    )
+    commands.add_parser("train", add_help=False, help="train from a config: es-trl train --config my_config.yaml")
     commands.add_parser("env", help="versions and hardware, ready to paste into a bug report")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "env":
@@ -40,7 +38,7 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _env() -> int:
-    from ..hub.environment import environment
+    from ..hub import environment
 
     sys.stdout.write(json.dumps(environment(), indent=2) + "\n")
     return 0

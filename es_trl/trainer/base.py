@@ -2,9 +2,11 @@
 
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import load_prompts
 from ..evaluation import EvaluationRow, evaluate
-from ..pipelines import DEFAULT_TARGETS, CallSettings, PipelineAdapter, check_lora_config, check_pipeline, load_pipeline
+from ..pipelines import (
+    DEFAULT_TARGETS,
+    CallSettings,
+    PipelineAdapter,
+    check_lora_config,
+    check_pipeline,
+    load_pipeline,
+)
 from ..rewards import RewardSet
 from .adapter_view import AdapterView
 from .callbacks import SampleCallback, StepProgressCallback
@@ -88,7 +97,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         lora_config = self._lora_config(peft_config, args)
 
         self.adapter = self._load_adapter(model, lora_config, args)
-        self.base_model = model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__
+        self.base_model = model if isinstance(model, str) else model.name_or_path or type(model).__name__
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._micro_step, self._micro = -1, -1
         self.training_seconds = 0.0
@@ -117,6 +126,11 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             args = self.config_class(output_dir=f"{name}-{self.method_name.upper()}")
         if not isinstance(args, self.config_class):
             raise TypeError(f"args must be a {self.config_class.__name__}, got {type(args).__name__}.")
+        folder = Path(args.output_dir).absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            kind = "not writable" if existing.is_dir() else "a file"
+            raise ValueError(f"output_dir={args.output_dir!r} cannot be written: {existing} is {kind}.")
         if isinstance(model, DiffusionPipeline):
             check_pipeline(model)
             if args.model_init_kwargs:
@@ -129,13 +143,15 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         train_dataset = load_prompts(train_dataset)
         if len(train_dataset) < args.prompts_per_step:
             raise ValueError(
-                f"train_dataset has {len(train_dataset)} prompts, fewer than prompts_per_step={args.prompts_per_step}; "
-                "lower prompts_per_step or give more prompts."
+                f"train_dataset has {len(train_dataset)} prompts, fewer than prompts_per_step="
+                f"{args.prompts_per_step}; lower prompts_per_step or give more prompts."
             )
         if eval_dataset is not None:
             eval_dataset = load_prompts(eval_dataset)
         elif args.eval_strategy != "no":
-            raise ValueError(f"eval_strategy={str(args.eval_strategy)!r} needs an eval_dataset; give one, or set it to 'no'.")
+            raise ValueError(
+                f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset; give one or set 'no'."
+            )
         return train_dataset, eval_dataset
 
     @staticmethod

@@ -14,8 +14,8 @@ from .trackers import has_tracker, log_media
 
 class StepProgressCallback(ProgressCallback):
     """
-    One line of progress: `Steps 12/200 reward 22.41 (+0.18) 41 img/s ETA 1:12:05`; the number in brackets is the change
-    since the first step. Without a terminal, one such line per log.
+    One line of progress: `Steps 12/200 reward 22.41 (+0.18) 41 img/s ETA 1:12:05`; the number in brackets is the
+    change since the first step. Without a terminal, one such line per log.
     """
 
     def __init__(self):
@@ -129,7 +129,7 @@ def sample_sheet(images: list, prompts: list[str], title: str, columns: int = 4)
     padding = -len(images) % columns
     images, prompts = [*images, *[blank] * padding], [*prompts, *[""] * padding]
     sheets = [
-        contact_sheet([images[i : i + columns]], column_headers=prompts[i : i + columns], title=title if i == 0 else None)
+        contact_sheet([images[i : i + columns]], None, prompts[i : i + columns], title if i == 0 else None)
         for i in range(0, len(images), columns)
     ]
     page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -62,6 +64,8 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
         raise CheckpointCorrupt(f"{directory} has no {MANIFEST}: it was not written to its end.") from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{directory / MANIFEST} is not a manifest: {error}.") from error
+    if STATE_FILE not in manifest:
+        raise CheckpointCorrupt(f"{directory / MANIFEST} does not list {STATE_FILE}.")
     for name, sha256, size in entries:
         path = directory / name
         if os.path.isabs(name) or ".." in Path(name).parts or path.is_symlink():
@@ -71,8 +75,8 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
         actual = _fingerprint(path)
         if actual != {"sha256": sha256, "size": size}:
             raise CheckpointCorrupt(
-                f"{path} is damaged: {actual['size']} bytes, sha256 {actual['sha256'][:12]}...; expected {size} bytes, "
-                f"sha256 {sha256[:12]}...."
+                f"{path} is damaged: {actual['size']} bytes, sha256 {actual['sha256'][:12]}...; expected {size} "
+                f"bytes, sha256 {sha256[:12]}...."
             )
 
 
@@ -92,6 +96,15 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
         else:
             return folder
     return None
+
+
+def remove_torn_saves(output_dir: str | os.PathLike) -> None:
+    """Removes what a run that was killed while saving left behind."""
+    for folder in Path(output_dir).glob(f".tmp-*{PREFIX_CHECKPOINT_DIR}-*"):
+        pid = folder.name.rpartition("-")[2]
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+            logger.warning("Removing %s, which a killed run did not finish writing.", folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
@@ -137,7 +150,7 @@ def save_training_state(directory: Path, tensors: dict[str, torch.Tensor], optim
 
 def load_adapter_state(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The adapter's tensors of a checkpoint; raises `CheckpointCorrupt` if any is not finite."""
-    tensors = load_file(os.path.join(directory, STATE_FILE))
+    tensors = _load_tensors(os.path.join(directory, STATE_FILE))
     adapter = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     for name, tensor in adapter.items():
         if not torch.isfinite(tensor).all():
@@ -147,7 +160,7 @@ def load_adapter_state(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def load_optimizer_state(directory: str | os.PathLike, optimizer, lr_scheduler) -> None:
     """Restores optimizer and scheduler exactly as they were saved."""
-    tensors = load_file(os.path.join(directory, STATE_FILE))
+    tensors = _load_tensors(os.path.join(directory, STATE_FILE))
     scalars = json.loads(Path(directory, SCALARS_FILE).read_text())
     state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in scalars["state"].items()}
     for name, tensor in tensors.items():
@@ -161,6 +174,13 @@ def load_optimizer_state(directory: str | os.PathLike, optimizer, lr_scheduler) 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     Path(path).write_text(json.dumps(data, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def _load_tensors(path: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointCorrupt(f"{path} is not a safetensors file: {error}.") from error
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

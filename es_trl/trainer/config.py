@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
+from ..rewards.calling import function_name
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -90,6 +91,20 @@ class DiffusionConfig(TrainingArguments):
             Number of sample prompts, taken from the evaluation prompts (or the training prompts without any).
         log_images (`bool`, *optional*, defaults to `True`):
             Send samples, the best, median and worst member, and the reward histogram to the trackers.
+        per_device_train_batch_size (`int`, *optional*, defaults to `1`):
+            Not used: `prompts_per_step` and `images_per_prompt` set the batch. Leave it at 1.
+        per_device_eval_batch_size (`int`, *optional*, defaults to `16`):
+            Images per forward in evaluations.
+        max_grad_norm (`float`, *optional*, defaults to `0.0`):
+            Gradient clipping; 0 is off, since the Trainer's 1.0 would clip every step.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Must stay False: reward functions read the data set's columns.
+        logging_steps (`float`, *optional*, defaults to `10`):
+            Log every that many steps.
+        save_total_limit (`int`, *optional*, defaults to `2`):
+            Checkpoints kept, at least 2 so that one is whole while another is written; the best one is kept too.
+        dataloader_pin_memory (`bool`, *optional*, defaults to `False`):
+            Prompts are text: nothing to pin.
     """
 
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs", "pipeline_kwargs"]
@@ -179,7 +194,8 @@ class DiffusionConfig(TrainingArguments):
     def _reject(self) -> None:
         for name, reason in REJECTED.items():
             if getattr(self, name, None):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
+                shown = name if name == "hub_token" else f"{name}={getattr(self, name)!r}"
+                raise ValueError(f"{shown} is not supported: {reason}.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: reward functions read the data set's columns.")
         if self.per_device_train_batch_size != 1:
@@ -205,14 +221,22 @@ class DiffusionConfig(TrainingArguments):
     def _check_values(self) -> None:
         for name in ("num_inference_steps", "lora_rank", "prompts_per_step", "images_per_prompt"):
             self.require_integer(name, minimum=1)
-        for name in ("eval_images_per_prompt", "num_sample_prompts"):
+        for name in ("eval_images_per_prompt", "num_sample_prompts", "per_device_eval_batch_size"):
             self.require_integer(name, minimum=1)
+        self.require_integer("gradient_accumulation_steps", minimum=1)
+        if self.max_steps != -1:  # -1 is the Trainer's word for "by num_train_epochs"
+            self.require_integer("max_steps", minimum=1)
         for name in ("height", "width", "max_sequence_length"):
             if getattr(self, name) is not None:
                 self.require_integer(name, minimum=1)
         for name in ("reward_retries", "sample_steps"):
             self.require_integer(name, minimum=0)
         self.require_number("learning_rate", above=0.0)
+        self.require_number("max_grad_norm", minimum=0.0)
+        for name in ("logging_steps", "save_steps"):
+            self.require_number(name, above=0.0)
+        if self.eval_steps is not None:
+            self.require_number("eval_steps", minimum=0.0)
         self.require_number("max_invalid_fraction", minimum=0.0, below=1.0)
         if self.guidance_scale is not None:
             self.require_number("guidance_scale", minimum=0.0)
@@ -257,5 +281,5 @@ class DiffusionConfig(TrainingArguments):
         """As in TrainingArguments; reward functions given as callables are written by name."""
         data = super().to_dict()
         if self.eval_reward_funcs is not None:
-            data["eval_reward_funcs"] = [f if isinstance(f, str) else f.__name__ for f in self.eval_reward_funcs]
+            data["eval_reward_funcs"] = [f if isinstance(f, str) else function_name(f) for f in self.eval_reward_funcs]
         return data

@@ -128,15 +128,15 @@ class ESTrainer(DiffusionTrainer):
             names = [name for name, bad in zip(self.rewards.names, missing.tolist(), strict=True) if bad]
             raise RuntimeError(
                 f"Step {self.state.global_step}: {invalid:.0%} of the members have no finite reward "
-                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter was "
-                "not updated. Check the reward function on these prompts, the first being "
+                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
+                "was not updated. Check the reward function on these prompts, the first being "
                 f"{batch.prompts[0][:80]!r}, or raise max_invalid_fraction."
             )
         if fitness.zero_spread.all() and not self._warned_constant:
             self._warned_constant = True
             logger.warning(
-                "Step %d: every member got the same reward on every prompt, so this step changes nothing. The reward may "
-                "be constant, or sigma=%g too small to show in it.",
+                "Step %d: every member got the same reward on every prompt, so this step changes nothing. The reward "
+                "may be constant, or sigma=%g too small to show in it.",
                 self.state.global_step,
                 self.args.sigma,
             )

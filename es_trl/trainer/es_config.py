@@ -27,8 +27,8 @@ class ESConfig(DiffusionConfig):
         noise_reuse (`int`, *optional*, defaults to `1`):
             Number of consecutive steps that share their perturbations.
         es_space (`str`, *optional*, defaults to `"lora_xs"`):
-            What is moved: `"lora"` (both factors), `"lora_b"` (only B), `"lora_xs"` (a core between the frozen weight's
-            top singular vectors) or `"weight"` (the frozen matrices, exported by truncated SVD).
+            What is moved: `"lora"` (both factors), `"lora_b"` (only B), `"lora_xs"` (a core between the frozen
+            weight's top singular vectors) or `"weight"` (the frozen matrices, exported by truncated SVD).
         fitness_shaping (`str`, *optional*, defaults to `"z"`):
             `"z"`, `"centered_rank"`, `"sign"` or `"win_rate"`.
         members_per_forward (`int`, *optional*, defaults to `16`):

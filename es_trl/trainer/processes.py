@@ -28,8 +28,8 @@ def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -
             asked = command[command.index(option) + 1]
             if asked.isdigit() and int(asked) > world_size:
                 logger.warning(
-                    "accelerate was asked for %s processes but only %d runs: on CPU use `torchrun --nproc_per_node %s` "
-                    "(or `accelerate launch --multi_gpu --num_processes %s`).",
+                    "accelerate was asked for %s processes but only %d runs: on CPU use `torchrun --nproc_per_node "
+                    "%s` (or `accelerate launch --multi_gpu --num_processes %s`).",
                     asked,
                     world_size,
                     asked,

@@ -10,7 +10,7 @@ from ..es import make_generator
 
 class PromptBatchSampler(Sampler[list[int]]):
     """
-    Batches of `prompts_per_step` distinct prompts in shuffled order; an incomplete last batch waits for the next epoch.
+    Batches of `prompts_per_step` distinct prompts in shuffled order; an incomplete last batch is left out.
 
     Args:
         num_prompts (`int`): Size of the data set, at least `prompts_per_step`.

@@ -37,8 +37,8 @@ class PushingMixin:
         **kwargs,
     ):
         """
-        Uploads the adapter, its card, samples and settings. A failed upload is logged with the command that repeats it;
-        the files are safe in `output_dir`.
+        Uploads the adapter, its card, samples and settings. A failed upload is logged with the command that repeats
+        it; the files are safe in `output_dir`.
 
         Args: as in [`~transformers.Trainer.push_to_hub`].
 

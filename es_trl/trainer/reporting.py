@@ -3,7 +3,10 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from PIL import Image
 
 from ..data import load_prompts
 from ..evaluation import Evaluation, before_after, default_rows, evaluate, load_judge
@@ -19,6 +22,7 @@ class ReportingMixin:
 
     evaluation: dict[str, Any] | None = None
     dataset_name: str | None = None
+    gallery: Sequence[tuple[str, str]] = ()
 
     def compare_with_base(
         self,
@@ -36,7 +40,7 @@ class ReportingMixin:
             test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
             images_per_prompt (`int`, *optional*, defaults to 1): Images, with latents of their own, per prompt.
             judge (`str`, *optional*): CLIP checkpoint for retrieval, hard negatives and Frechet distance.
-            seed (`int`, *optional*): Seed of the latents; differs from those of training and its evaluations by default.
+            seed (`int`, *optional*): Seed of the latents; by default not that of training or its evaluations.
             num_pictures (`int`, *optional*, defaults to 6): Prompts in the before/after picture.
 
         Returns:
@@ -67,11 +71,21 @@ class ReportingMixin:
                 label.format(n) + ("s" if n > 1 else ""): [images[0] for images in result.images[row.name]]
                 for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows, strict=True)
             }
-            os.makedirs(os.path.join(self.args.output_dir, "samples"), exist_ok=True)
-            sheet = before_after(pictures, prompts[:num_pictures])
-            sheet.save(os.path.join(self.args.output_dir, "samples", "before_after.jpg"), quality=92)
+            self._save_pictures(pictures, prompts[:num_pictures])
             self._report(result, time.perf_counter() - started)
         return result
+
+    def _save_pictures(self, pictures: dict[str, list[Image.Image]], prompts: list[str]) -> None:
+        """The before/after sheet, and the adapter's own pictures for the card's gallery."""
+        folder = os.path.join(self.args.output_dir, "samples")
+        os.makedirs(folder, exist_ok=True)
+        before_after(pictures, prompts).save(os.path.join(folder, "before_after.jpg"), quality=92)
+        self.gallery = []
+        for i, (prompt, image) in enumerate(zip(prompts, list(pictures.values())[1], strict=True)):
+            scale = max(1, 256 // max(image.size))
+            image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(os.path.join(folder, f"adapter-{i:03d}.jpg"), quality=92)
+            self.gallery.append((prompt, f"samples/adapter-{i:03d}.jpg"))
 
     def _report(self, result: Evaluation, seconds: float) -> None:
         """One line per reward on the log, since this is what the run was for."""
@@ -92,33 +106,38 @@ class ReportingMixin:
 
     def create_model_card(
         self,
-        language: str | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
-        model_name: str | None = None,
         finetuned_from: str | None = None,
         dataset_name: str | None = None,
         output_dir: str | None = None,
-        **_unused,
     ) -> None:
-        """Writes the model card `README.md` (library diffusers, not transformers) into `output_dir`."""
+        """
+        Writes the model card `README.md` (library diffusers, not transformers).
+
+        Args:
+            license (`str`, *optional*): By default that of the base model's card.
+            tags (`str` or `list[str]`, *optional*): Beside those every card has.
+            finetuned_from, dataset_name (`str`, *optional*): By default what the trainer was given.
+            output_dir (`str`, *optional*): The run folder by default.
+        """
         if not self.is_world_process_zero():
             return
         output_dir = output_dir or self.args.output_dir
-        picture = os.path.join("samples", "before_after.jpg")
-        samples = []
-        if os.path.exists(os.path.join(output_dir, picture)):
-            samples = [(self.sample_callback.prompts[0], picture)]
+        picture = "samples/before_after.jpg"
         card = model_card(
             adapter_info=self.adapter.describe(),
             config=self.run_config(),
             evaluation=self.evaluation,
             env=environment(),
-            samples=samples,
+            samples=self.gallery,
+            picture=picture if os.path.exists(os.path.join(output_dir, picture)) else None,
             repo_id=self.hub_model_id,
             base_model=finetuned_from or self.base_model,
             dataset_name=dataset_name or self.dataset_name,
             duration_seconds=self.training_seconds,
             num_images=self.images_drawn,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags or (),
         )
         card.save(os.path.join(output_dir, "README.md"))

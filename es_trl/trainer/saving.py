@@ -16,6 +16,7 @@ from .checkpoint import (
     find_checkpoint,
     load_adapter_state,
     load_optimizer_state,
+    remove_torn_saves,
     save_training_state,
     write_json,
     writing_checkpoint,
@@ -42,6 +43,8 @@ class SavingMixin:
         As in the Trainer. `resume_from_checkpoint` may be True or `"latest"` (the newest whole checkpoint of
         `output_dir`) or a folder; a missing or damaged one is an error, never a silent fresh start.
         """
+        if self.args.should_save:
+            remove_torn_saves(self.args.output_dir)
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
             self._report_changes(resume_from_checkpoint)
@@ -90,6 +93,9 @@ class SavingMixin:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to restore: every random number is a function of the seed, the step and its purpose."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is no gradient scaler, and a `scaler.pt` that someone put there is not opened."""
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

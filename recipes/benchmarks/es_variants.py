@@ -1,7 +1,7 @@
 """Which settings of ES to prefer: variants x seeds on the shipped model, judged on validation prompts.
 
-Every run trains on `tiny-train`, is evaluated on `tiny-validation` (combinations unseen in training) against the base at
-one and two steps with the trained reward, the held-out scorer, retrieval, hard negatives and Frechet distance, and
+Every run trains on `tiny-train`, is evaluated on `tiny-validation` (combinations unseen in training) against the base
+at one and two steps with the trained reward, the held-out scorer, retrieval, hard negatives and Frechet distance, and
 appends one JSON line to the output file. Runs that are in the file already are skipped, so it resumes.
 
     python recipes/benchmarks/es_variants.py --output outputs/es_variants.jsonl
