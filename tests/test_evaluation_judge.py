@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 
 from es_trl import assets
+from es_trl.evaluation import Evaluation, EvaluationRow
 from es_trl.evaluation.judge import ClipJudge, FrechetReference, diversity, load_judge, read_hard_negatives
 from es_trl.rewards.clip_features import get_scorer
 
@@ -77,6 +78,20 @@ def test_frechet_resamples_are_joint_and_of_prompts():
     moved = reference.resample(pictures + 0.5, seed=3, resamples=50) - draws
     assert moved.std() < 0.8 * draws.std() + 0.8 * reference.resample(pictures, seed=4, resamples=50).std()
     assert (reference.resample(pictures, seed=3, resamples=50) == draws).all()
+
+
+def test_frechet_interval_lies_around_the_distance(scorer):
+    """A resample holds copies, so its distance is larger than the sample's: the interval is moved back."""
+    rng = np.random.default_rng(0)
+    dim = scorer.text_features(["a"]).shape[1]
+    features = rng.normal(size=(60, 1, dim)).astype(np.float32)
+    judge = ClipJudge(scorer, real_mean=np.zeros(dim), real_cov=np.eye(dim))
+    result = Evaluation([EvaluationRow("base", adapter=False, num_inference_steps=1)], ["r"], ["a"] * 60, 0, 100, {})
+    result.scores["base"] = np.zeros((60, 1, 1))
+    result.judge_row("base", features, judge)
+    found = result.to_dict()["rows"][0]["judge"]["frechet_distance"]
+    assert found["ci_low"] < found["mean"] < found["ci_high"]
+    assert result.distances["base"][1].min() > found["mean"]
 
 
 def test_judge_is_loaded_with_what_lies_beside_it(tmp_path, scorer):
