@@ -118,7 +118,9 @@ def test_default_instruction_changes_nothing(pipe):
     call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 64, "width": 64, "output_type": "np",
             "use_resolution_binning": False, "guidance_scale": 2.0}  # fmt: skip
     plain = pipe("a red cat", generator=torch.Generator().manual_seed(0), **call).images
-    short = pipe("a red cat", generator=torch.Generator().manual_seed(0), complex_human_instruction=None, **call).images
+    short = pipe(
+        "a red cat", generator=torch.Generator().manual_seed(0), complex_human_instruction=None, **call
+    ).images
     assert np.abs(plain - short).max() < 1e-3
 
 
@@ -135,4 +137,6 @@ def test_scorers_load_and_notice_blur(recipe):
         assert sharp - soft > 0.02
         assert 5 < scorer.clip.logit_scale.exp() < 100
     statistics = load_file(ASSETS / "tiny-clip-heldout" / "real_statistics.safetensors")
-    assert evaluate.frechet(scorer.pictures(real), **statistics) < evaluate.frechet(scorer.pictures(real // 2), **statistics)
+    assert evaluate.frechet(scorer.pictures(real), **statistics) < evaluate.frechet(
+        scorer.pictures(real // 2), **statistics
+    )

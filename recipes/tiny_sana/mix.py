@@ -21,7 +21,7 @@ from world import SIZE
 
 ASSETS = Path(__file__).parents[2] / "es_trl" / "assets"
 NAMES = {"reward": "tiny-pickscore", "heldout": "tiny-clip-heldout"}
-MIX = 0.2
+MIX = 0.25
 
 
 def load_vae(runs: Path) -> AutoencoderDC:

@@ -45,7 +45,7 @@ def degrade(pictures: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def main() -> None:
-    p = parser(__doc__, steps=350, batch_size=64, seed=0)
+    p = parser(__doc__, steps=260, batch_size=32, seed=0)
     p.add_argument("--scorer", choices=SCORERS, required=True)
     p.add_argument("--learning-rate", type=float, default=5e-4)
     args = p.parse_args()
