@@ -56,15 +56,14 @@ def test_frechet_distance_agrees_with_scipy(pictures):
     drawn = rng.normal(size=(pictures, 24)) + 0.5
     reference = FrechetReference(real.mean(0), np.cov(real.T))
     cov, real_cov = np.cov(drawn.T), np.cov(real.T)
-    expected = np.square(drawn.mean(0) - real.mean(0)).sum() + np.trace(
-        cov + real_cov - 2 * sqrtm(cov @ real_cov).real
-    )
-    assert reference.distance(drawn[:, None]) == pytest.approx(expected, rel=1e-5)
+    expected = np.square(drawn.mean(0) - real.mean(0)).sum()
+    expected += np.trace(cov + real_cov - 2 * sqrtm(cov @ real_cov).real)
+    assert reference.distance(drawn[:, None]) == pytest.approx(100 * expected, rel=1e-5)
 
 
 def test_frechet_distance_of_the_real_pictures_is_zero():
     real = np.random.default_rng(0).normal(size=(300, 16))
-    assert FrechetReference(real.mean(0), np.cov(real.T)).distance(real[:, None]) == pytest.approx(0.0, abs=1e-6)
+    assert FrechetReference(real.mean(0), np.cov(real.T)).distance(real[:, None]) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_frechet_resamples_are_joint_and_of_prompts():
@@ -105,7 +104,7 @@ def test_judge_is_loaded_with_what_lies_beside_it(tmp_path, scorer):
     (tmp_path / "negatives.jsonl").write_text('{"prompt": "a red cat", "hard_negatives": ["a blue cat"]}\n\n')
     judge = load_judge(str(folder), PROMPTS, hard_negatives=str(tmp_path / "negatives.jsonl"))
     assert judge.hard_negatives == [["a blue cat"], [], [], ["a blue cat"]]
-    assert judge.real.distance(features) == pytest.approx(0.0, abs=1e-3)
+    assert judge.real.distance(features) == pytest.approx(0.0, abs=1e-2)
 
 
 def test_unknown_prompts_have_no_hard_negatives(scorer):

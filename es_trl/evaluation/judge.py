@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 class FrechetReference:
     """
     Frechet distance of image features to those of real pictures (Heusel et al. 2017, arXiv 1706.08500, Eq. 6):
-    `|m - m_r|^2 + tr(C + C_r - 2 (C_r^1/2 C C_r^1/2)^1/2)`.
+    `100 (|m - m_r|^2 + tr(C + C_r - 2 (C_r^1/2 C C_r^1/2)^1/2))`. The factor 100 makes the small numbers that features
+    of unit norm give readable.
 
     The distance falls with the number of pictures, so only sets of one size may be compared.
 
@@ -89,7 +90,7 @@ class FrechetReference:
             product = (turned[used] - count @ turned / total) * np.sqrt(count[used] / (total - 1))[:, None]
             gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
             cross = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None)).sum()
-            yield np.square(mean - self.mean).sum() + trace + self.trace - 2 * cross
+            yield 100 * (np.square(mean - self.mean).sum() + trace + self.trace - 2 * cross)
 
 
 class ClipJudge:

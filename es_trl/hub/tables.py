@@ -9,7 +9,7 @@ from .escaping import md_escape
 METRICS = {
     "retrieval_accuracy": "retrieval accuracy",
     "hard_negative_accuracy": "hard-negative accuracy",
-    "frechet_distance": "Frechet distance to real pictures (lower is better)",
+    "frechet_distance": "Frechet distance to real pictures x 100 (lower is better)",
     "diversity": "diversity (distance between pictures of one prompt)",
 }
 
