@@ -1,4 +1,4 @@
-"""The small model that ships: it loads by plain from_pretrained, follows prompts, and its prompt lists are what they claim."""
+"""The small model that ships: it loads by plain from_pretrained, follows prompts, and its prompts are as described."""
 
 import json
 import sys

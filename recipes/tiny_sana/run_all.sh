@@ -13,7 +13,7 @@ lane_pictures() { # what draws
     "$python" train_vae.py
     "$python" train_teacher.py
     "$python" distill.py
-    "$python" train_vae.py --decoder-only --steps 1600 --seed 12 --latent-noise 0.05
+    "$python" train_vae.py --decoder-only --steps 900 --seed 12 --latent-noise 0.05
 }
 lane_scorers() { # what judges
     "$python" train_clip.py --scorer reward
