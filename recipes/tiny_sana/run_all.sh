@@ -4,9 +4,12 @@
 #
 #   TINY_RUNS=runs/tiny bash recipes/tiny_sana/run_all.sh [output folder, default es_trl/assets]
 set -euo pipefail
-cd "$(dirname "$0")"
-export TINY_RUNS="$(mkdir -p "${TINY_RUNS:-/tmp/tiny_runs}" && cd "${TINY_RUNS:-/tmp/tiny_runs}" && pwd)"
-out="${1:-../../es_trl/assets}"
+here="$(cd "$(dirname "$0")" && pwd)"
+runs="${TINY_RUNS:-/tmp/tiny_runs}" out="${1:-$here/../../es_trl/assets}"
+mkdir -p "$runs" "$out"
+export TINY_RUNS="$(cd "$runs" && pwd)"
+out="$(cd "$out" && pwd)"
+cd "$here"
 python="${PYTHON:-python}"
 
 lane_pictures() { # what draws
