@@ -1,5 +1,5 @@
 """
-What a population costs: throughput ratio, step overhead and memory ratio (docs/benchmarks: README.md), as JSON.
+What a population costs: throughput ratio, step overhead and memory ratio as JSON. README.md has the definitions.
 
     python recipes/benchmarks/throughput.py
     python recipes/benchmarks/throughput.py --models tiny --spaces lora_xs --threads 1
@@ -9,6 +9,7 @@ fused population, and as members one after the other.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -17,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, SanaSprintPipeline, SanaTransformer2DModel
+from PIL import Image
 
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 
 
-# Members, prompts and the batch in which they are drawn. The tiny model has rows of a micro-batch like the demo's, the
-# wide one as few as keep a CPU run short: few rows per member are the harder case for a fused forward.
+# Members, prompts, and members per batch: for the tiny model those of the demo, for the wide one few enough for a CPU.
 SIZES = {
     "tiny": {"population_size": 32, "prompts": 4, "members_per_forward": 16},
     "wide": {"population_size": 8, "prompts": 2, "members_per_forward": 4},
@@ -87,29 +89,43 @@ def build_pipeline(model: str, dtype: str) -> DiffusionPipeline:
 # ---- three ways to draw the same images ----
 
 
-def measure_speed(setting: Setting, repeats: int) -> dict:
-    """Seconds of each way, interleaved; ratios are taken within a repeat, so that a busy machine hits both sides."""
+def drawing_ways(setting: Setting, sigma: float = SIGMA) -> dict[str, Callable[[], list[Image.Image]]]:
+    """`plain`, `fused`, `one_by_one`: each draws all images of one step, `plain` with the adapter unperturbed."""
     from es_trl.es import NoiseBank, Population
     from es_trl.trainer.rollout import PopulationRollout, PromptBatch
 
     adapter = PipelineAdapter(
         build_pipeline(setting.model, setting.dtype), es_space=setting.es_space, settings=CallSettings(**CALL)
     ).to(setting.device)
+    torch.manual_seed(0)
+    for parameter in adapter.theta.values():  # an adapter that does something, as after some training
+        parameter.data.add_(torch.randn(parameter.shape).to(parameter), alpha=SIGMA)
     population = Population(setting.population_size)
+    chunks = population.chunks(setting.members_per_forward)
     shapes = {site.name: tuple(site.theta.shape) for site in adapter.space.sites}
     factors = NoiseBank(0, shapes).draw(0, range(population.num_directions), device=setting.device)
     batch = PromptBatch(PROMPTS[: setting.prompts])
     plain = plain_drawing(setting, adapter)
 
-    def drawing(members_per_forward: int):
-        rollout = PopulationRollout(adapter, None, population, SIGMA, members_per_forward, seed=0)
-        return lambda: [rollout.draw(m, batch, factors, 0) for m in population.chunks(members_per_forward)]
+    def draw_plain() -> list[Image.Image]:
+        generators = [[g for _ in members for g in batch.generators(0, 0, 0)] for members in chunks]
+        return [image for row in generators for image in plain(batch.prompts * (len(row) // len(batch)), row)]
 
-    def draw_plain():
-        for members in population.chunks(setting.members_per_forward):
-            plain(batch.prompts * len(members), [g for _ in members for g in batch.generators(0, 0, 0)])
+    def draw_population(members_per_forward: int) -> list[Image.Image]:
+        rollout = PopulationRollout(adapter, None, population, sigma, members_per_forward, seed=0)
+        chunks = population.chunks(members_per_forward)
+        return [image for members in chunks for image in rollout.draw(members, batch, factors, step=0)]
 
-    ways = {"plain": draw_plain, "fused": drawing(setting.members_per_forward), "one_by_one": drawing(1)}
+    return {
+        "plain": draw_plain,
+        "fused": lambda: draw_population(setting.members_per_forward),
+        "one_by_one": lambda: draw_population(1),
+    }
+
+
+def measure_speed(setting: Setting, repeats: int) -> dict:
+    """Seconds of each way, interleaved; ratios are taken within a repeat, so that a busy machine hits both sides."""
+    ways = drawing_ways(setting)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         order = list(ways)[repeat % 3 :] + list(ways)[: repeat % 3]
@@ -117,15 +133,19 @@ def measure_speed(setting: Setting, repeats: int) -> dict:
             took = clock(ways[name], setting.device)
             if repeat:  # the first round warms caches and allocators up
                 seconds[name].append(took)
+    faster = {
+        other: [slow / fast for slow, fast in zip(seconds[other], seconds["fused"], strict=True)]
+        for other in ("plain", "one_by_one")
+    }
     return {
-        "throughput_ratio": spread([p / f for p, f in zip(seconds["plain"], seconds["fused"], strict=True)]),
-        "speedup_over_one_by_one": spread([o / f for o, f in zip(seconds["one_by_one"], seconds["fused"], strict=True)]),
+        "throughput_ratio": spread(faster["plain"]),
+        "speedup_over_one_by_one": spread(faster["one_by_one"]),
         "images_per_second": {n: round(setting.images / statistics.median(s), 2) for n, s in seconds.items()},
     }
 
 
-def plain_drawing(setting: Setting, adapter: PipelineAdapter):
-    """`draw(prompts, generators)` of a stock pipeline that loaded this adapter from its file; prompts are encoded once."""
+def plain_drawing(setting: Setting, adapter: PipelineAdapter) -> Callable:
+    """`draw(prompts, generators)` of a stock pipeline with this adapter loaded from its file; prompts encoded once."""
     pipe = build_pipeline(setting.model, setting.dtype).to(setting.device)
     with tempfile.TemporaryDirectory() as folder:
         adapter.save_lora(folder)
@@ -140,7 +160,7 @@ def plain_drawing(setting: Setting, adapter: PipelineAdapter):
     return draw
 
 
-def clock(work, device: str) -> float:
+def clock(work: Callable, device: str) -> float:
     started = time.perf_counter()
     work()
     if device == "cuda":
@@ -166,6 +186,8 @@ def train(setting: Setting, steps: int):
     from es_trl import ESConfig, ESTrainer
 
     class Clock(TrainerCallback):
+        """Seconds of each step, and of what follows the gradient: optimizer, bounds on theta, schedule."""
+
         def __init__(self):
             self.step, self.optimizer = [], []
 
@@ -175,11 +197,9 @@ def train(setting: Setting, steps: int):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
             self.optimizer.append(time.perf_counter())
 
-        def on_optimizer_step(self, args, state, control, **kwargs):
-            self.optimizer[-1] = time.perf_counter() - self.optimizer[-1]
-
         def on_step_end(self, args, state, control, **kwargs):
-            self.step[-1] = time.perf_counter() - self.step[-1]
+            for series in (self.step, self.optimizer):
+                series[-1] = time.perf_counter() - series[-1]
 
     timing = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +238,8 @@ def measure_overhead(setting: Setting, steps: int) -> dict:
         (log["es/overhead"] * log["step_time"] + optimizer) / step
         for log, optimizer, step in zip(logs, timing.optimizer, timing.step, strict=True)
     ]
-    return {"step_overhead": {**spread(shares[1:] or shares), "step_seconds": round(statistics.median(timing.step), 3)}}
+    seconds = round(statistics.median(timing.step), 3)
+    return {"step_overhead": spread(shares[1:] or shares) | {"step_seconds": seconds}}
 
 
 # ---- memory, each in a process of its own ----
@@ -231,7 +252,7 @@ def peak_megabytes(device: str) -> float:
 
 
 def peak_of(what: str, setting: Setting) -> float:
-    """MB that this process needed at most for two steps of training, or for as many plain images in the same batches."""
+    """MB that this process needed at most for two steps of training, or for as many images in the same batches."""
     if what == "training":
         train(setting, steps=2)
         return peak_megabytes(setting.device)
@@ -253,7 +274,7 @@ def measure_memory(setting: Setting, threads: int) -> dict:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"The process that measures the memory of {what} failed:\n{done.stderr[-2000:]}")
-        peaks[what] = float(done.stdout.split()[-1])
+        peaks[what] = float(done.stdout)
     return {
         "memory_ratio": round(peaks["training"] / peaks["inference"], 3),
         "peak_megabytes": {name: round(value) for name, value in peaks.items()},
@@ -270,6 +291,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the three ways of drawing")
     parser.add_argument("--steps", type=int, default=4, help="training steps for the overhead")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    parser.add_argument("--skip_memory", action="store_true", help="leave out what starts two processes a line")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     for name in SIZES["tiny"]:
         parser.add_argument(f"--{name}", type=int, help="instead of the model's own")
@@ -278,25 +300,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def measure(args: argparse.Namespace, model: str, es_space: str) -> dict:
+    sizes = {name: getattr(args, name) or value for name, value in SIZES[model].items()}
+    setting = Setting(model, es_space, **sizes, dtype=args.dtype)
+    print(f"{model} {es_space}: {setting.images} images per round", file=sys.stderr)
+    result = vars(setting) | measure_speed(setting, args.repeats) | measure_overhead(setting, args.steps)
+    return result if args.skip_memory else result | measure_memory(setting, args.threads)
+
+
 def main(argv: list[str] | None = None) -> dict | None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.peak_of:
-        print(peak_of(args.peak_of, Setting(**json.loads(args.setting))))
+        with contextlib.redirect_stdout(sys.stderr):
+            peak = peak_of(args.peak_of, Setting(**json.loads(args.setting)))
+        print(peak)
         return None
     load = os.getloadavg()
-    results = []
-    for model in args.models:
-        own = {name: getattr(args, name) or value for name, value in SIZES[model].items()}
-        for space in args.spaces:
-            setting = Setting(model, space, **own, dtype=args.dtype)
-            print(f"{model} {space}: {setting.images} images per round", file=sys.stderr)
-            results.append(
-                vars(setting)
-                | measure_speed(setting, args.repeats)
-                | measure_overhead(setting, args.steps)
-                | measure_memory(setting, args.threads)
-            )
+    with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs; stdout is for the report
+        results = [measure(args, model, space) for model in args.models for space in args.spaces]
     machine = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpus": os.cpu_count(),
