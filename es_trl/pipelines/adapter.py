@@ -65,7 +65,7 @@ class PipelineAdapter:
         self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
         self.theta = self.space.theta
         self.prompts = PromptEncoder(pipe, self.settings)
-        self._written: tuple | None = None
+        self._written: list[float] | None = None
 
     def _inject(self, seed: int) -> None:
         if getattr(self.denoiser, "peft_config", None):
@@ -152,10 +152,12 @@ class PipelineAdapter:
 
     def write_back(self) -> None:
         """Brings the pipeline's LoRA weights up to date with theta; does nothing when theta has not changed."""
-        version = tuple((parameter._version, parameter.data_ptr()) for parameter in self.theta.values())
-        if version != self._written:
+        # Looks at the values, because fused optimizers do not count up a tensor's version.
+        theta = [parameter.detach() for parameter in self.theta.values()]
+        state = torch.stack([*torch._foreach_norm(theta), *(value.sum() for value in theta)]).tolist()
+        if state != self._written:
             self.space.write_back()
-            self._written = version
+            self._written = state
 
     def to(self, device: torch.device | str) -> "PipelineAdapter":
         self.pipe.to(device)
