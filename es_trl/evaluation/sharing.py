@@ -58,7 +58,7 @@ class PromptShare:
         Returns:
             `list[list[PIL.Image.Image]]`: One list per prompt, in order.
         """
-        if self.num_processes > 1:
+        if self.num_processes > 1 and self.prompts:
             size = max((image.size for image in images.values()), default=(0, 0))
             size = np.asarray(self.gather(np.array([size]))).reshape(-1, 2).max(axis=0)  # a process may have none
             pixels = self.empty((per_prompt, size[1], size[0], 3), 0, np.uint8)
