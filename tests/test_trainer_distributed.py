@@ -1,0 +1,87 @@
+"""Two processes compute, bit by bit, what one computes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import PROMPTS, files_in, theta_of, tiny_trainer
+
+
+# Three micro-batches for two processes: one of them draws twice as much.
+RUN = {"max_steps": 3, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 2,
+       "eval_dataset": PROMPTS[:3], "eval_strategy": "steps", "eval_steps": 3, "sample_steps": 3,
+       "num_sample_prompts": 2, "gradient_accumulation_steps": 2, "prompts_per_step": 1}  # fmt: skip
+
+SCRIPT = """
+import json, sys
+sys.path[:0] = {paths!r}
+from test_trainer_distributed import RUN
+from tiny_runs import tiny_trainer
+from es_trl.trainer.checkpoint import write_json
+trainer = tiny_trainer({folder!r}, **RUN)
+trainer.train()
+trainer.save_model()
+process = trainer.args.process_index
+write_json({folder!r} + "/process-%d.json" % process, {{
+    "world_size": trainer.args.world_size,
+    "theta": {{name: value.tolist() for name, value in trainer.adapter.theta.items()}},
+    "log_history": trainer.state.log_history,
+}})
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    here = Path(__file__).parent
+    script = folder.parent / "two_processes.py"
+    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(folder)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    trainer = tiny_trainer(tmp_path_factory.mktemp("one"), **RUN)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def test_two_processes_are_bit_identical_to_one(two_processes, one_process):
+    expected = {name: value.tolist() for name, value in theta_of(one_process).items()}
+    for process in (0, 1):
+        result = json.loads((two_processes / f"process-{process}.json").read_text())
+        assert result["world_size"] == 2
+        assert result["theta"] == expected
+    ours = load_file(Path(one_process.args.output_dir) / "pytorch_lora_weights.safetensors")
+    theirs = load_file(two_processes / "pytorch_lora_weights.safetensors")
+    assert all((value == theirs[name]).all() for name, value in ours.items())
+
+
+def test_metrics_and_evaluation_are_those_of_the_whole_run(two_processes, one_process):
+    logged = json.loads((two_processes / "process-0.json").read_text())["log_history"]
+    for theirs, ours in zip(logged, one_process.state.log_history, strict=True):
+        assert theirs.keys() == ours.keys()
+        for name in ("reward", "reward_std", "num_images", "loss", "es/valid_pairs", "es/update_norm"):
+            assert theirs.get(name) == ours.get(name), name
+        if "eval_reward" in ours:
+            assert theirs["eval_reward"] == pytest.approx(ours["eval_reward"], rel=1e-6)
+
+
+def test_only_one_process_writes(two_processes, one_process):
+    written = [name for name in files_in(two_processes) if not name.startswith("process-")]
+    assert written == files_in(Path(one_process.args.output_dir))
+
+
+def test_a_run_of_two_processes_resumes_in_one(two_processes, one_process):
+    trainer = tiny_trainer(two_processes, **RUN)
+    trainer.train(resume_from_checkpoint=str(two_processes / "checkpoint-2"))
+    assert all((value == theta_of(one_process)[name]).all() for name, value in theta_of(trainer).items())
