@@ -65,7 +65,7 @@ class DiffusionConfig(TrainingArguments):
             LoRA alpha; `None` means `lora_rank`, a scale of 1.
         lora_target_modules (`list[str]`, *optional*):
             Names of the layers that get LoRA; `None` means the attention projections.
-        prompts_per_step (`int`, *optional*, defaults to `4`):
+        prompts_per_step (`int`, *optional*, defaults to `8`):
             Prompts per step, the same for every member or group.
         images_per_prompt (`int`, *optional*, defaults to `1`):
             Images, with latents of their own, per prompt and member.
@@ -141,7 +141,7 @@ class DiffusionConfig(TrainingArguments):
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Layers that get LoRA; None means the attention projections."}
     )
-    prompts_per_step: int = field(default=4, metadata={"help": "Prompts per step."})
+    prompts_per_step: int = field(default=8, metadata={"help": "Prompts per step."})
     images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member."})
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; ones by default."}

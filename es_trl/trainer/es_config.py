@@ -31,7 +31,7 @@ class ESConfig(DiffusionConfig):
             weight's top singular vectors) or `"weight"` (the frozen matrices, exported by truncated SVD).
         fitness_shaping (`str`, *optional*, defaults to `"z"`):
             `"z"`, `"centered_rank"`, `"sign"` or `"win_rate"`.
-        members_per_forward (`int`, *optional*, defaults to `16`):
+        members_per_forward (`int`, *optional*, defaults to `8`):
             Members drawn in one batch of `members_per_forward x prompts_per_step x images_per_prompt` images. It sets
             memory and speed; results for different values differ by float rounding only.
         anchor_decay (`float`, *optional*, defaults to `0.0`):
@@ -40,7 +40,7 @@ class ESConfig(DiffusionConfig):
             Largest Euclidean norm of one step of theta; longer ones are scaled down.
         max_adapter_norm (`float`, *optional*):
             Largest Euclidean distance of theta from its start; theta is scaled back onto that ball.
-        learning_rate (`float`, *optional*, defaults to `0.15`):
+        learning_rate (`float`, *optional*, defaults to `0.1`):
             With `optim="sgd"` the RMS step per entry in units of sigma, whatever the population, the noise rank, the
             number of prompts and the reward's scale. With Adam variants the absolute step.
         optim (`str`, *optional*, defaults to `"sgd"`):
@@ -60,7 +60,7 @@ class ESConfig(DiffusionConfig):
     noise_reuse: int = field(default=1, metadata={"help": "Consecutive steps that share their perturbations."})
     es_space: str = field(default="lora_xs", metadata={"help": "What is moved: lora, lora_b, lora_xs or weight."})
     fitness_shaping: str = field(default="z", metadata={"help": "z, centered_rank, sign or win_rate."})
-    members_per_forward: int = field(default=16, metadata={"help": "Members drawn in one batch."})
+    members_per_forward: int = field(default=8, metadata={"help": "Members drawn in one batch."})
     anchor_decay: float = field(
         default=0.0, metadata={"help": "Share, in [0, 1), by which theta is pulled to its start after each step."}
     )
@@ -69,7 +69,7 @@ class ESConfig(DiffusionConfig):
         default=None, metadata={"help": "Largest distance of theta from its start."}
     )
     learning_rate: float = field(
-        default=0.15, metadata={"help": "With sgd: RMS step per entry in units of sigma; with Adam: absolute step."}
+        default=0.1, metadata={"help": "With sgd: RMS step per entry in units of sigma; with Adam: absolute step."}
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
     optim_args: str | None = field(
