@@ -199,3 +199,23 @@ def test_two_hundred_cycles_leave_the_weights_bitwise_the_same():
             toy(x)
     assert torch.equal(toy.layer.weight, weight) and torch.equal(site.theta, theta)
     assert torch.equal(toy(x), before)
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_traced_once_for_all_populations():
+    """New noise must not mean a new trace: after eight of them torch.compile gives up."""
+    import torch._dynamo.utils as dynamo
+
+    torch._dynamo.reset()
+    dynamo.counters.clear()
+    toy = Toy(nn.Linear(6, 4))
+    site, _, signs, _ = build(toy.layer)
+    forward, bank, x = PopulationForward(toy, [site], SIGMA), NoiseBank(1, {site.name: (4, 6)}), torch.randn(4, 5, 6)
+    toy.compile(fullgraph=True, backend="eager")
+    for step in range(3):
+        factors = {site.name: bank.draw(step, range(2))[site.name].select(torch.tensor([0, 0, 1, 1]))}
+        with forward.members(factors, signs, rows=1):
+            drawn = toy(hidden_states=x)
+        weights = site.theta + SIGMA * signs[:, None, None] * factors[site.name].dense()
+        torch.testing.assert_close(drawn, merged_outputs(toy.layer, weights, x[:, None])[:, 0])
+    assert dynamo.counters["stats"]["unique_graphs"] == 1

@@ -70,6 +70,11 @@ class PopulationForward:
     def __init__(self, denoiser: nn.Module, sites: Sequence[Site], sigma: float):
         self.denoiser, self.sites, self.sigma = denoiser, list(sites), sigma
         self._batch: int | None = None
+        self._run: _Run | None = None
+        self._factors: Mapping[str, Factors] = {}
+        # Made once and kept: torch.compile traces again for every new object it meets in a module's `forward`.
+        self._forwards = {site.name: partial(self._forward_of(site), site) for site in self.sites}
+        self._hook = self._read_batch
 
     @contextmanager
     def members(self, factors: Mapping[str, Factors], signs: torch.Tensor, rows: int) -> Iterator[None]:
@@ -88,16 +93,15 @@ class PopulationForward:
         taken = [site.name for site in self.sites if "forward" in vars(site.module)]
         if taken:
             raise RuntimeError(f"{taken[0]} has a forward of its own already: population contexts do not nest.")
-        run = _Run(len(signs), rows, signs)
-        handle = self.denoiser.register_forward_pre_hook(self._read_batch, with_kwargs=True)
+        self._run, self._factors = _Run(len(signs), rows, signs), factors
+        handle = self.denoiser.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
             for site in self.sites:
-                forward = self._forward_of(site)
-                site.module.forward = partial(forward, site, factors[site.name], run)
+                site.module.forward = self._forwards[site.name]
             yield
         finally:
             handle.remove()
-            self._batch = None
+            self._batch, self._run, self._factors = None, None, {}
             for site in self.sites:
                 vars(site.module).pop("forward", None)
 
@@ -110,20 +114,21 @@ class PopulationForward:
         sample = args[0] if args else next((kwargs[k] for k in _SAMPLE_NAMES if k in kwargs), None)
         self._batch = len(sample) if isinstance(sample, list | tuple | torch.Tensor) else None
 
-    def _weights(self, site: Site, factors: Factors, signs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _weights(self, site: Site, dtype: torch.dtype) -> torch.Tensor:
         """`(M, m', n)`: the members' matrices."""
-        scaled = factors.U * self._scale(factors, signs)
-        theta = site.theta.detach()
-        weights = torch.baddbmm(theta.expand(len(signs), -1, -1), scaled, factors.V.transpose(1, 2))
+        factors = self._factors[site.name]
+        theta = site.theta.detach().expand(self._run.count, -1, -1)
+        weights = torch.baddbmm(theta, factors.U * self._scale(factors), factors.V.transpose(1, 2))
         if site.left is not None:
             weights = site.left @ weights
         return weights.to(dtype)
 
-    def _scale(self, factors: Factors, signs: torch.Tensor) -> torch.Tensor:
-        return (signs.to(factors.U) * (self.sigma / factors.rank**0.5))[:, None, None]
+    def _scale(self, factors: Factors) -> torch.Tensor:
+        return (self._run.signs.to(factors.U) * (self.sigma / factors.rank**0.5))[:, None, None]
 
-    def _by_member(self, site: Site, x: torch.Tensor, run: _Run) -> torch.Tensor:
+    def _by_member(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         """`(batch, ...) -> (copies, M, rows, ...)`."""
+        run = self._run
         images = run.count * run.rows
         if self._batch is None or x.shape[0] != self._batch or self._batch % images:
             raise PopulationShapeError(
@@ -132,31 +137,32 @@ class PopulationForward:
             )
         return x.reshape(-1, run.count, run.rows, *x.shape[1:])
 
-    def _linear(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
-        weights = self._weights(site, factors, run.signs, x.dtype)
-        if run.count == 1:
+    def _linear(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        weights = self._weights(site, x.dtype)
+        if self._run.count == 1:
             return F.linear(x, weights[0], site.module.bias)
-        y = self._by_member(site, x, run).flatten(2, -2) @ weights.transpose(1, 2)
+        y = self._by_member(site, x).flatten(2, -2) @ weights.transpose(1, 2)
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         return y if site.module.bias is None else y + site.module.bias
 
-    def _convolution(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
-        module = site.module
-        weights = self._weights(site, factors, run.signs, x.dtype).view(-1, *module.weight.shape)
+    def _convolution(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        module, run = site.module, self._run
+        weights = self._weights(site, x.dtype).view(-1, *module.weight.shape)
         geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if run.count == 1:
             return F.conv2d(x, weights[0], module.bias, groups=module.groups, **geometry)
         # One grouped convolution: members become groups of channels.
-        grouped = self._by_member(site, x, run).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        grouped = self._by_member(site, x).transpose(1, 2).flatten(2, 3).flatten(0, 1)
         y = F.conv2d(grouped, weights.flatten(0, 1), groups=run.count * module.groups, **geometry)
         y = y.view(-1, run.rows, run.count, module.weight.shape[0], *y.shape[2:]).transpose(1, 2).flatten(0, 2)
         return y if module.bias is None else y + module.bias[:, None, None]
 
-    def _additive(self, site: Site, factors: Factors, run: _Run, x: torch.Tensor) -> torch.Tensor:
+    def _additive(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        factors = self._factors[site.name]
         y = F.linear(x, site.module.weight, site.module.bias) + F.linear(x, site.theta.detach().to(x.dtype))
-        U = (factors.U * self._scale(factors, run.signs)).to(x.dtype)
+        U = (factors.U * self._scale(factors)).to(x.dtype)
         V = factors.V.to(x.dtype)
-        if run.count == 1:
+        if self._run.count == 1:
             return y + F.linear(F.linear(x, V[0].T), U[0])
-        low = self._by_member(site, x, run).flatten(2, -2) @ V
+        low = self._by_member(site, x).flatten(2, -2) @ V
         return y + (low @ U.transpose(1, 2)).reshape(y.shape)

@@ -66,6 +66,7 @@ class PipelineAdapter:
         self.theta = self.space.theta
         self.prompts = PromptEncoder(pipe, self.settings)
         self._written: list[float] | None = None
+        self._population: PopulationForward | None = None
 
     def _inject(self, seed: int) -> None:
         if getattr(self.denoiser, "peft_config", None):
@@ -122,8 +123,9 @@ class PipelineAdapter:
     @contextmanager
     def members(self, factors: dict[str, Factors], signs: torch.Tensor, sigma: float, rows: int) -> Iterator[None]:
         """Inside, `generate` draws `rows` images for each of `len(signs)` members, member by member."""
-        forward = PopulationForward(self.denoiser, self.space.sites, sigma)
-        with forward.members(factors, signs, rows):
+        if self._population is None or self._population.sigma != sigma:
+            self._population = PopulationForward(self.denoiser, self.space.sites, sigma)
+        with self._population.members(factors, signs, rows):
             if not self.space.base_only:
                 yield
             else:
