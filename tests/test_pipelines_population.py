@@ -64,7 +64,9 @@ def test_fused_equals_merged_weights_for_convolutions(space):
 
 def test_verify_sees_a_wrong_forward(monkeypatch):
     """The check would be worth nothing if it agreed with everything."""
-    monkeypatch.setattr("es_trl.es.population.PopulationForward._scale", lambda self, f, s: s[:, None, None] * 0.11)
+    monkeypatch.setattr(
+        "es_trl.es.population.PopulationForward._scale", lambda self, f: self._run.signs[:, None, None] * 0.11
+    )
     check = verify_population_forward(fresh_sprint(), PROMPTS[:1], settings=CallSettings(1, **SHORT))
     assert check.fused and not check.ok
 
@@ -93,7 +95,7 @@ def test_a_member_is_the_lora_that_its_noise_says(tmp_path, space):
         for name, theta in adapter.theta.items():
             E = chosen[name].U[member] @ chosen[name].V[member].T / 2**0.5
             theta.sub_(sign * 0.2 * E)
-        stock = SanaSprintPipeline.from_pretrained(assets.resolve("tiny-sana-sprint"), torch_dtype=torch.float32)
+        stock = SanaSprintPipeline.from_pretrained(assets.resolve("tiny-sana-sprint"), dtype=torch.float32)
         stock.load_lora_weights(str(tmp_path / str(member)), use_safetensors=True)
         stock.set_progress_bar_config(disable=True)
         size = stock.transformer.config.sample_size * stock.vae_scale_factor
