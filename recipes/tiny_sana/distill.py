@@ -81,9 +81,9 @@ def distillation_loss(
 
 
 def main() -> None:
-    p = parser(__doc__, steps=500, batch_size=64, seed=44)
+    p = parser(__doc__, steps=700, batch_size=64, seed=44)
     p.add_argument("--learning-rate", type=float, default=6e-4)
-    p.add_argument("--shards", type=int, default=4, help="shards of 1024 trajectories")
+    p.add_argument("--shards", type=int, default=8, help="shards of 1024 trajectories")
     p.add_argument("--only-trajectories", action="store_true")
     args: argparse.Namespace = p.parse_args()
     setup(args.seed, args.threads)

@@ -63,7 +63,7 @@ def latent_factor(vae: nn.Module) -> float:
 
 
 def main() -> None:
-    p = parser(__doc__, steps=5100, batch_size=64, seed=33)
+    p = parser(__doc__, steps=8500, batch_size=64, seed=33)
     p.add_argument("--learning-rate", type=float, default=1.2e-3)
     p.add_argument("--shards", type=int, default=24, help="shards of 2048 pictures before the data repeats")
     p.add_argument("--drop-text", type=float, default=0.1, help="share of captions replaced by nothing, for guidance")
