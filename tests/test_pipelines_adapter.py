@@ -138,9 +138,23 @@ def test_weight_space_says_what_its_export_keeps():
     for theta in adapter.theta.values():
         theta.add_(torch.randn(theta.shape[0], 3) @ torch.randn(3, theta.shape[1]))
     assert adapter.space.energy_kept() == pytest.approx(1.0, abs=1e-4), "rank 3 fits into rank 4"
+    for name, layer in adapter.space.layers.items():
+        A, B = adapter.space.export(name, layer)
+        torch.testing.assert_close(2.5 * B @ A, adapter.theta[f"{name}.weight"].detach(), atol=1e-3, rtol=0)
     for theta in adapter.theta.values():
         theta.copy_(torch.randn(theta.shape))
     assert 0.01 < adapter.space.energy_kept() < 0.3
+
+
+@torch.no_grad()
+def test_the_core_of_lora_xs_stands_between_the_top_singular_vectors():
+    """With the identity as core the adapter adds the frozen weight's own best rank-4 approximation."""
+    adapter = adapter_of("lora_xs", moved=False)
+    for name, layer in adapter.space.layers.items():
+        adapter.theta[f"{name}.core"].copy_(torch.eye(4))
+        A, B = adapter.space.export(name, layer)
+        U, S, Vh = torch.linalg.svd(layer.get_base_layer().weight, full_matrices=False)
+        torch.testing.assert_close(B @ A, (U[:, :4] * S[:4]) @ Vh[:4], atol=1e-4, rtol=1e-4)
 
 
 def test_the_state_restores_bitwise(tmp_path):

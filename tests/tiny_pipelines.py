@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from es_trl import assets
@@ -31,6 +32,8 @@ def sana(scheduler: str = "flow_match"):
     """Sana: classifier-free guidance, several steps. Text encoder and autoencoder are the shipped ones."""
     torch.manual_seed(0)
     sprint = fresh_sprint()
+    # The shipped tokenizer strips Sana's instruction; here it has to have an effect.
+    sprint.tokenizer.backend_tokenizer.normalizer = Lowercase()
     own = sprint.transformer.config
     transformer = SanaTransformer2DModel(
         in_channels=own.in_channels,
