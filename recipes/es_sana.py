@@ -19,12 +19,12 @@ Without a config file:
 """
 
 from es_trl import ESConfig, ESTrainer
-from es_trl.cli import RunArguments, parse, run
+from es_trl.cli import RunArguments, parse, prepare, run
 
 
 def main(arguments: RunArguments, config: ESConfig) -> None:
-    # Loads prompts, model and rewards; trains; saves the adapter and its card; evaluates it against the base; pushes.
-    run(ESTrainer, arguments, config)
+    trainer = prepare(ESTrainer, arguments, config)  # loads prompts, model and rewards
+    run(trainer, arguments)  # trains, compares the adapter with the base, saves it with its card, pushes
 
 
 if __name__ == "__main__":

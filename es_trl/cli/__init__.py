@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 _EXPORTS = {
     "RunArguments": "arguments",
     "load_config": "arguments",
-    "main": "main",
+    "main": "commands",
     "parse": "arguments",
-    "run": "run",
+    "prepare": "training",
+    "run": "training",
 }
 
-__all__ = ["RunArguments", "load_config", "main", "parse", "run"]
+__all__ = ["RunArguments", "load_config", "main", "parse", "prepare", "run"]
 
 if TYPE_CHECKING:
     from .arguments import RunArguments, load_config, parse
-    from .main import main
-    from .run import run
+    from .commands import main
+    from .training import prepare, run
 
 
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    globals()[name] = value  # `run` and `main` are also the names of the modules that the import leaves here
-    return value
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -22,6 +22,7 @@ class ReportingMixin:
 
     evaluation: dict[str, Any] | None = None
     dataset_name: str | None = None
+    test_dataset: Any = None
     gallery: Sequence[tuple[str, str]] = ()
 
     def compare_with_base(

@@ -1,6 +1,7 @@
 """One training run from its arguments: train, save, evaluate, push. Recipes and `es-trl train` are both this."""
 
 import logging
+import os
 
 from transformers.trainer_callback import TrainerCallback
 
@@ -12,40 +13,52 @@ from .arguments import RunArguments
 logger = logging.getLogger(__name__)
 
 
-def run(
+def prepare(
     trainer_class: type[DiffusionTrainer],
     arguments: RunArguments,
     config: DiffusionConfig,
     callbacks: list[TrainerCallback] | None = None,
 ) -> DiffusionTrainer:
     """
-    Trains an adapter and leaves a complete run folder in `config.output_dir`: the LoRA, the card, samples, and (with
-    `test_dataset_name`) `eval.json` with intervals.
+    Loads prompts, model and rewards; what cannot work fails here.
 
     Args:
         trainer_class (`type`): The method.
         arguments ([`RunArguments`]), config ([`DiffusionConfig`]): What [`parse`] returns.
+        callbacks (`list[TrainerCallback]`, *optional*): Beside those every trainer carries.
 
-    Returns:
-        The trainer, after training.
+    Raises:
+        `ValueError`: for prompts, rewards, a model or settings that cannot work.
     """
+    _show_messages(config)
     train = load_prompts(
         arguments.dataset_name,
         arguments.dataset_train_split,
         arguments.dataset_prompt_column,
         arguments.max_train_prompts,
     )
-    evaluation = _prompts(arguments.eval_dataset_name, arguments.max_eval_prompts)
-    test = _prompts(arguments.test_dataset_name, arguments.max_test_prompts)
     trainer = trainer_class(
         model=arguments.model_name_or_path,
         reward_funcs=arguments.reward_funcs,
         args=config,
         train_dataset=train,
-        eval_dataset=evaluation,
+        eval_dataset=_prompts(arguments.eval_dataset_name, arguments.max_eval_prompts),
         callbacks=callbacks,
     )
     trainer.dataset_name = arguments.dataset_name
+    trainer.test_dataset = _prompts(arguments.test_dataset_name, arguments.max_test_prompts)
+    return trainer
+
+
+def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
+    """
+    Trains, saves, evaluates and pushes. `output_dir` is then a complete run folder: the LoRA, the card, samples, and
+    (with `test_dataset_name`) `eval.json` with intervals.
+
+    Args:
+        trainer ([`DiffusionTrainer`]), arguments ([`RunArguments`]): From [`prepare`] and [`parse`].
+    """
+    config, test = trainer.args, trainer.test_dataset
     if test is not None:
         trainer.prepare_prompts(test["prompt"])
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -54,7 +67,20 @@ def run(
     trainer.save_model()
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
-    return trainer
+    logger.info(
+        "The adapter, its card (README.md) and the samples are in %s. Look at %s first.",
+        config.output_dir,
+        os.path.join(config.output_dir, "samples", "before_after.jpg" if test is not None else ""),
+    )
+
+
+def _show_messages(config: DiffusionConfig) -> None:
+    """es_trl's own messages on the first process, unless the program has set up logging itself."""
+    package = logging.getLogger("es_trl")
+    if not logging.getLogger().handlers and not package.handlers:
+        package.addHandler(logging.StreamHandler())
+        package.setLevel(logging.INFO if config.process_index == 0 else logging.WARNING)
+        package.propagate = False
 
 
 def _prompts(name: str | None, max_prompts: int | None):

@@ -26,14 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     from ..trainer import ESConfig, ESTrainer
     from .arguments import parse
-    from .run import run
+    from .training import prepare, run
 
     try:
         arguments, config = parse(ESConfig, argv)
-    except ValueError as error:
+        trainer = prepare(ESTrainer, arguments, config)
+    except (ValueError, TypeError) as error:
         sys.stderr.write(f"es-trl: {error}\n")
         return 2
-    run(ESTrainer, arguments, config)
+    run(trainer, arguments)
     return 0
 
 
