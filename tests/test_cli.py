@@ -18,8 +18,16 @@ reward_funcs: [jpeg_compressibility]
 eval_reward_funcs: [tiny-clip-heldout]
 judge: tiny-clip-heldout
 dataset_name: tiny-train
+dataset_train_split: train
+dataset_prompt_column: prompt
+max_train_prompts: 16
+eval_dataset_name: tiny-validation
+max_eval_prompts: 2
+eval_strategy: steps
+eval_steps: 1
 test_dataset_name: tiny-test
 max_test_prompts: 4
+test_images_per_prompt: 2
 max_steps: 1
 population_size: 4
 prompts_per_step: 2
@@ -47,8 +55,10 @@ def test_a_run_leaves_a_complete_folder(entry, tmp_path, monkeypatch):
     table = json.loads((folder / "eval.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["base@1", "adapter@1", "base@2"]
     assert set(table["rows"][0]["rewards"]) == {"jpeg_compressibility", "tiny-clip-heldout"}
-    assert table["protocol"]["prompts"] == 4
-    settings = json.loads((folder / "es_config.json").read_text())["config"]
+    assert (table["protocol"]["prompts"], table["protocol"]["images_per_prompt"]) == (4, 2)
+    ran = json.loads((folder / "es_config.json").read_text())
+    assert ran["train_prompts"] == 16
+    settings = ran["config"]
     assert settings["max_steps"] == (1 if entry == "es-trl train" else 2), "the command line overrides the file"
 
 

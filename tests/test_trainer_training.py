@@ -529,7 +529,7 @@ def test_a_peft_config_of_your_own(tmp_path):
 
 def test_without_args_the_output_dir_is_named_after_model_and_method(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trainer = ESTrainer("tiny-sana-sprint", redness, train_dataset=PROMPTS)
+    trainer = ESTrainer("tiny-sana-sprint", redness, train_dataset="tiny-train")
     assert trainer.args.output_dir == "tiny-sana-sprint-ES"
 
 
