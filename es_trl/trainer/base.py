@@ -187,6 +187,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
     def _set_up_pipeline(self) -> None:
         self.adapter.to(self.args.device)
         self._broadcast_adapter()
+        self.eval_rewards.load()  # a scorer that cannot be had ends the run now, not at the first evaluation
         self.rewards.load()
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
