@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def load(name: str):
 
 @pytest.fixture(scope="module")
 def throughput():
-    return load("throughput")
+    sys.path.insert(0, str(FOLDER))  # as when the script is run
+    yield load("throughput")
+    sys.path.remove(str(FOLDER))
 
 
 def test_report(throughput, capsys):
@@ -62,6 +65,16 @@ def test_peak_memory(throughput, capsys, what):
     setting = {"model": "tiny", "es_space": "lora_xs", **SMALL}
     throughput.main(["--peak_of", what, "--threads", "1", json.dumps(setting)])
     assert float(capsys.readouterr().out) > 50
+
+
+def test_peak_memory_is_the_process_own():
+    """Started by a process that needed more, and itself needing more for a moment."""
+    held = np.ones(50_000_000)  # 400 MB
+    code = "from peak_memory import peak_megabytes as peak; a = peak(); x = b'x' * 10**8; del x; print(a, peak())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before < held.nbytes / 1e6 / 4
+    assert after - before == pytest.approx(100, rel=0.2)
 
 
 def test_wide_model_is_wide(throughput):

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, SanaSprintPipeline, SanaTransformer2DModel
+from peak_memory import peak_megabytes
 from PIL import Image
 
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
@@ -182,6 +182,7 @@ def spread(values: list[float]) -> dict:
 def train(setting: Setting, steps: int):
     """A few steps of `ESTrainer`, with a clock on what the Trainer does outside `training_step`."""
     from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
 
     from es_trl import ESConfig, ESTrainer
 
@@ -226,6 +227,7 @@ def train(setting: Setting, steps: int):
             train_dataset=PROMPTS[: setting.prompts],
             callbacks=[timing],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer, timing
 
@@ -243,12 +245,6 @@ def measure_overhead(setting: Setting, steps: int) -> dict:
 
 
 # ---- memory, each in a process of its own ----
-
-
-def peak_megabytes(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1.024e-3)
 
 
 def peak_of(what: str, setting: Setting) -> float:
