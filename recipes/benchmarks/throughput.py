@@ -28,7 +28,7 @@ from PIL import Image
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 
 
-# Members, prompts, members per batch: for the tiny model the batches of the demo, for the wide one few enough for a CPU.
+# Members, prompts, members per batch: the tiny model in batches like the demo, the wide one in few enough for a CPU.
 SIZES = {
     "tiny": {"population_size": 32, "prompts": 4, "members_per_forward": 16},
     "wide": {"population_size": 8, "prompts": 2, "members_per_forward": 4},
