@@ -6,6 +6,7 @@ from diffusers import SanaSprintPipeline
 from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
 from peft import LoraConfig
 from tiny_pipelines import PROMPTS, flux, fresh_sprint, sana, stable_diffusion
+from tiny_runs import brightness
 
 from es_trl import assets
 from es_trl.es import NoiseBank, Population, make_generator
@@ -148,9 +149,6 @@ def test_rows_that_cannot_be_mapped_are_reported():
 def test_the_rollout_falls_back_to_one_by_one_with_the_same_scores(caplog):
     from es_trl.rewards import RewardSet
     from es_trl.trainer.rollout import PopulationRollout, PromptBatch
-
-    def brightness(images, **_):
-        return [sum(image.convert("L").resize((4, 4)).getdata()) for image in images]
 
     def scores(pipe):
         adapter = PipelineAdapter(pipe, None, "lora_xs", CallSettings(1, **SHORT), seed=1)
