@@ -1,48 +1,49 @@
-"""`es-trl <command>`: train, env."""
+"""`es-trl <command>`: the table of commands; each has a file of its own with `main(argv) -> exit code`."""
 
-import argparse
-import json
+import importlib
 import sys
 from collections.abc import Sequence
 
 
+# command -> (module of this package, one line of help); a module is imported only when its command runs
+COMMANDS = {
+    "train": ("train", "train from a config: es-trl train --config my_config.yaml"),
+    "env": ("env", "versions and hardware, ready to paste into a bug report"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Entry point of `es-trl`. Returns the exit code: 0, 1 for a failed run, 2 for arguments that cannot work.
+    Entry point of `es-trl`.
+
+    Returns:
+        `int`: The exit code: 0, 1 for a failed run, 2 for arguments that cannot work.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        "es-trl", description="Post-train text-to-image diffusion models with evolution strategies."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("train", add_help=False, help="train from a config: es-trl train --config my_config.yaml")
-    commands.add_parser("env", help="versions and hardware, ready to paste into a bug report")
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "env":
-        return _env()
-    return _train(rest)
-
-
-def _train(argv: Sequence[str]) -> int:
-    from ..trainer import ESConfig, ESTrainer
-    from .arguments import parse
-    from .training import prepare, run
-
-    try:
-        arguments, config = parse(ESConfig, argv)
-        trainer = prepare(ESTrainer, arguments, config)
-    except (ValueError, TypeError) as error:
-        sys.stderr.write(f"es-trl: {error}\n")
+    if argv and argv[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        sys.stderr.write(_usage() + (f"\nes-trl: unknown command {argv[0]!r}\n" if argv else ""))
         return 2
-    run(trainer, arguments)
-    return 0
+    return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
 
 
-def _env() -> int:
-    from ..hub import environment
-
-    sys.stdout.write(json.dumps(environment(), indent=2) + "\n")
-    return 0
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: es-trl <command> [options]",
+            "",
+            "Post-train text-to-image diffusion models with evolution strategies.",
+            "",
+            *lines,
+            "",
+            "es-trl <command> --help explains a command's options.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,20 @@
+"""`es-trl train`: what the recipes run."""
+
+import sys
+from collections.abc import Sequence
+
+from ..trainer import ESConfig, ESTrainer
+from .arguments import parse
+from .training import prepare, run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains from `--config` and the command line; arguments that cannot work are one line and exit code 2."""
+    try:
+        arguments, config = parse(ESConfig, argv)
+        trainer = prepare(ESTrainer, arguments, config)
+    except (ValueError, TypeError) as error:
+        sys.stderr.write(f"es-trl: {error}\n")
+        return 2
+    run(trainer, arguments)
+    return 0
