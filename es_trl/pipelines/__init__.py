@@ -2,6 +2,8 @@
 
 from .adapter import DEFAULT_TARGETS, LORA_WEIGHTS_NAME, PipelineAdapter, check_lora_config
 from .call_settings import CallSettings
+from .denoising import DenoisingModel
+from .differentiable import DifferentiableForward
 from .loading import check_pipeline, load_pipeline
 from .spaces import SPACES
 from .verify import verify_population_forward
@@ -12,6 +14,8 @@ __all__ = [
     "LORA_WEIGHTS_NAME",
     "SPACES",
     "CallSettings",
+    "DenoisingModel",
+    "DifferentiableForward",
     "PipelineAdapter",
     "check_lora_config",
     "check_pipeline",

@@ -1,0 +1,160 @@
+"""Gradients reach theta and nothing else, and the denoising error is that of the pipeline's own prediction."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_pipelines import PROMPTS, fresh_sprint, sana, stable_diffusion
+
+from es_trl.es import make_generator
+from es_trl.pipelines import CallSettings, DenoisingModel, DifferentiableForward, PipelineAdapter
+
+
+def adapter_on(pipe, space="lora", **settings) -> PipelineAdapter:
+    """Theta away from its start, where half of the gradients are zero."""
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"])
+    adapter = PipelineAdapter(pipe, config, space, CallSettings(max_sequence_length=16, **settings))
+    torch.manual_seed(1)
+    for parameter in adapter.theta.values():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return adapter
+
+
+def noisy_latents(model: DenoisingModel, count: int = 3):
+    torch.manual_seed(2)
+    latents, noise = torch.randn(2, count, *model.latent_shape)
+    return latents, noise, torch.tensor([0.3, 0.783, 1.0])[:count]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_sees_what_the_pipeline_draws_with(dtype):
+    adapter = adapter_on(fresh_sprint(dtype), "lora_xs")
+    model, forward = DenoisingModel(adapter), DifferentiableForward(adapter)
+    latents, noise, levels = noisy_latents(model)
+    adapter.write_back()
+    with torch.no_grad():
+        plain = model.velocity(latents, levels, PROMPTS)
+        with forward.enabled():
+            differentiable = model.velocity(latents, levels, PROMPTS)
+            with adapter.adapter_disabled():
+                base = model.velocity(latents, levels, PROMPTS)
+        with adapter.adapter_disabled():
+            assert torch.equal(base, model.velocity(latents, levels, PROMPTS))
+    assert torch.equal(plain, differentiable)
+    assert (plain - base).abs().max() > 0.01
+    assert not any("forward" in vars(module) for module in adapter.denoiser.modules()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("space", ["lora", "lora_b", "lora_xs"])
+def test_gradient_is_the_slope(space):
+    """Along a random direction, against a central difference; and nothing frozen gets a gradient."""
+    adapter = adapter_on(fresh_sprint(), space)
+    model, forward = DenoisingModel(adapter), DifferentiableForward(adapter)
+    latents, noise, levels = noisy_latents(model)
+
+    def loss() -> torch.Tensor:
+        with forward.enabled():
+            return model.error(latents, noise, levels, PROMPTS).sum()
+
+    loss().backward()
+    for module in (adapter.denoiser, adapter.pipe.vae):
+        assert all(parameter.grad is None for parameter in module.parameters())
+    direction = {name: torch.randn_like(value) for name, value in adapter.theta.items()}
+    slope = sum(float((adapter.theta[name].grad * way).sum()) for name, way in direction.items())
+    values = []
+    with torch.no_grad():
+        for step in (1e-3, -2e-3):
+            for name, way in direction.items():
+                adapter.theta[name] += step * way
+            values.append(float(loss()))
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=2e-2)
+    assert all(value.grad.any() for value in adapter.theta.values())
+
+
+def test_a_convolution_has_gradients_too():
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["conv1", "to_q"], init_lora_weights=False)
+    adapter = PipelineAdapter(stable_diffusion(), config)
+    forward = DifferentiableForward(adapter)
+    with forward.enabled():
+        output = adapter.denoiser(torch.randn(2, 4, 8, 8), torch.tensor([1, 500]), torch.randn(2, 5, 16)).sample
+        output.square().sum().backward()
+    assert all(value.grad.any() for value in adapter.theta.values())
+
+
+def test_weight_space_is_refused():
+    with pytest.raises(ValueError, match="es_space='weight'.*lora_xs"):
+        DifferentiableForward(adapter_on(fresh_sprint(), "weight"))
+
+
+# ---- the denoising model ----
+
+
+def test_the_prediction_at_pure_noise_is_the_one_step_picture():
+    adapter = adapter_on(fresh_sprint(), num_inference_steps=1, guidance_scale=3.0)
+    model = DenoisingModel(adapter)
+    generators = [make_generator(0, "latents", i) for i in range(3)]
+    drawn = adapter.generate(PROMPTS, generators, output_type="latent")
+    noise = torch.stack([torch.randn(model.latent_shape, generator=make_generator(0, "latents", i)) for i in range(3)])
+    with torch.no_grad():
+        predicted = noise - model.velocity(noise, torch.ones(3), PROMPTS)
+    assert (predicted - drawn).abs().max() < 2e-4  # the scheduler's pi / 2 is rounded to 1.57080
+
+
+def test_error_of_sana_sprint_is_that_of_trigflow():
+    """`|| F - (cos t eps - sin t z) ||^2`, with F combined as in the pipeline's `__call__`."""
+    adapter = adapter_on(fresh_sprint(), guidance_scale=2.0)
+    model = DenoisingModel(adapter)
+    z, eps, levels = noisy_latents(model)
+    t = torch.atan2(levels, 1 - levels)[:, None, None, None]
+    tau = t.sin() / (t.sin() + t.cos())
+    x_t = t.cos() * z + t.sin() * eps
+    norm = (tau**2 + (1 - tau) ** 2).sqrt()
+    with torch.no_grad():
+        x = x_t * norm
+        v = model.velocity(x, tau.flatten(), PROMPTS)
+        F = ((1 - 2 * tau) * x + (1 - 2 * tau + 2 * tau**2) * v) / norm
+        direct = (F - (t.cos() * eps - t.sin() * z)).square().mean(dim=(1, 2, 3))
+        assert torch.allclose(model.error(z, eps, levels, PROMPTS), direct, rtol=1e-4)
+    assert model.weight(torch.tensor([math.sin(1.3) / (math.sin(1.3) + math.cos(1.3))])).item() == pytest.approx(
+        0.66, abs=0.01
+    )
+
+
+def test_sana_is_called_as_the_pipeline_calls_it():
+    """One Euler step of the pipeline without guidance is `x - s v`."""
+    adapter = adapter_on(sana(), num_inference_steps=1, guidance_scale=1.0)
+    model = DenoisingModel(adapter)
+    drawn = adapter.generate(PROMPTS, [make_generator(0, "latents", i) for i in range(3)], output_type="latent")
+    noise = torch.stack([torch.randn(model.latent_shape, generator=make_generator(0, "latents", i)) for i in range(3)])
+    with torch.no_grad():
+        predicted = noise - model.velocity(noise, torch.ones(3), PROMPTS)
+        error = model.error(drawn, noise, torch.ones(3), PROMPTS)
+    assert torch.allclose(predicted, drawn, atol=1e-4)
+    assert error.max() < 1e-6, "drawn and noise are the two ends of a path that the model predicts exactly"
+
+
+def test_pictures_to_latents_and_back():
+    """What was recorded while drawing decodes to the pictures; encoding a picture is close to it."""
+    adapter = adapter_on(fresh_sprint(), guidance_scale=2.0, num_inference_steps=1)
+    model = DenoisingModel(adapter)
+    with model.recording_latents() as recorded:
+        images = adapter.generate(PROMPTS, [make_generator(0, "latents", i) for i in range(3)])
+    latents = torch.cat(recorded)
+    assert latents.shape == (3, *model.latent_shape)
+    vae = adapter.pipe.vae
+    decoded = adapter.pipe.image_processor.postprocess(vae.decode(latents / vae.config.scaling_factor)[0].detach())
+    assert np.array_equal(np.asarray(decoded[1]), np.asarray(images[1]))
+    adapter.generate(PROMPTS[:1], [make_generator(0, "latents", 0)])
+    assert len(recorded) == 1, "outside nothing is recorded"
+    large = [image.resize((200, 130)) for image in images]
+    encoded = model.encode([*images, *large])
+    assert encoded.shape == (6, *model.latent_shape)
+    correlation = torch.corrcoef(torch.stack([encoded[:3].flatten(), latents.flatten()]))[0, 1]
+    assert correlation > 0.8  # the adapter is random, and so are its pictures
+
+
+def test_another_pipeline_is_refused():
+    with pytest.raises(ValueError, match="StableDiffusionPipeline"):
+        DenoisingModel(PipelineAdapter(stable_diffusion()))
