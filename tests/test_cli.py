@@ -66,7 +66,7 @@ def test_a_run_leaves_a_complete_folder(entry, tmp_path, monkeypatch):
     ("line", "message"),
     [
         ("populationsize: 3", "Did you mean 'population_size'?"),
-        ("population_size: 5", "population_size must be even"),
+        ("population_size: 5\nantithetic: true", "population_size must be even"),
         ("sigma: 0", "sigma must be above 0"),
         ("reward_funcs: [tiny-pickscor]", "tiny-pickscore"),
         ("dataset_name: nowhere.txt", "nowhere.txt"),

@@ -106,7 +106,7 @@ def test_unknown_key_is_an_error_that_names_the_key_that_was_meant(tmp_path, lin
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("population_size: 7", ["population_size", "7", "even"]),
+        ("population_size: 7\nantithetic: true", ["population_size", "7", "even"]),
         ("population_size: 12.5", ["population_size", "12.5", "whole"]),
         ("population_size: 0", ["population_size", "0"]),
         ("noise_rank: 0", ["noise_rank", "0"]),
@@ -117,7 +117,7 @@ def test_unknown_key_is_an_error_that_names_the_key_that_was_meant(tmp_path, lin
         ("learning_rate: .nan", ["learning_rate", "nan"]),
         ("es_space: lora_c", ["es_space", "lora_c", "lora_xs"]),
         ("fitness_shaping: rank", ["fitness_shaping", "rank", "centered_rank"]),
-        ("fitness_shaping: sign\nantithetic: false", ["fitness_shaping", "antithetic"]),
+        ("fitness_shaping: sign", ["fitness_shaping", "antithetic"]),
         ("scale_rewards: prompt", ["scale_rewards", "prompt", "group"]),
         ("multi_objective_aggregation: mean", ["multi_objective_aggregation", "mean", "sum_then_normalize"]),
         ("max_invalid_fraction: 1", ["max_invalid_fraction", "1", "below"]),

@@ -27,10 +27,10 @@ def no_model(monkeypatch):
 
 FAULTS = [
     # es_trl's own fields
-    ({"population_size": 5}, "population_size must be even.*got 5; use 6, or set antithetic=False"),
+    ({"population_size": 5, "antithetic": True}, "population_size must be even.*got 5; use 6, or set antithetic=False"),
     ({"population_size": 12.5}, "population_size must be a whole number of at least 1, got 12.5"),
     ({"population_size": True}, "population_size must be a whole number.*got True"),
-    ({"population_size": 1, "antithetic": False}, "population_size must be at least 2, got 1"),
+    ({"population_size": 1}, "population_size must be at least 2, got 1"),
     ({"sigma": 0}, "sigma must be above 0, got 0"),
     ({"sigma": -0.1}, "sigma must be above 0, got -0.1"),
     ({"sigma": math.inf}, "sigma must be a finite number, got inf"),
@@ -39,7 +39,7 @@ FAULTS = [
     ({"members_per_forward": 0}, "members_per_forward must be a whole number of at least 1, got 0"),
     ({"es_space": "lora_a"}, "es_space must be one of lora, lora_b, lora_xs, weight; got 'lora_a'"),
     ({"fitness_shaping": "ranks"}, "fitness_shaping must be one of .*centered_rank.*; got 'ranks'"),
-    ({"fitness_shaping": "sign", "antithetic": False}, 'fitness_shaping="sign".*antithetic=True'),
+    ({"fitness_shaping": "sign"}, 'fitness_shaping="sign".*antithetic=True'),
     ({"anchor_decay": 1.0}, "anchor_decay must be at least 0 and below 1, got 1.0"),
     ({"max_update_norm": 0.0}, "max_update_norm must be above 0, got 0.0"),
     ({"max_adapter_norm": -1}, "max_adapter_norm must be above 0, got -1"),

@@ -27,7 +27,7 @@ def failing_on(members, value, per_member=2):
 @pytest.mark.parametrize("value", [None, math.nan, math.inf], ids=str)
 def test_a_missing_score_drops_its_pair_and_nothing_else(tmp_path, value):
     """The step equals the one by hand from the remaining pairs."""
-    options = {"population_size": 6, "members_per_forward": 6, "max_steps": 1, "optim_args": "momentum=0"}
+    options = {"population_size": 6, "members_per_forward": 6, "max_steps": 1, "optim_args": "momentum=0", "antithetic": True}
     trainer = tiny_trainer(
         tmp_path, failing_on([3], value), learning_rate=0.5, lr_scheduler_type="constant", **options
     )
@@ -62,7 +62,7 @@ def test_an_independent_member_drops_alone(tmp_path):
 def test_too_many_missing_scores_stop_the_run_before_the_update(tmp_path, members, limit, stops):
     trainer = tiny_trainer(
         tmp_path, failing_on(members, math.nan), population_size=6, members_per_forward=6, max_steps=1,
-        max_invalid_fraction=limit,
+        max_invalid_fraction=limit, antithetic=True,
     )  # fmt: skip
     before = theta_of(trainer)
     if not stops:

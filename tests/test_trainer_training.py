@@ -259,7 +259,13 @@ def test_logged_metrics_have_their_names_and_meaning(tmp_path):
 
     with_metric.__name__ = "redness"
     trainer = tiny_trainer(
-        tmp_path, [with_metric, brightness], reward_weights=[1.0, 0.5], max_steps=4, logging_steps=2, sigma=0.2
+        tmp_path,
+        [with_metric, brightness],
+        reward_weights=[1.0, 0.5],
+        max_steps=4,
+        logging_steps=2,
+        sigma=0.2,
+        antithetic=True,
     )
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -483,7 +489,8 @@ def test_anchor_decay_pulls_theta_to_its_start(tmp_path, recorder):
         {"height": 32, "width": 96, "release_text_encoder": True, "complex_human_instruction": ["Draw: "]},
         {"pipeline_kwargs": {"clean_caption": False}, "lora_target_modules": ["to_q"], "lora_alpha": 7.0},
         {"reward_retries": 1, "reward_weights": [2.0], "scale_rewards": "batch", "max_invalid_fraction": 0.2},
-        {"multi_objective_aggregation": "normalize_then_sum", "fitness_shaping": "sign", "log_images": False},
+        {"multi_objective_aggregation": "normalize_then_sum", "fitness_shaping": "win_rate", "log_images": False},
+        {"antithetic": True, "fitness_shaping": "sign"},
         {"model_init_kwargs": {"local_files_only": True}, "max_grad_norm": 1e-3, "torch_empty_cache_steps": 1},
     ],
     ids=lambda options: ", ".join(options),

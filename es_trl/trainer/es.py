@@ -22,7 +22,7 @@ class ESTrainer(DiffusionTrainer):
     """
     Post-trains a LoRA on a frozen diffusers pipeline from black-box rewards by EGGROLL (arXiv 2511.16652).
 
-    Each step draws the same prompts and latents with every member `theta +/- sigma E_p` of a population, scores the
+    Each step draws the same prompts and latents with every member `theta + sigma E_i` of a population, scores the
     images, and writes the ES estimate into `.grad`; `training_step` returns minus the mean reward. Nothing is
     backpropagated, so the reward may be any Python function.
 
@@ -154,7 +154,8 @@ class ESTrainer(DiffusionTrainer):
             self.add_metric(f"rewards/{name}/std", values.std(correction=0) if len(values) else math.nan)
         self.add_metric("es/sigma", self.args.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
-        self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
+        if self.population.antithetic:
+            self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
         if torch.cuda.is_available():
             self.add_metric("memory/peak_gb", torch.cuda.max_memory_allocated() / 1e9)
 

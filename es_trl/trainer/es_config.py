@@ -18,8 +18,9 @@ class ESConfig(DiffusionConfig):
     Args:
         population_size (`int`, *optional*, defaults to `64`):
             Members N per step; even if antithetic.
-        antithetic (`bool`, *optional*, defaults to `True`):
-            Members come in pairs `theta + sigma E` and `theta - sigma E`; otherwise each has a direction of its own.
+        antithetic (`bool`, *optional*, defaults to `False`):
+            Members come in pairs `theta + sigma E` and `theta - sigma E`; otherwise each has a direction of its own,
+            so that the same number of images tries twice as many directions.
         sigma (`float`, *optional*, defaults to `0.1`):
             Standard deviation of the perturbation of each entry of theta, above 0.
         noise_rank (`int`, *optional*, defaults to `1`):
@@ -53,7 +54,7 @@ class ESConfig(DiffusionConfig):
 
     population_size: int = field(default=64, metadata={"help": "Members per step; even if antithetic."})
     antithetic: bool = field(
-        default=True, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
+        default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
     )
     sigma: float = field(default=0.1, metadata={"help": "Standard deviation of the perturbation, above 0."})
     noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix."})
