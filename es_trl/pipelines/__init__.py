@@ -5,6 +5,8 @@ from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
 from .loading import check_pipeline, load_pipeline
+from .policy import Gaussian
+from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
 from .spaces import SPACES
 from .verify import verify_population_forward
 
@@ -16,9 +18,14 @@ __all__ = [
     "CallSettings",
     "DenoisingModel",
     "DifferentiableForward",
+    "Gaussian",
     "PipelineAdapter",
+    "PolicySampler",
+    "PolicySettings",
+    "Trajectory",
     "check_lora_config",
     "check_pipeline",
+    "check_policy",
     "load_pipeline",
     "verify_population_forward",
 ]

@@ -1,0 +1,105 @@
+"""The Gaussian steps of samplers, as policies: means, standard deviations, log-probabilities and KL divergences.
+
+Log-probabilities and divergences are means over the dimensions of a latent, not sums, as in DDPO (arXiv 2305.13301) and
+Flow-GRPO (arXiv 2505.05470): clip ranges of about 1e-4 belong to that convention.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Gaussian:
+    """
+    `N(mean, std^2 I)`: what the next latents are drawn from.
+
+    Attributes:
+        mean (`torch.Tensor`): `(B, ...)` fp32.
+        std (`torch.Tensor`): Scalar, above 0.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """`(B, ...)`: the draw that belongs to standard normal `noise (B, ...)`."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B,)`: log density at `x (B, ...)`, averaged over dimensions."""
+        squares = (x.float() - self.mean).square().flatten(1).mean(dim=1)
+        return -squares / (2 * self.std**2) - torch.log(self.std) - 0.5 * math.log(2 * math.pi)
+
+    def kl(self, mean: torch.Tensor) -> torch.Tensor:
+        """`(B,)`: KL divergence from this to the Gaussian with `mean` and the same std, averaged over dimensions."""
+        return (self.mean - mean).square().flatten(1).mean(dim=1) / (2 * self.std**2)
+
+
+def scm_transition(
+    model_output: torch.Tensor, sample: torch.Tensor, s: torch.Tensor, t: torch.Tensor, sigma_data: float
+) -> Gaussian:
+    """
+    One step of a consistency model in TrigFlow's angles (SCMScheduler, arXiv 2410.11081): predict the clean latents,
+    then noise them to the next time.
+
+        x0 = cos(s) x_s - sin(s) F        x_t ~ N(cos(t) x0, (sin(t) sigma_data)^2)
+
+    Args:
+        model_output (`torch.Tensor`): `(B, ...)` F, as the scheduler gets it.
+        sample (`torch.Tensor`): `(B, ...)` x_s.
+        s, t (`torch.Tensor`): Time now and next, scalars with pi/2 > s > t > 0.
+        sigma_data (`float`): The scheduler's.
+    """
+    x0 = torch.cos(s) * sample.float() - torch.sin(s) * model_output.float()
+    return Gaussian(torch.cos(t) * x0, torch.sin(t) * sigma_data)
+
+
+def output_transition(
+    model_output: torch.Tensor, sample: torch.Tensor, s: torch.Tensor, sigma_data: float, output_noise: float
+) -> Gaussian:
+    """The last step of a consistency model with noise on its output: `x0 ~ N(f(x_s, s), (output_noise sigma_data)^2)`."""
+    x0 = torch.cos(s) * sample.float() - torch.sin(s) * model_output.float()
+    return Gaussian(x0, torch.as_tensor(output_noise * sigma_data, device=x0.device))
+
+
+def flow_sde_transition(
+    velocity: torch.Tensor,
+    sample: torch.Tensor,
+    sigma: torch.Tensor,
+    sigma_next: torch.Tensor,
+    sigma_second: torch.Tensor,
+    noise_level: float,
+) -> Gaussian:
+    """
+    One step of the SDE with the marginals of the flow ODE (Flow-GRPO, arXiv 2505.05470, Eq. 9). With
+    `dt = sigma_next - sigma < 0` and `g = a sqrt(sigma / (1 - sigma))`:
+
+        mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt        std = g sqrt(-dt)
+
+    For `noise_level` to 0 this is the Euler step `x + v dt`.
+
+    Args:
+        velocity, sample (`torch.Tensor`): `(B, ...)` v = eps - x0 and the latents x.
+        sigma, sigma_next (`torch.Tensor`): Noise level now and next, scalars, 1 >= sigma > sigma_next >= 0.
+        sigma_second (`torch.Tensor`): The schedule's second level; it stands in for 1 in `1 - sigma` at the first step.
+        noise_level (`float`): `a` above 0; 0.7 in the paper.
+    """
+    x, v = sample.float(), velocity.float()
+    dt = sigma_next - sigma
+    below = torch.where(sigma < 1, sigma, sigma_second)
+    g = noise_level * torch.sqrt(sigma / (1 - below))
+    mean = x * (1 + g**2 / (2 * sigma) * dt) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * dt
+    return Gaussian(mean, g * torch.sqrt(-dt))
+
+
+def flow_renoise_transition(
+    velocity: torch.Tensor, sample: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
+) -> Gaussian:
+    """
+    One step of a few-step flow model that noises its prediction again (`stochastic_sampling` of the Euler scheduler):
+    `x0 = x - sigma v`, `x' ~ N((1 - sigma_next) x0, sigma_next^2)`.
+    """
+    x0 = sample.float() - sigma * velocity.float()
+    return Gaussian((1 - sigma_next) * x0, sigma_next)

@@ -1,0 +1,345 @@
+"""Rollouts of a pipeline as trajectories of a Gaussian policy, and their replay with gradients.
+
+Both are the pipeline's own `__call__`: a wrapper around its scheduler's `step` sees every model output with guidance
+and rescaling already applied, so nothing of a pipeline is written down a second time here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SCMScheduler
+from PIL import Image
+
+from .adapter import PipelineAdapter
+from .differentiable import DifferentiableForward
+from .policy import Gaussian, flow_renoise_transition, flow_sde_transition, output_transition, scm_transition
+
+
+START = 1.57080  # Sana Sprint's first time, as in its pipeline
+Visit = Callable[[int, Gaussian, torch.Tensor], None]
+
+
+@dataclass
+class PolicySettings:
+    """
+    How rollouts are drawn.
+
+    Args:
+        num_inference_steps (`int`): Steps of a rollout.
+        intermediate_times (`list[float]`, *optional*): Consistency models: the times between the first and the last
+            step, falling, in (0, pi/2); `None` is the scheduler's own schedule.
+        noise_level (`float`): Flow models: `a` of the SDE.
+        output_noise (`float`): Consistency models: standard deviation, in units of sigma_data, of noise on the final
+            prediction. Above 0 the last step has a density too, and one step is enough.
+    """
+
+    num_inference_steps: int
+    intermediate_times: list[float] | None = None
+    noise_level: float = 0.7
+    output_noise: float = 0.0
+
+
+@dataclass
+class Trajectory:
+    """
+    What is needed to replay the rollouts of `B` images.
+
+    Attributes:
+        prompts (`list[str]`): `B` prompts.
+        states (`dict[int, torch.Tensor]`): `(B, ...)` latents after step i, for the steps that a replay needs.
+        log_probs (`dict[int, torch.Tensor]`): `(B,)` fp32 by trained step, of the policy that drew.
+        means (`dict[int, torch.Tensor]`): `(B, ...)` mean of that policy, by trained step.
+    """
+
+    prompts: list[str]
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    log_probs: dict[int, torch.Tensor] = field(default_factory=dict)
+    means: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are trained."""
+        return sorted(self.log_probs)
+
+    def rows(self, rows: slice) -> "Trajectory":
+        """The trajectory of some of its images."""
+        parts = ({i: x[rows] for i, x in values.items()} for values in (self.states, self.log_probs, self.means))
+        return Trajectory(self.prompts[rows], *parts)
+
+
+class _Done(Exception):
+    """The last step that a replay needs is behind it."""
+
+
+class PolicySampler:
+    """
+    Draws trajectories and replays them.
+
+    Args:
+        adapter (`PipelineAdapter`): The model; its scheduler is SCM (Sana Sprint) or flow-matching Euler.
+        settings (`PolicySettings`): How rollouts are drawn.
+
+    Raises:
+        `ValueError`: for another scheduler, or settings it cannot follow.
+    """
+
+    def __init__(self, adapter: PipelineAdapter, settings: PolicySettings):
+        self.adapter, self.settings, self.pipe = adapter, settings, adapter.pipe
+        self.differentiable = DifferentiableForward(adapter)
+        self.scheduler = self.pipe.scheduler
+        self.is_scm = isinstance(self.scheduler, SCMScheduler)
+        check_policy(self.pipe, settings)
+        self._template: tuple[torch.Size, torch.dtype] | None = None
+
+    @property
+    def stochastic_steps(self) -> list[int]:
+        """The steps that can have a density: all but the last, and the last with `output_noise`."""
+        steps = list(range(self.settings.num_inference_steps - 1))
+        return steps + ([self.settings.num_inference_steps - 1] if self.settings.output_noise else [])
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        noise_generators: Sequence[torch.Generator],
+        steps: Sequence[int] | None = None,
+        output_type: str = "pil",
+    ) -> tuple[list[Image.Image] | torch.Tensor, Trajectory]:
+        """
+        Draws one image per prompt and records its path.
+
+        Args:
+            prompts (`Sequence[str]`): `B` prompts.
+            generators (`Sequence[torch.Generator]`): One CPU generator per image for its initial latents.
+            noise_generators (`Sequence[torch.Generator]`): One CPU generator per image for the noise of its steps.
+            steps (`Sequence[int]`, *optional*): Trained steps; all stochastic ones by default. A flow model takes the
+                noise-free step everywhere else; a consistency model draws noise at every step but the last.
+            output_type (`str`): As in diffusers.
+
+        Returns:
+            The images and their `Trajectory`.
+        """
+        steps = self.stochastic_steps if steps is None else sorted(steps)
+        trajectory = Trajectory(list(prompts))
+        kept = range(steps[0] - 1, steps[-1] + 1) if steps else range(0)
+
+        def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor | None:
+            gaussian = self._gaussian(index, model_output, sample) if self._draws_noise(index, steps) else None
+            if gaussian is None:
+                return None
+            drawn = gaussian.sample(_noise(noise_generators, gaussian.mean)).to(model_output.dtype)
+            if index in steps:
+                trajectory.log_probs[index] = gaussian.log_prob(drawn)
+                trajectory.means[index] = gaussian.mean
+            return drawn
+
+        def keep(index: int, state: torch.Tensor) -> None:
+            if index in kept:
+                trajectory.states[index] = state
+
+        handle = self.adapter.denoiser.register_forward_hook(self._remember_output)
+        try:
+            with self._stepping(step, keep):
+                images = self._call(prompts, generators, output_type)
+        finally:
+            handle.remove()
+        return images, trajectory
+
+    def replay(
+        self,
+        trajectory: Trajectory,
+        generators: Sequence[torch.Generator],
+        visit: Visit,
+        grad: bool = True,
+        steps: Sequence[int] | None = None,
+    ) -> None:
+        """
+        Goes along a trajectory again and shows `visit` every trained step's Gaussian under the current theta.
+
+        Args:
+            trajectory (`Trajectory`): `B` images.
+            generators (`Sequence[torch.Generator]`): `B` generators as they were when the rollout began.
+            visit (`Callable`): Called with the step, its `Gaussian`, and the latents that were drawn from it. With
+                `grad`, the Gaussian's mean has a graph back to theta; call `.backward()` in `visit`.
+            grad (`bool`, *optional*, defaults to `True`): Whether to build graphs; without, the pipeline draws with
+                what its LoRA modules hold (nothing inside `adapter.adapter_disabled()`).
+            steps (`Sequence[int]`, *optional*): Steps to visit; all trained ones by default.
+        """
+        steps = trajectory.steps if steps is None else sorted(steps)
+
+        def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+            if index in steps:
+                visit(index, self._gaussian(index, model_output, sample), trajectory.states[index])
+            if index >= steps[-1]:
+                raise _Done
+            return trajectory.states.get(index, sample)
+
+        with self._stepping(step, skip_before=steps[0]):
+            try:
+                if grad:
+                    with self.differentiable.enabled(), torch.enable_grad():
+                        self._call(trajectory.prompts, generators, "latent", with_graph=True)
+                else:
+                    self._call(trajectory.prompts, generators, "latent")
+            except _Done:
+                pass
+
+    # ---- one call of the pipeline ----
+
+    def _call(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], output_type: str, with_graph: bool = False
+    ):
+        adapter, number = self.adapter, self.settings.num_inference_steps
+        adapter.write_back()
+        kwargs = adapter.settings.call_kwargs(self.pipe, number) | adapter.prompts.rows(prompts)
+        call = type(self.pipe).__call__
+        # diffusers decorates `__call__` with no_grad; beneath it is the same code.
+        call = inspect.unwrap(call) if with_graph else call
+        with self._schedule():
+            return call(self.pipe, **kwargs, generator=list(generators), output_type=output_type).images
+
+    @contextmanager
+    def _schedule(self) -> Iterator[None]:
+        """The scheduler follows `intermediate_times`, which the pipeline itself has no working argument for."""
+        times = self.settings.intermediate_times
+        if times is None:
+            yield
+            return
+        original, wanted = self.scheduler.set_timesteps, [START, *times, 0.0]
+
+        def set_timesteps(*_args, device=None, **_kwargs):
+            number = len(wanted) - 1
+            original(number, timesteps=wanted, device=device, max_timesteps=None, intermediate_timesteps=None)
+
+        self.scheduler.set_timesteps = set_timesteps
+        try:
+            yield
+        finally:
+            del self.scheduler.set_timesteps
+
+    @contextmanager
+    def _stepping(
+        self,
+        step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None],
+        keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
+        skip_before: int = 0,
+    ) -> Iterator[None]:
+        """Inside, `step` may say what the next latents are; where it says None, the scheduler does."""
+        scheduler, original, self._index = self.scheduler, self.scheduler.step, 0
+
+        def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, **kwargs):
+            index = self._index
+            if scheduler.step_index is None:
+                scheduler._init_step_index(timestep)
+            drawn = step(index, model_output, sample)
+            if drawn is None:
+                output = original(model_output, timestep, sample, *args, return_dict=False, **kwargs)
+            else:
+                scheduler._step_index += 1
+                output = (drawn, drawn)[: 1 + self.is_scm]
+            keep(index, output[0])
+            self._index += 1
+            return _as_output(scheduler, output) if return_dict else output
+
+        scheduler.step = wrapped
+        try:
+            with self._skipping(skip_before):
+                yield
+        finally:
+            del scheduler.step
+
+    def _draws_noise(self, index: int, steps: Sequence[int]) -> bool:
+        if self.is_scm:
+            return index in self.stochastic_steps
+        return index in steps or (self.scheduler.config.stochastic_sampling and index in self.stochastic_steps)
+
+    def _gaussian(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> Gaussian:
+        scheduler, settings = self.scheduler, self.settings
+        if self.is_scm:
+            s, t = scheduler.timesteps[scheduler.step_index], scheduler.timesteps[scheduler.step_index + 1]
+            s, t = s.to(sample.device), t.to(sample.device)
+            if index == settings.num_inference_steps - 1:
+                return output_transition(
+                    model_output, sample, s, scheduler.config.sigma_data, settings.output_noise
+                )
+            return scm_transition(model_output, sample, s, t, scheduler.config.sigma_data)
+        sigmas = scheduler.sigmas.to(sample.device)
+        now, following = sigmas[scheduler.step_index], sigmas[scheduler.step_index + 1]
+        if scheduler.config.stochastic_sampling:
+            return flow_renoise_transition(model_output, sample, now, following)
+        return flow_sde_transition(model_output, sample, now, following, sigmas[1], settings.noise_level)
+
+    # ---- steps before the first one that a replay needs cost nothing ----
+
+    def _remember_output(self, _module, _inputs, output) -> None:
+        first = output[0] if isinstance(output, tuple) else None
+        if isinstance(first, torch.Tensor):
+            self._template = first.shape[1:], first.dtype
+
+    @contextmanager
+    def _skipping(self, before: int) -> Iterator[None]:
+        denoiser = self.adapter.denoiser
+        if not before or self._template is None or denoiser._compiled_call_impl is not None:
+            yield
+            return
+        original, (shape, dtype) = denoiser.forward, self._template
+
+        def forward(hidden_states: torch.Tensor, *args, **kwargs):
+            if self._index >= before:
+                return original(hidden_states, *args, **kwargs)
+            return (torch.zeros(len(hidden_states), *shape, dtype=dtype, device=hidden_states.device),)
+
+        denoiser.forward = forward
+        try:
+            yield
+        finally:
+            del denoiser.forward
+
+
+def check_policy(pipe, settings: PolicySettings) -> None:
+    """Raises `ValueError` if `pipe` has no Gaussian steps, or cannot follow `settings`."""
+    scheduler, number = pipe.scheduler, settings.num_inference_steps
+    is_scm = isinstance(scheduler, SCMScheduler)
+    if not is_scm and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"{type(pipe).__name__} samples with {type(scheduler).__name__}, whose steps have no density here. Policy "
+            "gradients know SCMScheduler and FlowMatchEulerDiscreteScheduler: for a flow-matching model set "
+            "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=...), or use ESTrainer."
+        )
+    if not is_scm and (settings.intermediate_times is not None or settings.output_noise):
+        name = "intermediate_times" if settings.intermediate_times is not None else "output_noise"
+        raise ValueError(f"{name} is for consistency models (SCMScheduler), not for {type(scheduler).__name__}.")
+    if number == 1 and not settings.output_noise:
+        raise ValueError(
+            "sample_num_steps=1 has no likelihood: one step is a function of its initial noise. Use 2 or more (the "
+            "adapter may still be evaluated with one step), or for consistency models output_noise above 0."
+        )
+    times = settings.intermediate_times
+    if times is None:
+        return
+    if len(times) != number - 1:
+        raise ValueError(
+            f"intermediate_times has {len(times)} times for sample_num_steps={number}: give {number - 1}."
+        )
+    if any(not 0 < time < START for time in times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
+        raise ValueError(f"intermediate_times must fall and lie between 0 and {START}, got {times}.")
+
+
+def _noise(generators: Sequence[torch.Generator], like: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise like `(B, ...)`, row b from generator b, on a CPU so that it is the same everywhere."""
+    rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+    return torch.stack(rows).to(like.device)
+
+
+def _as_output(scheduler, output: tuple[torch.Tensor, ...]):
+    module = inspect.getmodule(type(scheduler))
+    if isinstance(scheduler, SCMScheduler):
+        return module.SCMSchedulerOutput(prev_sample=output[0], pred_original_sample=output[1])
+    return module.FlowMatchEulerDiscreteSchedulerOutput(prev_sample=output[0])
