@@ -62,6 +62,7 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     if test is not None:
         trainer.prepare_prompts(test["prompt"])
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_state()
     if test is not None:
         trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)
     trainer.save_model()

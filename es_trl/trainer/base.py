@@ -30,7 +30,7 @@ from ..pipelines import (
 )
 from ..rewards import RewardSet
 from .adapter_view import AdapterView
-from .callbacks import SampleCallback, StepProgressCallback
+from .callbacks import SampleCallback, StepClock, StepProgressCallback
 from .config import DiffusionConfig
 from .processes import warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
@@ -113,6 +113,8 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         warn_if_fewer_processes(args.world_size)
         self._set_up_pipeline()
         self._replace_progress_callback()
+        self.clock = StepClock()
+        self.add_callback(self.clock)
         self.sample_callback = SampleCallback(self)
         self.add_callback(self.sample_callback)
 
@@ -316,10 +318,14 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self._metrics[name].append(float(value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in the Trainer, plus the collected metrics; a metric without any finite value is logged as None."""
+        """
+        As in the Trainer, plus the collected metrics and the budget so far (images and seconds of steps); a metric
+        without any finite value is logged as None.
+        """
         if not any(key.startswith(("eval_", "test_")) for key in logs):
             for name, values in self._metrics.items():
                 finite = [value for value in values if math.isfinite(value)]
                 logs[name] = sum(finite) / len(finite) if finite else None
             self._metrics.clear()
+        logs |= {"num_images": self.images_drawn, "train_time": self.clock.seconds}
         super().log(logs, start_time)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -45,10 +46,27 @@ class StepProgressCallback(ProgressCallback):
             self.training_bar.write(f"Evaluation at step {state.global_step}: {text}")
 
 
+class StepClock(TrainerCallback):
+    """Seconds spent in steps, without evaluations, samples and checkpoints; a resumed run counts on."""
+
+    def __init__(self):
+        self.seconds, self.started = 0.0, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seconds = max((entry.get("train_time", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.started
+
+
 class SampleCallback(TrainerCallback):
     """
     Draws the sample prompts with fixed latents before the first step, every `sample_steps`, and at the end, into
-    `samples/step-000120.jpg`; `samples/metadata.jsonl` holds the prompts. File names never contain a prompt.
+    `samples/step-000120.jpg`; `samples/metadata.jsonl` holds the prompts. File names never contain a prompt. Methods
+    with a population also leave its best, median and worst member there, `samples/members-000120.jpg`.
     """
 
     def __init__(self, trainer):
@@ -65,7 +83,7 @@ class SampleCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if args.sample_steps and state.global_step % args.sample_steps == 0:
             self.draw()
-            self.log_members()
+            self.draw_members()
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.sample_steps and self.drawn_at != state.global_step:
@@ -86,26 +104,15 @@ class SampleCallback(TrainerCallback):
         if not trainer.is_world_process_zero():
             return
         sheet = sample_sheet(self.images(), self.prompts, f"step {step}")
-        folder = os.path.join(trainer.args.output_dir, "samples")
-        os.makedirs(folder, exist_ok=True)
-        name = f"step-{step:06d}.jpg"
-        sheet.save(os.path.join(folder, name), quality=92)
-        metadata = os.path.join(folder, "metadata.jsonl")
-        entries = []
-        if os.path.exists(metadata):
-            with open(metadata, encoding="utf-8") as file:
-                entries = [entry for entry in map(json.loads, file) if entry["step"] < step]
-        entries.append({"file_name": name, "step": step, "prompts": self.prompts})
-        with open(metadata, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        self._save(sheet, f"step-{step:06d}.jpg", {"prompts": self.prompts})
         if trainer.args.log_images and has_tracker(trainer):
             log_media(trainer, {"samples": (sheet, f"step {step}")})
 
-    def log_members(self) -> None:
+    def draw_members(self) -> None:
         """Best, median and worst member of the last step, drawn again on its first prompts, and all rewards."""
         trainer = self.trainer
         rollout = getattr(trainer, "last_rollout", None)
-        if rollout is None or not (trainer.args.log_images and has_tracker(trainer)):
+        if rollout is None or not trainer.is_world_process_zero():
             return
         batch, factors, step, micro, fitness = rollout
         rewards = fitness.rewards.nanmean(dim=1)
@@ -116,9 +123,45 @@ class SampleCallback(TrainerCallback):
             (label, float(rewards[member]), trainer.rollout.draw([member], batch, factors, step, micro)[:6])
             for label, member in chosen.items()
         ]
-        strip = member_strip(rows, batch.prompts[:6])
-        values = fitness.rewards[fitness.rewards.isfinite()].tolist()
-        log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
+        prompts = batch.prompts[:6]
+        strip = member_strip(rows, prompts)
+        name = f"members-{trainer.state.global_step:06d}"
+        members = [{"label": label, "reward": reward} for label, reward, _ in rows]
+        self._save(strip, f"{name}.jpg", {"prompts": prompts, "members": members, "tiles": f"{name}-tiles.jpg"})
+        tiles([images for _, _, images in rows]).save(self._path(f"{name}-tiles.jpg"), quality=92)
+        if trainer.args.log_images and has_tracker(trainer):
+            values = fitness.rewards[fitness.rewards.isfinite()].tolist()
+            log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.trainer.args.output_dir, "samples", name)
+
+    def _save(self, sheet, name: str, entry: dict) -> None:
+        """Writes a sheet and its line of the metadata, in place of what a run that was resumed had drawn later."""
+        step, metadata = self.trainer.state.global_step, self._path("metadata.jsonl")
+        os.makedirs(os.path.dirname(metadata), exist_ok=True)
+        sheet.save(self._path(name), quality=92)
+        entries = []
+        if os.path.exists(metadata):
+            with open(metadata, encoding="utf-8") as file:
+                entries = [old for old in map(json.loads, file) if old["step"] <= step and old["file_name"] != name]
+        entries.append({"file_name": name, "step": step, **entry})
+        with open(metadata, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
+def tiles(rows: list[list], longest: int = 256):
+    """Pictures edge to edge without any text, so that a page can cut them apart again."""
+    from PIL import Image
+
+    width, height = rows[0][0].size
+    scale = min(1.0, longest / max(width, height))
+    width, height = round(width * scale), round(height * scale)
+    page = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            page.paste(image.convert("RGB").resize((width, height)), (x * width, y * height))
+    return page
 
 
 def sample_sheet(images: list, prompts: list[str], title: str, columns: int = 4):
