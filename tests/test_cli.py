@@ -82,11 +82,3 @@ def test_a_config_that_cannot_work_is_one_sentence(line, message, tmp_path, caps
     assert message in error
     assert error.startswith("es-trl: ") and "Traceback" not in error
     assert not os.path.exists(tmp_path / "run" / "pytorch_lora_weights.safetensors")
-
-
-def test_env_is_json_without_secrets(capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
-    assert main(["env"]) == 0
-    text = capsys.readouterr().out
-    assert "torch" in json.dumps(json.loads(text))
-    assert "hf_abc" not in text

@@ -185,7 +185,7 @@ def test_a_bad_file_is_an_error_in_one_sentence(tmp_path, name, content, message
         ("./prompts", "no prompt file"),
         ("tiny-trian", "did you mean 'tiny-train'"),
         ("a red cat", r"A single prompt is given as a list, \['a red cat'\]"),
-        (os.path.dirname(__file__), "not one of Dataset.save_to_disk"),
+        (os.path.dirname(__file__), "neither one of Dataset.save_to_disk nor a copy"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -198,6 +198,43 @@ def test_a_bad_source_is_an_error(source, message):
 def test_max_prompts_must_be_positive(number):
     with pytest.raises(ValueError, match="max_prompts must be a positive integer"):
         load_prompts(["a"], max_prompts=number)
+
+
+def test_a_copy_of_a_hub_data_set_has_configurations_and_splits(tmp_path):
+    """What `hf download --repo-type dataset` leaves: a README that names configurations, and their files."""
+    folder = tmp_path / "prompts"
+    (folder / "data").mkdir(parents=True)
+    write(
+        folder / "README.md",
+        """---
+configs:
+- config_name: plain
+  data_files: [{split: train, path: data/plain.csv}, {split: test, path: data/test.csv}]
+- config_name: hard
+  data_files: [{split: train, path: data/hard.jsonl}]
+---
+""",
+    )
+    write(folder / "data" / "plain.csv", "prompt,tag\na cat,x\n")
+    write(folder / "data" / "test.csv", "prompt,tag\na frog,y\n")
+    write(folder / "data" / "hard.jsonl", json.dumps({"prompt": "nine cats left of a dog"}) + "\n")
+    assert load_prompts(str(folder), name="plain")[0] == {"prompt": "a cat", "tag": "x"}
+    assert load_prompts(str(folder), "test", name="plain")["prompt"][:] == ["a frog"]
+    assert load_prompts(str(folder), name="hard")["prompt"][:] == ["nine cats left of a dog"]
+    with pytest.raises(ValueError, match="plain.*hard|hard.*plain"):
+        load_prompts(str(folder))
+    with pytest.raises(ValueError, match="configuration 'easy'"):
+        load_prompts(str(folder), name="easy")
+    with pytest.raises(ValueError, match="split 'validation'"):
+        load_prompts(str(folder), "validation", name="hard")
+
+
+@pytest.mark.parametrize("source", [["a cat"], {"prompt": ["a cat"]}, "tiny-train"])
+def test_what_only_the_hub_has_is_refused_elsewhere(source):
+    with pytest.raises(ValueError, match="revision='main' is for data sets on the Hub"):
+        load_prompts(source, revision="main")
+    with pytest.raises(ValueError, match="name='hard' is for data sets on the Hub"):
+        load_prompts(source, name="hard")
 
 
 def test_hub_offline_says_what_to_do(monkeypatch):

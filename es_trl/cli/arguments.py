@@ -23,6 +23,10 @@ class RunArguments:
             Reward names, `name:checkpoint`, CLIP checkpoints, or `file.py:function`.
         dataset_name (`str`):
             Training prompts: a shipped name (`tiny-train`), a file, or a Hub id.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub data set that has several.
+        dataset_revision (`str`, *optional*):
+            Branch, tag or commit of a Hub data set; a commit pins it.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set.
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
@@ -51,6 +55,10 @@ class RunArguments:
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Training prompts: a shipped name, a file, or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub data set; a commit pins it."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # command -> (module of this package, one line of help); a module is imported only when its command runs
 COMMANDS = {
     "train": ("train", "train from a config: es-trl train --config my_config.yaml"),
+    "dry-run": ("dry_run", "does a config work, does it fit, how long would it take: es-trl dry-run --config FILE"),
     "env": ("env", "versions and hardware, ready to paste into a bug report"),
 }
 

@@ -36,6 +36,8 @@ def prepare(
         arguments.dataset_train_split,
         arguments.dataset_prompt_column,
         arguments.max_train_prompts,
+        arguments.dataset_config,
+        arguments.dataset_revision,
     )
     trainer = trainer_class(
         model=arguments.model_name_or_path,
@@ -73,6 +75,8 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
         config.output_dir,
         os.path.join(config.output_dir, "samples", "before_after.jpg" if test is not None else ""),
     )
+    if config.push_to_hub and trainer.push_failed:
+        raise SystemExit(1)  # everything is on disk, and the log says how to push it
 
 
 def _show_messages(config: DiffusionConfig) -> None:

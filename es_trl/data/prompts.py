@@ -30,6 +30,8 @@ def load_prompts(
     split: str = "train",
     column: str = "prompt",
     max_prompts: int | None = None,
+    name: str | None = None,
+    revision: str | None = None,
 ) -> datasets.Dataset:
     """
     Load prompts as a `datasets.Dataset` with a string column "prompt"; further columns are kept for the rewards.
@@ -38,11 +40,14 @@ def load_prompts(
         source (`str`, `list[str]`, `dict`, `Dataset` or `DatasetDict`):
             A list of prompts, a dict of columns, a data set, or a string: a .txt (one prompt a line), .csv, .tsv (tabs
             and no quoting), .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, a shipped list
-            (`"tiny-train"`, `"tiny-validation"`, `"tiny-test"`), or a data set on the Hub (`"org/name"`).
+            (`"tiny-train"`, `"tiny-validation"`, `"tiny-test"`), or a data set on the Hub (`"org/name"`) or a folder
+            that is a copy of one.
         split (`str`, *optional*, defaults to `"train"`): which split of a `DatasetDict` or of a data set on the Hub.
         column (`str`, *optional*, defaults to `"prompt"`):
             The column with the prompts, renamed to "prompt"; upper and lower case matter only if several would fit.
         max_prompts (`int`, *optional*): keep the first so many prompts.
+        name (`str`, *optional*): configuration of a data set on the Hub that has several.
+        revision (`str`, *optional*): branch, tag or commit of a data set on the Hub; a commit pins it.
 
     Returns:
         `datasets.Dataset`: order kept. Blank prompts are left out everywhere. Text files are stripped of outer space,
@@ -56,9 +61,9 @@ def load_prompts(
         isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
     ):
         raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
-    name, found, from_file, blank = _open(source, split, column, max_prompts)
-    found = _take_column(found, column, name)
-    prompts = _checked(found, name)
+    title, found, from_file, blank = _open(source, split, column, max_prompts, name, revision)
+    found = _take_column(found, column, title)
+    prompts = _checked(found, title)
     keep = [i for i, prompt in enumerate(prompts) if prompt.strip()]
     blank += len(prompts) - len(keep)
     duplicates = 0
@@ -69,7 +74,7 @@ def load_prompts(
         duplicates = len(keep) - len(first)
         keep = list(first.values())
     if not keep:
-        raise ValueError(f"there are no prompts in {name}: give at least one that is not blank")
+        raise ValueError(f"there are no prompts in {title}: give at least one that is not blank")
     keep = keep[:max_prompts]
     if len(keep) < len(prompts):
         found = found.select(keep)
@@ -84,16 +89,17 @@ def load_prompts(
         if count
     ]
     level = logging.WARNING if duplicates or too_long else logging.INFO
-    logger.log(level, "%d prompts from %s%s", len(keep), name, f" ({'; '.join(notes)})" if notes else "")
+    logger.log(level, "%d prompts from %s%s", len(keep), title, f" ({'; '.join(notes)})" if notes else "")
     return found
 
 
-def _open(source: Any, split: str, column: str, max_prompts: int | None):
+def _open(source: Any, split: str, column: str, max_prompts: int | None, name: str | None, revision: str | None):
     """A name for messages, the raw data set, whether it came from a file, and the blank lines passed over."""
     import datasets
 
     if isinstance(source, str | os.PathLike):
-        return _open_path(os.fspath(source), split, column)
+        return _open_path(os.fspath(source), split, column, name, revision)
+    _only_on_the_hub(f"a {type(source).__name__}", name, revision)
     if isinstance(source, datasets.DatasetDict):
         return "the DatasetDict", _pick_split(source, split, "the DatasetDict"), False, 0
     if isinstance(source, datasets.Dataset):
@@ -112,25 +118,41 @@ def _open(source: Any, split: str, column: str, max_prompts: int | None):
     )
 
 
-def _open_path(source: str, split: str, column: str):
+def _only_on_the_hub(title: str, name: str | None, revision: str | None) -> None:
+    for option, value in (("name", name), ("revision", revision)):
+        if value is not None:
+            raise ValueError(
+                f"{option}={value!r} is for data sets on the Hub, but the prompts are {title}: leave it out"
+            )
+
+
+def _open_path(source: str, split: str, column: str, name: str | None, revision: str | None):
     import datasets
 
     path = os.path.expanduser(assets.resolve(source))
-    name = repr(source)
+    title = repr(source)
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isfile(path):
+        _only_on_the_hub(f"the file {title}", name, revision)
         if suffix not in SUFFIXES:
             raise ValueError(f"prompt file {path!r} has an unknown ending: use one of {', '.join(SUFFIXES)}")
         if suffix == ".parquet":
-            return name, _from_parquet(path), True, 0
+            return title, _from_parquet(path), True, 0
         columns, blank = read_columns(path, column)
-        return name, _from_columns(columns, name), True, blank
+        return title, _from_columns(columns, title), True, blank
     if os.path.isdir(path):
         saved = [file for file in ("dataset_dict.json", "state.json") if os.path.isfile(os.path.join(path, file))]
-        if not saved:
-            raise ValueError(f"folder {path!r} is not one of Dataset.save_to_disk: give a file in it instead")
-        loaded = datasets.load_from_disk(path)
-        return name, _pick_split(loaded, split, name) if isinstance(loaded, datasets.DatasetDict) else loaded, False, 0
+        _only_on_the_hub(f"in the folder {title}", name if saved else None, revision)
+        if saved:
+            loaded = datasets.load_from_disk(path)
+            several = isinstance(loaded, datasets.DatasetDict)
+            return title, _pick_split(loaded, split, title) if several else loaded, False, 0
+        if not _holds_data(path):
+            raise ValueError(
+                f"folder {path!r} is neither one of Dataset.save_to_disk nor a copy of a data set on the Hub: give a "
+                "file in it instead"
+            )
+        return title, _from_hub(path, split, name, None), False, 0
     if suffix in SUFFIXES or source in assets.SHIPPED or path.startswith(("/", ".")) or path.count("/") > 1:
         raise ValueError(f"there is no prompt file {path!r}: check the path, relative paths start at {os.getcwd()!r}")
     if not HUB_ID.fullmatch(source):
@@ -140,18 +162,24 @@ def _open_path(source: str, split: str, column: str):
             f"prompts {source!r} are neither a file nor shipped with es_trl nor a data set on the Hub ('org/name'): "
             f"{hint}A single prompt is given as a list, [{source!r}]"
         )
-    return name, _from_hub(source, split), False, 0
+    return title, _from_hub(source, split, name, revision), False, 0
 
 
-def _from_hub(repo_id: str, split: str) -> datasets.Dataset:
+def _holds_data(folder: str) -> bool:
+    endings = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
+    return any(name.lower().endswith(endings) for place in (folder, f"{folder}/data") if os.path.isdir(place)
+               for name in os.listdir(place))  # fmt: skip
+
+
+def _from_hub(repo_id: str, split: str, name: str | None, revision: str | None) -> datasets.Dataset:
+    """A data set on the Hub, or a folder that is a copy of one."""
     import datasets
 
     try:
-        return datasets.load_dataset(repo_id, split=split)
+        return datasets.load_dataset(repo_id, name, split=split, revision=revision)
     except ValueError as error:  # an unknown split or several configurations; the library's sentence lists them
-        raise ValueError(
-            f"data set {repo_id!r} on the Hub, split {split!r}: {' '.join(str(error).split())}"
-        ) from error
+        wanted = f"split {split!r}" + (f", configuration {name!r}" if name else "")
+        raise ValueError(f"data set {repo_id!r}, {wanted}: {' '.join(str(error).split())}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise OSError(

@@ -1,6 +1,6 @@
 """The model card of an adapter, built from data: front matter by the YAML dumper, user text through one escape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -17,13 +17,19 @@ from .card_sections import (
     training_section,
     versions_section,
 )
-from .citation import CITATION
+from .citation import citation_section
 from .escaping import one_line, redact
 from .snippet import usage_section
 
 
 TAGS = ("text-to-image", "diffusers", "diffusers-training", "lora", "es_trl", "template:sd-lora")
-METHOD_TAGS = {"es": ("evolution-strategies", "eggroll")}
+METHOD_TAGS = {
+    "es": ("evolution-strategies", "eggroll"),
+    "ddpo": ("ddpo", "reinforcement-learning"),
+    "grpo": ("grpo", "flow-grpo", "reinforcement-learning"),
+    "pref_grpo": ("pref-grpo", "grpo", "reinforcement-learning"),
+    "dpo": ("diffusion-dpo", "dpo"),
+}
 
 
 def model_card(
@@ -33,6 +39,7 @@ def model_card(
     env: dict[str, Any] | None = None,
     samples: Sequence[tuple[str, str]] = (),
     repo_id: str | None = None,
+    revision: str | None = None,
     base_model: str | None = None,
     dataset_name: str | None = None,
     duration_seconds: float | None = None,
@@ -40,6 +47,7 @@ def model_card(
     picture: str | None = None,
     license: str | None = None,
     tags: Sequence[str] = (),
+    tracker_urls: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """
     Builds the card of an adapter.
@@ -52,13 +60,15 @@ def model_card(
             card says that nothing was measured.
         env (`dict`, *optional*): From [`~es_trl.hub.environment.environment`].
         samples (`Sequence[tuple[str, str]]`, *optional*): Prompt and relative path of pictures, for the gallery.
-        repo_id (`str`, *optional*): Hub repository of the adapter; `None` is a folder.
+        repo_id (`str`, *optional*), revision (`str`, *optional*): Hub repository of the adapter, and the branch if it
+            is not `main`; `None` is a folder.
         base_model (`str`, *optional*): Shipped name, Hub id or folder of the base; by default that of `config`.
         dataset_name (`str`, *optional*): Training prompts: Hub id, shipped name or file.
         duration_seconds (`float`, *optional*), num_images (`int`, *optional*): What training took.
         picture (`str`, *optional*): Relative path of a before/after picture.
         license (`str`, *optional*): Overrides the licence of the base model's card.
         tags (`Sequence[str]`, *optional*): Further tags.
+        tracker_urls (`Mapping[str, str]`, *optional*): Name of a tracker to the page of this run there.
 
     Returns:
         `huggingface_hub.ModelCard`: `.save(path)` writes it, `.data` is the front matter.
@@ -85,16 +95,16 @@ def model_card(
         **licence,
     )
     sections = [
-        introduction(name, adapter_info, config, evaluation, base, num_images, duration_seconds),
+        introduction(name, adapter_info, config, evaluation, base, num_images, duration_seconds, tracker_urls),
         pictures_section(samples, relative_url(picture) if picture else None),
         results_section(evaluation, config),
-        usage_section(adapter_info, config, base_model, repo_id, [prompt for prompt, _ in samples]),
+        usage_section(adapter_info, config, base_model, repo_id, [prompt for prompt, _ in samples], revision),
         training_section(adapter_info, config, dataset, num_images, duration_seconds),
         evaluation_section(evaluation),
         versions_section(env),
         limits_section(evaluation, config),
         licence_section(base, licence),
-        CITATION,
+        citation_section(_method(config)),
     ]
     body = redact("\n\n".join(section for section in sections if section))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")

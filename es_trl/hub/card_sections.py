@@ -1,6 +1,7 @@
 """The sections of a model card, each from its data; what is not known is left out or said to be unknown."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base_model import is_hub_id
@@ -8,7 +9,13 @@ from .escaping import md_escape
 from .tables import METRICS, differences_table, interval, judge_table, number, percent, scores_table, table
 
 
-METHODS = {"es": "evolution strategies ([EGGROLL](https://huggingface.co/papers/2511.16652))"}
+METHODS = {
+    "es": "evolution strategies ([EGGROLL](https://huggingface.co/papers/2511.16652))",
+    "ddpo": "[DDPO](https://huggingface.co/papers/2305.13301)",
+    "grpo": "[GRPO](https://huggingface.co/papers/2505.05470)",
+    "pref_grpo": "[Pref-GRPO](https://huggingface.co/papers/2508.20751)",
+    "dpo": "[Diffusion-DPO](https://huggingface.co/papers/2311.12908)",
+}
 
 # The settings that make a run what it is, in the order of the card. Everything else is in `es_config.json`.
 SETTINGS = (
@@ -27,8 +34,9 @@ def introduction(
     base: str | None,
     num_images: int | None,
     duration_seconds: float | None,
+    tracker_urls: Mapping[str, str] | None = None,
 ) -> str:
-    """Title, what the adapter is, and what it gained."""
+    """Title, what the adapter is, where the run was tracked, and what it gained."""
     text = f"# {md_escape(name)}\n\nA LoRA"
     if adapter_info.get("lora_rank"):
         text += f" of rank {adapter_info['lora_rank']}"
@@ -38,6 +46,9 @@ def introduction(
     if config.get("reward_funcs"):
         text += f" to draw pictures that score higher under {_rewards(config)}"
     text += f".{_cost(num_images, duration_seconds, ' Training drew {} and took {}.')}"
+    links = [f"[{md_escape(name)}]({url})" for name, url in (tracker_urls or {}).items() if _is_web_page(url)]
+    if links:
+        text += f"\n\nCurves and pictures of the run: {', '.join(links)}."
     gains = gain_lines(evaluation) if evaluation else []
     return text + ("\n\n" + "\n".join(gains) if gains else "")
 
@@ -200,6 +211,10 @@ def licence_section(base: str | None, licence: dict[str, str]) -> str:
     else:
         text = f"The licence of {model} was not known when this card was written. Read its card before you use this."
     return f"## Licence\n\n{text}"
+
+
+def _is_web_page(url: str) -> bool:
+    return bool(re.fullmatch(r"https://[\w.~/%-]+", url))
 
 
 def _link(name: str) -> str:

@@ -20,8 +20,10 @@ def environment() -> dict:
     Returns:
         `dict`: `es_trl` (version), `git_commit` of the checkout es_trl is used from (`None` when installed from a
             package; ends in `+changes` when files differ from the commit), `python`, `platform`, `packages` (name to
-            version), `cpu`, `cpu_cores`, `threads` (of torch), `gpus` (names).
+            version), `cpu`, `cpu_cores`, `threads` (of torch), `memory_gb` (of the machine), `gpus` (names),
+            `gpu_memory_gb` (of each), `cuda` (that torch was built for).
     """
+    import psutil
     import torch
 
     from es_trl import __version__
@@ -35,7 +37,12 @@ def environment() -> dict:
         "cpu": _cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpu_memory_gb": [
+            round(torch.cuda.get_device_properties(i).total_memory / 1e9, 1) for i in range(torch.cuda.device_count())
+        ],
+        "cuda": torch.version.cuda,
     }
 
 

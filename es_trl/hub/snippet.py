@@ -28,6 +28,7 @@ def usage_section(
     base_model: str | None,
     repo_id: str | None,
     prompts: Sequence[str] = (),
+    revision: str | None = None,
 ) -> str:
     """
     The section "Use it": loads base and adapter in plain diffusers and draws one picture.
@@ -38,6 +39,7 @@ def usage_section(
         base_model (`str`, *optional*): Shipped name, Hub id or folder.
         repo_id (`str`, *optional*): Hub repository of the adapter; `None` loads from the current folder.
         prompts (`Sequence[str]`, *optional*): The first plain one is drawn.
+        revision (`str`, *optional*): Branch of the repository, if not `main`.
     """
     pipeline = adapter_info.get("pipeline", "DiffusionPipeline")
     prompt = next((text for text in prompts if _PLAIN.fullmatch(text)), "a red cat")
@@ -46,8 +48,9 @@ def usage_section(
     name = shown_name(base_model) if base_model else "base-model"
     name = name if shipped or is_hub_id(base_model) else re.sub(r"[^\w. -]", "_", one_line(name, 96))
     source = f"resolve({_literal(name)})" if shipped else _literal(name)
-    precision = "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
+    precision = "" if dtype == "float32" else f", dtype=torch.{dtype}"
     keywords = "".join(f"    {name}={_literal(value)},\n" for name, value in call_keywords(adapter_info).items())
+    weights = _literal(repo_id or ".") + (f", revision={_literal(revision)}" if repo_id and revision else "")
     notes = []
     if not repo_id:
         notes.append('`"."` is this folder: start Python here, or give its path.')
@@ -65,7 +68,7 @@ from diffusers import {pipeline}
 {"from es_trl.assets import resolve" + chr(10) if shipped else ""}
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = {pipeline}.from_pretrained({source}{precision}).to(device)
-pipe.load_lora_weights({_literal(repo_id or ".")}, use_safetensors=True)
+pipe.load_lora_weights({weights}, use_safetensors=True)
 image = pipe(
     {_literal(prompt)},
 {keywords}    generator=torch.Generator("cpu").manual_seed(0),

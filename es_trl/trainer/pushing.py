@@ -1,5 +1,6 @@
 """Pushing to the Hub: only the run's own files, and never at the price of the run."""
 
+import json
 import logging
 import os
 import shutil
@@ -8,24 +9,43 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..hub.publishing import collect, open_repository, reason_of, retry_command
+from .checkpoint import MANIFEST
 
 
 logger = logging.getLogger(__name__)
 
-# What a repository holds; anything else in the run folder (logs, tracker files, checkpoints) stays at home.
-PUSHED = (
-    "README.md",
-    "pytorch_lora_weights.safetensors",
-    "es_config.json",
-    "env.json",
-    "eval.json",
-    "samples/*.jpg",
-    "samples/metadata.jsonl",
-)
-
 
 class PushingMixin:
-    """The Hub half of [`DiffusionTrainer`]."""
+    """
+    The Hub half of [`DiffusionTrainer`].
+
+    `hub_strategy` is that of transformers: `"end"` pushes when training has ended, `"every_save"` also after each
+    checkpoint, in the background; `"checkpoint"` adds the checkpoint itself as `last-checkpoint/`, and
+    `"all_checkpoints"` each one under its own name. Every push is one commit.
+
+    Attributes:
+        push_failed (`bool`): Whether the last push that ended had failed.
+    """
+
+    push_in_progress: PushInProgress | None = None
+    push_failed = False
+    _hub: HfApi | None = None
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in the Trainer; a Hub that cannot be reached is a warning, and the next push tries again."""
+        if not self.is_world_process_zero():
+            return
+        try:
+            self._open_repository(token, private)
+        except Exception as error:  # network, rights, a bad name: none of them may cost the training
+            logger.warning(
+                "The Hub repository %s cannot be opened now (%s). Training goes on; each push tries again.",
+                self._repo_name(),
+                reason_of(error),
+            )
 
     def push_to_hub(
         self,
@@ -37,60 +57,121 @@ class PushingMixin:
         **kwargs,
     ):
         """
-        Uploads the adapter, its card, samples and settings. A failed upload is logged with the command that repeats
-        it; the files are safe in `output_dir`.
+        Uploads the adapter, its card, samples and settings in one commit. A failed upload is logged with the command
+        that repeats it; the files are safe in `output_dir`.
 
         Args: as in [`~transformers.Trainer.push_to_hub`].
 
         Returns:
             `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
         """
+        error = None
+        if self.is_world_process_zero():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            try:
+                self._open_repository(token, private, revision)
+            except Exception as failure:
+                error = failure
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**{k: v for k, v in kwargs.items() if k in ("dataset_name", "tags", "license")})
-        try:
-            if self.hub_model_id is None:
-                self.init_hf_repo(token=token, private=private)
-            return self._upload(self.args.output_dir, commit_message, token, revision, run_as_future=not blocking)
-        except Exception as error:  # network, rights, quota: none of them may cost the training
-            self._explain_failed_push(error)
+        self._finish_current_push()
+        if error is not None:
+            self._report_failed_push(error, self.args.output_dir, revision, private, last=True)
             return None
+        folder = tempfile.mkdtemp(prefix="es_trl-push-")
+        collect(self.args.output_dir, folder)
+        push = self._in_background(folder, self.args.output_dir, commit_message, token, revision, private, last=True)
+        return push.result() if blocking else push
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """`hub_strategy="every_save"`: the checkpoint's adapter and card, as the repository's newest state."""
+        """The checkpoint's adapter and card become the repository's newest state, while training goes on."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            logger.info("Step %d is not pushed: the push before is still under way.", self.state.global_step)
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        folder = tempfile.mkdtemp(prefix="es_trl-push-")
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                for name in ("pytorch_lora_weights.safetensors", "es_config.json", "env.json"):
-                    shutil.copy(os.path.join(checkpoint_folder, name), folder)
-                if os.path.isdir(os.path.join(self.args.output_dir, "samples")):
-                    shutil.copytree(os.path.join(self.args.output_dir, "samples"), Path(folder, "samples"))
-                self.create_model_card(output_dir=folder)
-                self._upload(folder, f"Training in progress, step {self.state.global_step}")
-        except Exception as error:
-            self._explain_failed_push(error)
+            collect(checkpoint_folder, folder)
+            collect(self.args.output_dir, folder, only="samples/*")
+            self.create_model_card(output_dir=folder)
+            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+                copy_checkpoint(checkpoint_folder, folder, "last-checkpoint" if last else None)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._report_failed_push(error, checkpoint_folder)
+            return
+        message = f"Training in progress, step {self.state.global_step}"
+        push = self._in_background(folder, checkpoint_folder, message)
+        if busy:
+            self.push_in_progress.jobs.append(push)
+        else:
+            self.push_in_progress = PushInProgress([push])
 
-    def _upload(self, folder: str, message: str, token=None, revision=None, run_as_future: bool = False):
-        return HfApi(token=token).upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=folder,
-            commit_message=message,
-            revision=revision or self.args.hub_revision,
-            allow_patterns=list(PUSHED),
-            run_as_future=run_as_future,
+    # ---- the upload itself ----
+
+    def _repo_name(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    def _api(self, token: str | None) -> HfApi:
+        if token is not None:
+            return HfApi(token=token)
+        self._hub = self._hub or HfApi()
+        return self._hub
+
+    def _open_repository(self, token: str | None = None, private: bool | None = None, revision: str | None = None):
+        private = self.args.hub_private_repo if private is None else private
+        revision = revision or self.args.hub_revision
+        self.hub_model_id = open_repository(self._api(token), self._repo_name(), private, revision)
+
+    def _in_background(self, folder, source, message, token=None, revision=None, private=None, last=False):
+        """A future that is None when the upload of `folder`, a clean copy of `source`, has failed."""
+        api = self._api(token)
+
+        def upload():
+            try:
+                if self.hub_model_id is None:
+                    self._open_repository(token, private, revision)
+                commit = api.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=folder,
+                    commit_message=message,
+                    revision=revision or self.args.hub_revision,
+                )
+            except Exception as error:
+                self._report_failed_push(error, source, revision, private, last)
+                return None
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.push_failed = False
+            logger.info("Pushed to %s", commit.commit_url)
+            return commit
+
+        return api.run_as_future(upload)
+
+    def _report_failed_push(self, error, folder, revision=None, private=None, last=False) -> None:
+        self.push_failed = True
+        private = self.args.hub_private_repo if private is None else private
+        command = retry_command(self._repo_name(), folder, revision or self.args.hub_revision, private)
+        logger.log(
+            logging.ERROR if last else logging.WARNING,
+            "Pushing to the Hub failed (%s). %s%s is safe; push it with: %s",
+            reason_of(error),
+            "" if last else "Training goes on. ",
+            folder,
+            command,
         )
 
-    def _explain_failed_push(self, error: Exception) -> None:
-        repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        included = " ".join(f"--include '{pattern}'" for pattern in PUSHED)
-        logger.error(
-            "Pushing to the Hub failed (%s: %s). The adapter is safe in %s; push it with: hf upload %s %s . %s",
-            type(error).__name__,
-            str(error).splitlines()[0] if str(error) else "no message",
-            self.args.output_dir,
-            repo,
-            self.args.output_dir,
-            included,
-        )
+
+def copy_checkpoint(checkpoint: str | os.PathLike, destination: str, name: str | None = None) -> None:
+    """Copies the files that a checkpoint's manifest lists, unchanged, so that it is whole when it is downloaded."""
+    checkpoint = Path(checkpoint)
+    target = Path(destination, name or checkpoint.name)
+    for file in [*json.loads((checkpoint / MANIFEST).read_text()), MANIFEST]:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint / file, target / file)

@@ -12,6 +12,7 @@ from ..data import load_prompts
 from ..evaluation import Evaluation, before_after, default_rows, evaluate, load_judge
 from ..hub.card import model_card
 from ..hub.environment import environment
+from .trackers import tracker_urls
 
 
 logger = logging.getLogger(__name__)
@@ -133,12 +134,14 @@ class ReportingMixin:
             env=environment(),
             samples=self.gallery,
             picture=picture if os.path.exists(os.path.join(output_dir, picture)) else None,
-            repo_id=self.hub_model_id,
+            repo_id=self.hub_model_id or (self.args.hub_model_id if self.args.push_to_hub else None),
+            revision=self.args.hub_revision,
             base_model=finetuned_from or self.base_model,
             dataset_name=dataset_name or self.dataset_name,
             duration_seconds=self.training_seconds,
             num_images=self.images_drawn,
             license=license,
-            tags=[tags] if isinstance(tags, str) else tags or (),
+            tags=[*([tags] if isinstance(tags, str) else tags or ()), *getattr(self.model, "model_tags", ())],
+            tracker_urls=tracker_urls(self),
         )
         card.save(os.path.join(output_dir, "README.md"))

@@ -18,6 +18,18 @@ def has_tracker(trainer: Trainer) -> bool:
     return trainer.is_world_process_zero() and any(isinstance(c, kinds) for c in trainer.callback_handler.callbacks)
 
 
+def tracker_urls(trainer: Trainer) -> dict[str, str]:
+    """The pages of this run on the trackers that have one: wandb when it is online, trackio in a Space."""
+    urls = {}
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
+            urls["Weights & Biases"] = callback._wandb.run.url
+        elif isinstance(callback, TrackioCallback):
+            space = callback._static_space_id or callback._space_id
+            urls["Trackio"] = f"https://huggingface.co/spaces/{space}" if space else None
+    return {name: url for name, url in urls.items() if url}
+
+
 def log_media(
     trainer: Trainer,
     images: dict[str, tuple[Image.Image, str]] | None = None,

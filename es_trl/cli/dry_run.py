@@ -1,0 +1,247 @@
+"""`es-trl dry-run`: does this config work, does it fit, and how long would it take? Before the real run."""
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..data import load_prompts
+from ..es import make_generator
+from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, ESTrainer
+from .arguments import RunArguments, parse
+from .training import prepare
+
+
+# One pair on one prompt, twice, the first to warm up; nothing is written but below a temporary folder.
+SMALL = {
+    "max_steps": "2", "prompts_per_step": "1", "images_per_prompt": "1", "logging_strategy": "steps",
+    "logging_steps": "1", "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "sample_steps": "0",
+    "push_to_hub": "False", "load_best_model_at_end": "False", "disable_tqdm": "True", "log_level": "error",
+    "num_sample_prompts": "1",
+}  # fmt: skip
+
+HELP = """\
+usage: es-trl dry-run --config FILE [any option of es-trl train]
+
+Runs one pair of members on one prompt with the real model and the real rewards, saves the LoRA and loads it again,
+draws one full batch, and prints what the whole config would take: memory in GB, seconds per step, images, hours.
+Nothing is written to output_dir, no tracker is told, and the Hub is asked for the model, rewards and prompts only.
+Exit code: 0 if all of that worked, 1 if something failed, 2 if the config cannot work.
+"""
+
+
+@dataclass
+class Workload:
+    """
+    How many images a config draws, by purpose.
+
+    Attributes:
+        steps (`int`): Training steps.
+        training, evaluations, samples, comparison (`int`): Images. Those of the base in twice the steps count twice.
+    """
+
+    steps: int
+    training: int
+    evaluations: int
+    samples: int
+    comparison: int
+
+    @classmethod
+    def of(cls, config: DiffusionConfig, per_step: int, prompts: int, eval_prompts: int, test_images: int):
+        """From the config, the images of a step, and the sizes of the three lists of prompts."""
+        steps = config.max_steps
+        if steps <= 0:
+            steps = math.ceil(config.num_train_epochs * max(1, prompts // config.prompts_per_step))
+        every = config.eval_steps or config.logging_steps
+        every = every if every >= 1 else max(1, math.ceil(every * steps))
+        rounds = {"no": 0, "steps": int(steps // every), "epoch": math.ceil(config.num_train_epochs)}
+        sheets = 2 + steps // config.sample_steps if config.sample_steps else 0
+        return cls(
+            steps=steps,
+            training=steps * per_step * config.gradient_accumulation_steps,
+            evaluations=rounds.get(config.eval_strategy.value, 0) * eval_prompts * config.eval_images_per_prompt,
+            samples=sheets * config.num_sample_prompts,
+            comparison=4 * test_images,  # base, adapter, and base in twice the steps
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Takes what `es-trl train` takes."""
+    argv = list(argv)
+    if not argv or "-h" in argv or "--help" in argv:
+        (sys.stdout if argv else sys.stderr).write(HELP)
+        return 0 if argv else 2
+    with tempfile.TemporaryDirectory(prefix="es_trl-dry-run-") as folder:
+        try:
+            arguments, config = parse(ESConfig, argv)
+            counts = [len(prompts) for prompts in _prompts(arguments)]
+            trainer = _small_trainer(arguments, config, argv, folder)
+        except (ValueError, TypeError, OSError) as error:
+            sys.stderr.write(f"es-trl dry-run: {error}\n")
+            return 2
+        try:
+            _run(trainer, arguments, config, counts, folder, lambda name, text: print_row(name, text))
+        except Exception as error:
+            sys.stderr.write(f"es-trl dry-run: {type(error).__name__}: {error}\n{_advice(error)}")
+            return 1
+    return 0
+
+
+def print_row(name: str, text: str) -> None:
+    sys.stdout.write(f"{name:<16}{text}\n")
+    sys.stdout.flush()
+
+
+def _prompts(arguments: RunArguments) -> list:
+    """Training, evaluation and test prompts; empty where the config names none."""
+    train = load_prompts(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        arguments.dataset_prompt_column,
+        arguments.max_train_prompts,
+        arguments.dataset_config,
+        arguments.dataset_revision,
+    )
+    others = [
+        (arguments.eval_dataset_name, arguments.max_eval_prompts),
+        (arguments.test_dataset_name, arguments.max_test_prompts),
+    ]
+    return [train] + [load_prompts(name, max_prompts=most) if name else [] for name, most in others]
+
+
+def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[str], folder: str) -> DiffusionTrainer:
+    small = SMALL | {"output_dir": folder}
+    if isinstance(config, ESConfig):
+        small |= {"population_size": "2", "members_per_forward": str(min(2, config.members_per_forward))}
+    _, small_config = parse(
+        type(config), [*argv, *(word for name, value in small.items() for word in ("--" + name, value))]
+    )
+    small_config.resume_from_checkpoint = None
+    few = replace(arguments, max_train_prompts=config.prompts_per_step, eval_dataset_name=None, test_dataset_name=None)
+    return prepare(ESTrainer, few, small_config)
+
+
+def _run(
+    trainer: DiffusionTrainer,
+    arguments: RunArguments,
+    config: DiffusionConfig,
+    counts: list[int],
+    folder: str,
+    row: Callable[[str, str], None],
+) -> None:
+    adapter, device = trainer.adapter, trainer.args.device
+    numbers = sum(parameter.numel() for parameter in adapter.theta.values())
+    row("model", f"{trainer.base_model} ({type(adapter.pipe).__name__}), {config.dtype}, on {_device_name(device)}")
+    row("adapter", f"{adapter.es_space} of rank {adapter.lora_config.r}, {numbers:,} numbers are trained")
+    row("prompts", "{:,} for training, {:,} for evaluations, {:,} for the comparison".format(*counts))
+
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "step_time" in entry]
+    rewards = ", ".join(f"{name} {logs[-1][f'rewards/{name}/mean']:.4g}" for name in trainer.rewards.names)
+    small_images = trainer.images_per_batch
+    row("one pair", f"{small_images} images of one prompt in {_seconds(logs[-1]['step_time'])}; {rewards}")
+    row("save and load", _round_trip(trainer, folder))
+
+    members = min(config.members_per_forward, config.population_size) if isinstance(config, ESConfig) else 1
+    batch = members * config.prompts_per_step * config.images_per_prompt
+    prompts = (trainer.train_dataset["prompt"][:] * batch)[:batch]
+    draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch)), device)
+    score, _ = _timed(lambda: trainer.rewards(prompts, images, where="the dry run"), device)
+    row("full batch", f"{batch} images in {_seconds(draw)}, their rewards in {_seconds(score)}")
+    row(
+        "memory",
+        f"{_peak_gb(device):.2f} GB at the peak, {'of the GPU' if device.type == 'cuda' else 'of the process'}",
+    )
+
+    per_step = small_images * config.prompts_per_step * config.images_per_prompt
+    if isinstance(config, ESConfig):
+        per_step = per_step // 2 * config.population_size
+    per_image = (draw + score) / batch if isinstance(config, ESConfig) else logs[-1]["step_time"] / small_images
+    work = Workload.of(config, per_step, counts[0], counts[1], counts[2] * arguments.test_images_per_prompt)
+    share = max(1, trainer.args.world_size)
+    row("a step", f"{per_step:,} images, {_seconds(per_image * per_step / share)}")
+    total = 0.0
+    for name, amount in [
+        (f"{work.steps:,} steps", work.training),
+        ("evaluations", work.evaluations),
+        ("samples", work.samples),
+        ("comparison", work.comparison),
+    ]:
+        if amount:
+            total += per_image * amount / share
+            row(name, f"{amount:,} images, {_seconds(per_image * amount / share)}")
+    row("in all", f"about {_seconds(total)}, without loading the model and encoding {sum(counts):,} prompts")
+
+
+def _round_trip(trainer: DiffusionTrainer, folder: str) -> str:
+    """Draws with the trained adapter and with its file; they must be the same picture."""
+    adapter = trainer.adapter
+    prompt = trainer.train_dataset["prompt"][:1]
+    (trained,) = adapter.generate(prompt, _generators(1))
+    trainer.save_model(folder)
+    pipe = adapter.pipe
+    pipe.load_lora_weights(folder, adapter_name="from_file", use_safetensors=True)
+    try:
+        pipe.set_adapters("from_file")
+        (loaded,) = adapter.generate(prompt, _generators(1))
+    finally:
+        pipe.delete_adapters("from_file")
+        pipe.set_adapters("default")
+    difference = int(np.abs(np.asarray(trained, np.int16) - np.asarray(loaded, np.int16)).max())
+    if difference > (2 if trainer.args.dtype == "float32" else 24):
+        raise RuntimeError(
+            f"the saved LoRA draws another picture (pixels differ by up to {difference} of 255): please report this "
+            "with the output of `es-trl env`."
+        )
+    return f"the saved LoRA draws the same picture (pixels differ by up to {difference} of 255)"
+
+
+def _generators(number: int) -> list[torch.Generator]:
+    return [make_generator(0, "dry_run", i) for i in range(number)]
+
+
+def _timed(work: Callable, device: torch.device):
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def _peak_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _device_name(device: torch.device) -> str:
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "It does not fit. In this order: lower members_per_forward (results stay the same), set dtype: bfloat16, "
+            "lower prompts_per_step.\n"
+        )
+    return ""

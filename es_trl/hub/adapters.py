@@ -1,0 +1,59 @@
+"""An adapter by name: a run folder, a file, or a repository on the Hub."""
+
+import os
+from contextlib import suppress
+
+from .base_model import is_hub_id
+from .publishing import LORA_FILE
+
+
+def find_adapter(name: str | os.PathLike, revision: str | None = None) -> str:
+    """
+    The folder of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into the cache.
+
+    Args:
+        name (`str`): A run folder or checkpoint, its `pytorch_lora_weights.safetensors`, or a Hub id (`"user/repo"`).
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+
+    Returns:
+        `str`: A folder that holds `pytorch_lora_weights.safetensors`.
+
+    Raises:
+        `ValueError`: No adapter is there, or it cannot be had from the Hub.
+    """
+    name = os.fspath(name)
+    path = os.path.expanduser(name)
+    if os.path.isfile(path) and os.path.basename(path) == LORA_FILE:
+        return os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, LORA_FILE)):
+            raise ValueError(
+                f"{name!r} holds no {LORA_FILE}: give a run folder that was trained to its end, or one of its "
+                "checkpoint-<step> folders."
+            )
+        return path
+    if not is_hub_id(name):
+        raise ValueError(
+            f"adapter {name!r} is neither a folder nor a Hub id ('user/repo'); paths start at {os.getcwd()!r}."
+        )
+    return _download(name, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hf_hub_download(repo_id, LORA_FILE, revision=revision)
+    except EntryNotFoundError as error:
+        raise ValueError(f"{repo_id!r} on the Hub holds no {LORA_FILE}: it is not an adapter of diffusers.") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"adapter {repo_id!r} cannot be had from the Hub ({reason}): check the name, `revision` and the network, "
+            "run `hf auth login` for a private one, or give a folder."
+        ) from error
+    commit = os.path.basename(os.path.dirname(path))  # the same commit for both, whatever is pushed in between
+    with suppress(EntryNotFoundError):  # other people's adapters have none
+        hf_hub_download(repo_id, "es_config.json", revision=commit)
+    return os.path.dirname(path)

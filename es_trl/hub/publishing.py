@@ -1,0 +1,109 @@
+"""Publishing an adapter: an allow-list of files from a clean folder, one commit, and the command that repeats it."""
+
+import fnmatch
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+from .escaping import redact
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+# What a repository holds; anything else in the run folder (logs, tracker files, checkpoints) stays at home.
+PUBLISHED = (
+    "README.md",
+    LORA_FILE,
+    "es_config.json",
+    "env.json",
+    "eval.json",
+    "samples/*.jpg",
+    "samples/metadata.jsonl",
+)
+# Of these the home folder is cut, since it names a person; the others hold no paths.
+_WITH_PATHS = ("es_config.json", "eval.json")
+
+
+def collect(folder: str | os.PathLike, destination: str | os.PathLike, only: str = "*") -> list[str]:
+    """
+    Copies what may be published from a run folder into a clean one.
+
+    Args:
+        folder (`str`): A run folder or a checkpoint.
+        destination (`str`): Where to; made if it is not there.
+        only (`str`, *optional*): A pattern that narrows it down further.
+
+    Returns:
+        `list[str]`: The relative names of the copies. Links are left out, wherever they point to.
+    """
+    folder, destination = Path(folder), Path(destination)
+    names = []
+    for path in sorted([*folder.glob("*"), *folder.glob("samples/*")]):
+        name = path.relative_to(folder).as_posix()
+        linked = path.is_symlink() or path.parent.is_symlink()
+        allowed = fnmatch.fnmatchcase(name, only) and any(fnmatch.fnmatchcase(name, p) for p in PUBLISHED)
+        if linked or not path.is_file() or not allowed:
+            continue
+        target = destination / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in _WITH_PATHS:
+            target.write_text(without_home(redact(path.read_text(encoding="utf-8"))), encoding="utf-8")
+        else:
+            shutil.copyfile(path, target)
+        names.append(name)
+    return names
+
+
+def without_home(text: str) -> str:
+    """`text` with this user's home folder shown as `~`."""
+    home = str(Path.home())
+    return text if home in ("", "/") else text.replace(f"{home}{os.sep}", f"~{os.sep}").replace(f'"{home}"', '"~"')
+
+
+def open_repository(api, name: str, private: bool | None = None, revision: str | None = None) -> str:
+    """
+    Creates a model repository, and the branch `revision`, unless they exist.
+
+    Args:
+        api (`huggingface_hub.HfApi`): Says as whom.
+        name (`str`): `owner/name`, or a name below the account of the token.
+        private (`bool`, *optional*): Of a repository that is created; by default what its owner has set.
+        revision (`str`, *optional*): Branch to push to.
+
+    Returns:
+        `str`: The full id, `owner/name`.
+    """
+    repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
+    if revision and revision != "main" and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def retry_command(
+    repo_id: str, folder: str | os.PathLike, revision: str | None = None, private: bool | None = None
+) -> str:
+    """The shell line that uploads the same files of `folder`; it creates the repository if that is missing."""
+    words = ["hf", "upload", repo_id, str(folder), "."]
+    words += [word for pattern in PUBLISHED for word in ("--include", pattern)]
+    words += ["--revision", revision] if revision else []
+    words += ["--private"] if private else []
+    return shlex.join(words)
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong in one line without secrets, and what helps."""
+    from huggingface_hub import get_token
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = redact(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    hints = {
+        401: "run `hf auth login` or set HF_TOKEN",
+        403: "the token needs write access to this repository",
+        404: "the repository is not there or not visible to this token",
+    }
+    return f"{text}; {hints[status]}" if status in hints else text

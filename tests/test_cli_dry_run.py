@@ -1,0 +1,94 @@
+"""`es-trl dry-run` says what a config would take without taking it; `es-trl env` can be pasted into a bug report."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from es_trl.cli import main
+
+
+CONFIG = """
+model_name_or_path: tiny-sana-sprint
+reward_funcs: [jpeg_compressibility]
+dataset_name: tiny-train
+max_train_prompts: 100
+eval_dataset_name: tiny-validation
+max_eval_prompts: 10
+eval_strategy: steps
+eval_steps: 5
+test_dataset_name: tiny-test
+max_test_prompts: 20
+test_images_per_prompt: 2
+max_steps: 20
+population_size: 16
+prompts_per_step: 4
+members_per_forward: 2
+num_sample_prompts: 3
+sample_steps: 10
+max_sequence_length: 16
+push_to_hub: true
+hub_model_id: someone/never
+report_to: wandb
+use_cpu: true
+"""
+
+
+def config_in(folder: Path, lines: str = "") -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(CONFIG + f"output_dir: {folder / 'run'}\n" + lines)
+    return ["--config", str(path)]
+
+
+def test_a_dry_run_counts_what_the_config_would_draw(tmp_path, capsys):
+    assert main(["dry-run", *config_in(tmp_path)]) == 0
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["prompts"] == "100 for training, 10 for evaluations, 20 for the comparison"
+    assert rows["one pair"].startswith("2 images of one prompt") and "jpeg_compressibility" in rows["one pair"]
+    assert "the same picture (pixels differ by up to 0 of 255)" in rows["save and load"]
+    assert rows["full batch"].startswith("8 images in ")
+    assert rows["a step"].startswith("64 images, ")
+    assert rows["20 steps"].startswith("1,280 images, ")
+    assert rows["evaluations"].startswith("40 images, ")
+    assert rows["samples"].startswith("12 images, ")
+    assert rows["comparison"].startswith("160 images, ")
+    assert 0.1 < float(rows["memory"].split()[0]) < 8
+    assert rows["in all"].startswith("about ")
+    assert not (tmp_path / "run").exists(), "nothing is written where the real run will write"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "message"),
+    [
+        ("sigmaa: 1", 2, "Did you mean 'sigma'"),
+        ("dataset_name: nowhere.txt", 2, "nowhere.txt"),
+        ("reward_funcs: [REWARD:broken]", 1, "no such picture"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path, capsys, lines, code, message):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def broken(images, **kwargs):\n    raise KeyError('no such picture')\n")
+    arguments = config_in(tmp_path, lines.replace("REWARD", str(reward)) + "\n")
+    assert main(["dry-run", *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error and "es-trl dry-run: " in error and "Traceback" not in error
+
+
+def test_dry_run_explains_itself(capsys):
+    assert main(["dry-run", "--help"]) == 0
+    assert "Exit code" in capsys.readouterr().out
+    assert main(["dry-run"]) == 2
+
+
+def test_env_is_a_list_to_paste_and_holds_no_secrets(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert all(re.fullmatch(r"- [^:]+: \S.*", line) for line in text.splitlines())
+    for name in ("es_trl", "Python", "torch", "diffusers", "CPU", "GPU"):
+        assert f"- {name}: " in text
+    assert main(["env", "--json"]) == 0
+    table = capsys.readouterr().out
+    assert json.loads(table)["packages"]["torch"] and json.loads(table)["memory_gb"] > 0
+    assert "hf_abc" not in text + table
