@@ -43,7 +43,10 @@ def get_scorer(
 
 @contextlib.contextmanager
 def share_image_features() -> Iterator[None]:
-    """Inside, a scorer asked twice for the features of the same image objects computes them once."""
+    """Inside, a scorer asked twice for the features of the same image objects computes them once; may be nested."""
+    if _image_memo.get() is not None:
+        yield
+        return
     token = _image_memo.set({})
     try:
         yield

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .calling import AsyncRunner, RewardCall, function_name
-from .clip_features import share_image_features
+from .clip_features import ClipScorer, share_image_features
 from .registry import NamedReward, parse_reward
 from .results import as_scores
 
@@ -86,6 +86,11 @@ class RewardSet:
             funcs = [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in self._sources]
             self._calls = [RewardCall(name, func, self.retries) for name, func in zip(self.names, funcs, strict=True)]
         return self
+
+    def scorers(self) -> dict[str, ClipScorer]:
+        """The CLIP models behind those rewards that are built on one, by the reward's name; loads them."""
+        found = {call.name: getattr(call.func, "scorer", None) for call in self.load()._calls}
+        return {name: scorer for name, scorer in found.items() if isinstance(scorer, ClipScorer)}
 
     def __call__(
         self,
