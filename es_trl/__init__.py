@@ -14,14 +14,39 @@ if TYPE_CHECKING:
     from es_trl.evaluation import evaluate
     from es_trl.pipelines import PipelineAdapter, verify_population_forward
     from es_trl.rewards import RewardSet, from_ddpo
-    from es_trl.trainer import DiffusionConfig, DiffusionTrainer, ESConfig, ESTrainer
+    from es_trl.trainer import (
+        DDPOConfig,
+        DDPOTrainer,
+        DiffusionConfig,
+        DiffusionDPOConfig,
+        DiffusionDPOTrainer,
+        DiffusionTrainer,
+        ESConfig,
+        ESTrainer,
+        GRPOConfig,
+        GRPOTrainer,
+        PolicyGradientConfig,
+        PolicyGradientTrainer,
+        PrefGRPOConfig,
+        PrefGRPOTrainer,
+    )
 
 _ROOM_OF = {
+    "DDPOConfig": "es_trl.trainer",
+    "DDPOTrainer": "es_trl.trainer",
     "DiffusionConfig": "es_trl.trainer",
+    "DiffusionDPOConfig": "es_trl.trainer",
+    "DiffusionDPOTrainer": "es_trl.trainer",
     "DiffusionTrainer": "es_trl.trainer",
     "ESConfig": "es_trl.trainer",
     "ESTrainer": "es_trl.trainer",
+    "GRPOConfig": "es_trl.trainer",
+    "GRPOTrainer": "es_trl.trainer",
     "PipelineAdapter": "es_trl.pipelines",
+    "PolicyGradientConfig": "es_trl.trainer",
+    "PolicyGradientTrainer": "es_trl.trainer",
+    "PrefGRPOConfig": "es_trl.trainer",
+    "PrefGRPOTrainer": "es_trl.trainer",
     "RewardSet": "es_trl.rewards",
     "evaluate": "es_trl.evaluation",
     "from_ddpo": "es_trl.rewards",
@@ -30,11 +55,21 @@ _ROOM_OF = {
 }
 
 __all__ = [
+    "DDPOConfig",
+    "DDPOTrainer",
     "DiffusionConfig",
+    "DiffusionDPOConfig",
+    "DiffusionDPOTrainer",
     "DiffusionTrainer",
     "ESConfig",
     "ESTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
     "PipelineAdapter",
+    "PolicyGradientConfig",
+    "PolicyGradientTrainer",
+    "PrefGRPOConfig",
+    "PrefGRPOTrainer",
     "RewardSet",
     "evaluate",
     "from_ddpo",

@@ -1,5 +1,6 @@
 """Trainers: a method is its config and its training step; everything else is shared."""
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING
 
@@ -7,21 +8,79 @@ from typing import TYPE_CHECKING
 _EXPORTS = {
     "AdapterView": "adapter_view",
     "CheckpointCorrupt": "checkpoint",
+    "DDPOConfig": "ddpo_config",
+    "DDPOTrainer": "ddpo",
     "DiffusionConfig": "config",
+    "DiffusionDPOConfig": "dpo_config",
+    "DiffusionDPOTrainer": "dpo",
     "DiffusionTrainer": "base",
     "ESConfig": "es_config",
     "ESTrainer": "es",
+    "GRPOConfig": "grpo_config",
+    "GRPOTrainer": "grpo",
+    "PolicyGradientConfig": "policy_gradient_config",
+    "PolicyGradientTrainer": "policy_gradient",
+    "PrefGRPOConfig": "pref_grpo_config",
+    "PrefGRPOTrainer": "pref_grpo",
 }
 
-__all__ = ["AdapterView", "CheckpointCorrupt", "DiffusionConfig", "DiffusionTrainer", "ESConfig", "ESTrainer"]
+# method -> names of its config and its trainer
+METHODS = {
+    "es": ("ESConfig", "ESTrainer"),
+    "ddpo": ("DDPOConfig", "DDPOTrainer"),
+    "grpo": ("GRPOConfig", "GRPOTrainer"),
+    "pref_grpo": ("PrefGRPOConfig", "PrefGRPOTrainer"),
+    "dpo": ("DiffusionDPOConfig", "DiffusionDPOTrainer"),
+}
+
+__all__ = [
+    "METHODS",
+    "AdapterView",
+    "CheckpointCorrupt",
+    "DDPOConfig",
+    "DDPOTrainer",
+    "DiffusionConfig",
+    "DiffusionDPOConfig",
+    "DiffusionDPOTrainer",
+    "DiffusionTrainer",
+    "ESConfig",
+    "ESTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "PolicyGradientConfig",
+    "PolicyGradientTrainer",
+    "PrefGRPOConfig",
+    "PrefGRPOTrainer",
+    "method_classes",
+]
 
 if TYPE_CHECKING:
     from .adapter_view import AdapterView
     from .base import DiffusionTrainer
     from .checkpoint import CheckpointCorrupt
     from .config import DiffusionConfig
+    from .ddpo import DDPOTrainer
+    from .ddpo_config import DDPOConfig
+    from .dpo import DiffusionDPOTrainer
+    from .dpo_config import DiffusionDPOConfig
     from .es import ESTrainer
     from .es_config import ESConfig
+    from .grpo import GRPOTrainer
+    from .grpo_config import GRPOConfig
+    from .policy_gradient import PolicyGradientTrainer
+    from .policy_gradient_config import PolicyGradientConfig
+    from .pref_grpo import PrefGRPOTrainer
+    from .pref_grpo_config import PrefGRPOConfig
+
+
+def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
+    """The config class and the trainer class of a method. Raises `ValueError` for an unknown one."""
+    if method not in METHODS:
+        near = difflib.get_close_matches(str(method), METHODS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.{hint}")
+    config, trainer = METHODS[method]
+    return __getattr__(config), __getattr__(trainer)
 
 
 def __getattr__(name: str):
