@@ -216,9 +216,9 @@ class DiffusionDPOTrainer(DiffusionTrainer):
             names = [name for name, bad in zip(self.rewards.names, missing.any(axis=(0, 1)), strict=True) if bad]
             raise RuntimeError(
                 f"Step {self.state.global_step}: {share:.0%} of the images have no finite reward "
-                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter was not updated. Check "
-                f"the reward function on these prompts, the first being {rows[0]['prompt'][:80]!r}, or raise "
-                "max_invalid_fraction."
+                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
+                "was not updated. Check the reward function on these prompts, the first being "
+                f"{rows[0]['prompt'][:80]!r}, or raise max_invalid_fraction."
             )
 
     def _log_rewards(self, scores: np.ndarray, values: np.ndarray, found: list[tuple[int, int, int]]) -> None:
