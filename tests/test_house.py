@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "rewards": {"assets"},
     "data": {"assets"},
     "pipelines": {"es", "assets"},
-    "evaluation": {"es", "pipelines", "data", "rewards", "assets"},
+    "evaluation": {"es", "pipelines", "data", "rewards", "assets", "hub"},
     "hub": {"es", "pipelines", "data", "rewards", "assets"},
     "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub"},
 }
@@ -148,7 +148,8 @@ def test_recipe_file(path):
         ("es_trl.rewards.clip", "from ..trainer.base import DiffusionTrainer"),
         ("es_trl.rewards.clip", "def f():\n    from es_trl import data"),
         ("es_trl.pipelines.adapter", "import es_trl.rewards"),
-        ("es_trl.evaluation.report", "from ..hub import card"),
+        ("es_trl.evaluation.result", "from ..trainer import ESTrainer"),
+        ("es_trl.hub.card", "from ..evaluation import evaluate"),
         ("es_trl.trainer.base", "from es_trl import cli"),
         ("es_trl.trainer.base", "from es_trl import ESConfig"),
         ("es_trl.cli", "from es_trl.trainer.checkpoint import restore"),
