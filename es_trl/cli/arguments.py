@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 import yaml
 from trl import TrlParser
 
-from ..trainer import DiffusionConfig, ESConfig
+from ..trainer import METHODS, DiffusionConfig, method_classes
 
 
 @dataclass
@@ -19,6 +19,8 @@ class RunArguments:
     Args:
         model_name_or_path (`str`):
             A shipped name (`tiny-sana-sprint`), a folder, or a Hub id.
+        method (`str`, *optional*):
+            `es`, `ddpo`, `grpo`, `pref_grpo` or `dpo`; by default that of the recipe script, or `es`.
         reward_funcs (`list[str]`):
             Reward names, `name:checkpoint`, CLIP checkpoints, or `file.py:function`.
         dataset_name (`str`):
@@ -49,6 +51,10 @@ class RunArguments:
     """
 
     model_name_or_path: str = field(metadata={"help": "A shipped name, a folder, or a Hub id."})
+    method: str | None = field(
+        default=None,
+        metadata={"help": "es, ddpo, grpo, pref_grpo or dpo; by default that of the recipe script, or es."},
+    )
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={"help": "Reward names, name:checkpoint, CLIP checkpoints, or file.py:function."},
@@ -84,32 +90,69 @@ class RunArguments:
 
 
 def parse(
-    config_class: type[DiffusionConfig] = ESConfig, args: Sequence[str] | None = None
+    config_class: type[DiffusionConfig] | None = None, args: Sequence[str] | None = None
 ) -> tuple[RunArguments, DiffusionConfig]:
     """
     Reads `--config file.yaml` and the command line; the command line overrides the file, the file the defaults.
 
     Args:
-        config_class (`type`): The method's config.
+        config_class (`type`, *optional*): The method's config; by default that of `method`, which is `es` unless the
+            command line or the file names another one.
         args (`Sequence[str]`, *optional*): Arguments; `sys.argv[1:]` by default.
 
+    Returns:
+        The arguments, with `method` filled in, and the config.
+
     Raises:
-        `ValueError`: for an unknown key of the file (with the nearest known one), or a value that cannot work.
+        `ValueError`: for an unknown method or key of the file (with the nearest known one), or a value that cannot
+            work.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if "--config" in args and args.index("--config") + 1 < len(args):
-        _check_keys(args[args.index("--config") + 1], config_class)
-    return TrlParser([RunArguments, config_class]).parse_args_and_config(args=args)
+    path = _value_of("--config", args)
+    file = _read(path) if path is not None else {}
+    named = _value_of("--method", args) or file.get("method")
+    method = _method(config_class, named)
+    config_class = config_class or method_classes(method)[0]
+    _check_keys(path, file, config_class, method)
+    arguments, config = TrlParser([RunArguments, config_class]).parse_args_and_config(args=args)
+    arguments.method = method
+    return arguments, config
 
 
 def load_config(
-    path: str, config_class: type[DiffusionConfig] = ESConfig, overrides: Sequence[str] = ()
+    path: str, config_class: type[DiffusionConfig] | None = None, overrides: Sequence[str] = ()
 ) -> tuple[RunArguments, DiffusionConfig]:
     """The arguments of a YAML file, with `--name value` overrides."""
     return parse(config_class, ["--config", str(path), *overrides])
 
 
-def _check_keys(path: str, config_class: type[DiffusionConfig]) -> None:
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    """The last value of `--option value` or `--option=value`, as argparse takes it."""
+    found = None
+    for i, word in enumerate(args):
+        if word == option and i + 1 < len(args):
+            found = args[i + 1]
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _method(config_class: type[DiffusionConfig] | None, named: str | None) -> str | None:
+    """What trains: the method that is named, which has to be the one of `config_class` if that is given."""
+    if named is not None:
+        method_classes(named)
+    if config_class is None:
+        return named or "es"
+    own = next((method for method, (config, _) in METHODS.items() if config == config_class.__name__), None)
+    if named is not None and own is not None and named != own:
+        raise ValueError(
+            f"method is {named!r}, but this script trains {own!r}: run `es-trl train --method {named}` or "
+            f"recipes/{named}_sana.py."
+        )
+    return own
+
+
+def _read(path: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             config = yaml.safe_load(file)
@@ -119,9 +162,20 @@ def _check_keys(path: str, config_class: type[DiffusionConfig]) -> None:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(config).__name__}.")
+    return config
+
+
+def _check_keys(path: str | None, file: dict, config_class: type[DiffusionConfig], method: str | None) -> None:
     known = {f.name for cls in (RunArguments, config_class) for f in fields(cls)} | {"env"}
-    for key in config:
+    for key in file:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            owners = [other for other in METHODS if other != method and _has_field(other, str(key))]
+            if owners:
+                hint = f"It belongs to method {' and '.join(owners)}, this is {method}. {hint}"
             raise ValueError(f"{path}: unknown key {key!r}. {hint}")
+
+
+def _has_field(method: str, key: str) -> bool:
+    return key in {f.name for f in fields(method_classes(method)[0])}

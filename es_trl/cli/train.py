@@ -1,9 +1,9 @@
-"""`es-trl train`: what the recipes run."""
+"""`es-trl train`: what the recipes run, with the method of the config or of `--method`."""
 
 import sys
 from collections.abc import Sequence
 
-from ..trainer import ESConfig, ESTrainer
+from ..trainer import method_classes
 from .arguments import parse
 from .training import prepare, run
 
@@ -11,8 +11,8 @@ from .training import prepare, run
 def main(argv: Sequence[str]) -> int:
     """Trains from `--config` and the command line; arguments that cannot work are one line and exit code 2."""
     try:
-        arguments, config = parse(ESConfig, argv)
-        trainer = prepare(ESTrainer, arguments, config)
+        arguments, config = parse(args=argv)
+        trainer = prepare(method_classes(arguments.method)[1], arguments, config)
     except (ValueError, TypeError) as error:
         sys.stderr.write(f"es-trl: {error}\n")
         return 2

@@ -1,0 +1,134 @@
+"""`--method`: one command for every method, and one sentence for a name or a key that is of another one."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from es_trl.cli import load_config, main, parse
+from es_trl.trainer import METHODS, ESConfig, method_classes
+
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = """
+model_name_or_path: tiny-sana-sprint
+reward_funcs: [jpeg_compressibility]
+dataset_name: tiny-train
+max_train_prompts: 8
+prompts_per_step: 2
+max_steps: 1
+max_sequence_length: 16
+sample_steps: 0
+use_cpu: true
+report_to: none
+"""
+
+
+def config_file(folder: Path, lines: str = "") -> str:
+    path = folder / "config.yaml"
+    path.write_text(FILE + f"output_dir: {folder / 'run'}\n" + lines)
+    return str(path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_of_the_file_or_of_the_command_line(method, tmp_path):
+    for lines, options in ((f"method: {method}\n", ()), ("", ("--method", method)), ("", (f"--method={method}",))):
+        arguments, config = load_config(config_file(tmp_path, lines), overrides=options)
+        assert arguments.method == method
+        assert type(config) is method_classes(method)[0]
+
+
+def test_es_is_the_default_and_the_command_line_comes_first(tmp_path):
+    assert load_config(config_file(tmp_path))[0].method == "es"
+    assert load_config(config_file(tmp_path, "method: es\n"), overrides=("--method", "dpo"))[0].method == "dpo"
+    arguments, config = parse(method_classes("dpo")[0], ["--config", config_file(tmp_path)])
+    assert (arguments.method, type(config).__name__) == ("dpo", "DiffusionDPOConfig"), "that of the recipe script"
+
+
+def test_a_run_of_another_method(tmp_path):
+    options = ["--method", "dpo", "--num_generations", "2", "--noise_draws", "1", "--save_strategy", "no"]
+    assert main(["train", "--config", config_file(tmp_path), *options]) == 0
+    ran = json.loads((tmp_path / "run" / "es_config.json").read_text())
+    assert (ran["method"], ran["config"]["num_generations"]) == ("dpo", 2)
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("method: gprod\n", ["method", "gprod", "es, ", "dpo"]),
+        ("method: dp\n", ["Did you mean 'dpo'?"]),
+        ("method: dpo\npopulation_size: 8\n", ["population_size", "belongs to method es", "this is dpo"]),
+        ("beta: 3\n", ["beta", "dpo", "this is es"]),
+        ("method: dpo\nnum_generation: 8\n", ["Did you mean 'num_generations'?"]),
+        ("method: dpo\nnum_generations: 1\n", ["num_generations must be a whole number of at least 2"]),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(lines, words, tmp_path, capsys):
+    assert main(["train", "--config", config_file(tmp_path, lines)]) == 2
+    error = capsys.readouterr().err
+    assert [word for word in words if word not in error] == []
+    assert error.startswith("es-trl: ") and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_script_refuses_the_file_of_another_method(tmp_path):
+    with pytest.raises(ValueError, match="method is 'dpo', but this script trains 'es'.*recipes/dpo_sana.py"):
+        parse(ESConfig, ["--config", config_file(tmp_path, "method: dpo\n")])
+
+
+# ---- the recipes ----
+
+# What makes a comparison fair: every method draws as many images of the same prompts, in the same way, for the same
+# rewards, and trains as large an adapter on the same layers.
+BUDGET = (
+    "model_name_or_path", "dtype", "guidance_scale", "height", "width", "max_sequence_length", "num_inference_steps",
+    "dataset_name", "max_train_prompts", "eval_dataset_name", "max_eval_prompts", "test_dataset_name",
+    "test_images_per_prompt", "reward_funcs", "reward_weights", "eval_reward_funcs", "judge", "seed", "eval_seed",
+    "lora_rank", "lora_alpha", "lora_target_modules", "eval_images_per_prompt", "release_text_encoder",
+)  # fmt: skip
+
+
+def recipes(model: str) -> dict[str, tuple]:
+    return {method: load_config(ROOT / "recipes" / model / method / "config.yaml") for method in METHODS}
+
+
+@pytest.mark.parametrize("model", ["sana_sprint", "tiny_sana_sprint"])
+def test_recipes_share_one_budget(model):
+    budgets = {}
+    for method, (arguments, config) in recipes(model).items():
+        assert arguments.method == method
+        budget = {name: getattr(arguments, name, getattr(config, name, None)) for name in BUDGET}
+        per_prompt = config.population_size * config.images_per_prompt if method == "es" else config.num_generations
+        budget["images"] = per_prompt * config.prompts_per_step * config.max_steps * config.gradient_accumulation_steps
+        budgets[method] = budget
+    differ = [
+        f"{method}: {name} is {value!r}, es has {budgets['es'][name]!r}"
+        for method, budget in budgets.items()
+        for name, value in budget.items()
+        if value != budgets["es"][name]
+    ]
+    assert differ == []
+
+
+@pytest.mark.parametrize("model", ["sana_sprint", "tiny_sana_sprint"])
+def test_recipes_write_to_folders_of_their_own(model):
+    folders = [config.output_dir for _, config in recipes(model).values()]
+    assert len(set(folders)) == len(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recipe_script(method):
+    """A script of a few lines that trains its method, and whose text names files that exist."""
+    path = ROOT / "recipes" / f"{method}_sana.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    config, trainer = METHODS[method]
+    imported = [name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert {config, trainer} <= set(imported)
+    for word in ast.get_docstring(tree).split():
+        if word.startswith("recipes/"):
+            assert (ROOT / word).is_file(), word
+    files = [ROOT / "recipes" / model / method / "config.yaml" for model in ("sana_sprint", "tiny_sana_sprint")]
+    assert all(yaml.safe_load(file.read_text()).get("method", "es") == method for file in files)
