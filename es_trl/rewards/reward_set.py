@@ -87,9 +87,13 @@ class RewardSet:
             self._calls = [RewardCall(name, func, self.retries) for name, func in zip(self.names, funcs, strict=True)]
         return self
 
+    def functions(self) -> list[Callable]:
+        """The callables, in the order of `names`; loads their models."""
+        return [call.func for call in self.load()._calls]
+
     def scorers(self) -> dict[str, ClipScorer]:
         """The CLIP models behind those rewards that are built on one, by the reward's name; loads them."""
-        found = {call.name: getattr(call.func, "scorer", None) for call in self.load()._calls}
+        found = {name: getattr(func, "scorer", None) for name, func in zip(self.names, self.functions(), strict=True)}
         return {name: scorer for name, scorer in found.items() if isinstance(scorer, ClipScorer)}
 
     def __call__(
