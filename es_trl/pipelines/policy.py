@@ -1,7 +1,7 @@
 """The Gaussian steps of samplers, as policies: means, standard deviations, log-probabilities and KL divergences.
 
-Log-probabilities and divergences are means over the dimensions of a latent, not sums, as in DDPO (arXiv 2305.13301) and
-Flow-GRPO (arXiv 2505.05470): clip ranges of about 1e-4 belong to that convention.
+Log-probabilities and divergences are means over the dimensions of a latent, not sums, as in DDPO (arXiv 2305.13301)
+and Flow-GRPO (arXiv 2505.05470): clip ranges of about 1e-4 belong to that convention.
 """
 
 import math
@@ -59,7 +59,7 @@ def scm_transition(
 def output_transition(
     model_output: torch.Tensor, sample: torch.Tensor, s: torch.Tensor, sigma_data: float, output_noise: float
 ) -> Gaussian:
-    """The last step of a consistency model with noise on its output: `x0 ~ N(f(x_s, s), (output_noise sigma_data)^2)`."""
+    """The last step of a consistency model, with noise on it: `x0 ~ N(f(x_s, s), (output_noise sigma_data)^2)`."""
     x0 = torch.cos(s) * sample.float() - torch.sin(s) * model_output.float()
     return Gaussian(x0, torch.as_tensor(output_noise * sigma_data, device=x0.device))
 
@@ -83,7 +83,7 @@ def flow_sde_transition(
     Args:
         velocity, sample (`torch.Tensor`): `(B, ...)` v = eps - x0 and the latents x.
         sigma, sigma_next (`torch.Tensor`): Noise level now and next, scalars, 1 >= sigma > sigma_next >= 0.
-        sigma_second (`torch.Tensor`): The schedule's second level; it stands in for 1 in `1 - sigma` at the first step.
+        sigma_second (`torch.Tensor`): The schedule's second level, in place of 1 in `1 - sigma` at the first step.
         noise_level (`float`): `a` above 0; 0.7 in the paper.
     """
     x, v = sample.float(), velocity.float()

@@ -159,6 +159,7 @@ class PolicySampler:
         visit: Visit,
         grad: bool = True,
         steps: Sequence[int] | None = None,
+        shared: int = 1,
     ) -> None:
         """
         Goes along a trajectory again and shows `visit` every trained step's Gaussian under the current theta.
@@ -171,9 +172,29 @@ class PolicySampler:
             grad (`bool`, *optional*, defaults to `True`): Whether to build graphs; without, the pipeline draws with
                 what its LoRA modules hold (nothing inside `adapter.adapter_disabled()`).
             steps (`Sequence[int]`, *optional*): Steps to visit; all trained ones by default.
+            shared (`int`, *optional*, defaults to 1): That many consecutive images share prompt and initial latents.
+                Their first step is then the same, and done once.
         """
         steps = trajectory.steps if steps is None else sorted(steps)
+        if shared > 1 and steps and steps[0] == 0:
 
+            def visit_all(index: int, one: Gaussian, _state: torch.Tensor) -> None:
+                every = Gaussian(one.mean.repeat_interleave(shared, dim=0), one.std)
+                visit(index, every, trajectory.states[index])
+
+            self._replay(trajectory.rows(slice(None, None, shared)), generators[::shared], visit_all, grad, [0])
+            steps = steps[1:]
+        if steps:
+            self._replay(trajectory, generators, visit, grad, steps)
+
+    def _replay(
+        self,
+        trajectory: Trajectory,
+        generators: Sequence[torch.Generator],
+        visit: Visit,
+        grad: bool,
+        steps: Sequence[int],
+    ) -> None:
         def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
             if index in steps:
                 visit(index, self._gaussian(index, model_output, sample), trajectory.states[index])
@@ -266,9 +287,7 @@ class PolicySampler:
             s, t = scheduler.timesteps[scheduler.step_index], scheduler.timesteps[scheduler.step_index + 1]
             s, t = s.to(sample.device), t.to(sample.device)
             if index == settings.num_inference_steps - 1:
-                return output_transition(
-                    model_output, sample, s, scheduler.config.sigma_data, settings.output_noise
-                )
+                return output_transition(model_output, sample, s, scheduler.config.sigma_data, settings.output_noise)
             return scm_transition(model_output, sample, s, t, scheduler.config.sigma_data)
         sigmas = scheduler.sigmas.to(sample.device)
         now, following = sigmas[scheduler.step_index], sigmas[scheduler.step_index + 1]

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..data import load_prompts
-from ..evaluation import Evaluation, before_after, default_rows, evaluate, load_judge
+from ..evaluation import Evaluation, EvaluationRow, before_after, default_rows, evaluate, load_judge
 from ..hub.card import model_card
 from ..hub.environment import environment
 from .trackers import tracker_urls
@@ -25,6 +25,10 @@ class ReportingMixin:
     dataset_name: str | None = None
     test_dataset: Any = None
     gallery: Sequence[tuple[str, str]] = ()
+
+    def evaluation_rows(self) -> list[EvaluationRow]:
+        """The rows of the comparison: base, adapter, base with twice the steps, and what a method adds to them."""
+        return default_rows(self.args.num_inference_steps)
 
     def compare_with_base(
         self,
@@ -55,7 +59,7 @@ class ReportingMixin:
             self.adapter,
             prompts,
             self.eval_rewards,
-            rows=default_rows(self.args.num_inference_steps),
+            rows=self.evaluation_rows(),
             images_per_prompt=images_per_prompt,
             seed=self.args.eval_seed + 1 if seed is None else seed,
             batch_size=self.args.per_device_eval_batch_size,
@@ -71,7 +75,7 @@ class ReportingMixin:
             labels = ("base, {} step", "adapter, {} step", "base, {} step")
             pictures = {
                 label.format(n) + ("s" if n > 1 else ""): [images[0] for images in result.images[row.name]]
-                for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows, strict=True)
+                for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows[:3], strict=True)
             }
             self._save_pictures(pictures, prompts[:num_pictures])
             self._report(result, time.perf_counter() - started)

@@ -1,0 +1,121 @@
+"""From the rewards of a group of images to their advantages."""
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+
+EPSILON = 1e-4  # keeps a spread of nothing from being a division by nothing, as in Flow-GRPO
+
+
+def combine(scores: np.ndarray, weights: np.ndarray, normalise, aggregation: str) -> np.ndarray:
+    """
+    `(P, G)` advantages of several reward functions.
+
+    Args:
+        scores (`np.ndarray`): `(P, G, K)`; NaN where a function gave nothing.
+        weights (`np.ndarray`): `(K,)`.
+        normalise (`Callable`): `(P, G)` rewards to `(P, G)` advantages, NaN staying NaN.
+        aggregation (`str`): `"sum_then_normalize"` weighs and sums the functions first; `"normalize_then_sum"`
+            normalises each alone (GDPO), so that one with large numbers does not drown the others.
+
+    Returns:
+        `np.ndarray`: 0 for images without a finite reward under every function.
+    """
+    if aggregation == "sum_then_normalize":
+        advantages = normalise(scores @ weights)
+    else:
+        advantages = sum(weight * normalise(scores[..., k]) for k, weight in enumerate(weights))
+    return np.where(np.isfinite(scores).all(axis=-1) & np.isfinite(advantages), advantages, 0.0)
+
+
+def group_advantages(rewards: np.ndarray, scale: str = "batch") -> np.ndarray:
+    """
+    `(r - mean of its group) / std` (GRPO, arXiv 2402.03300). A group in which all are alike gets zeros.
+
+    Args:
+        rewards (`np.ndarray`): `(P, G)`: prompt, image; NaN is left out of the means.
+        scale (`str`): `"group"`: the standard deviation of the group; `"batch"`: one over all rewards, as in
+            Flow-GRPO (arXiv 2505.05470), which does not blow up groups that hardly differ; `"none"`: 1.
+    """
+    mean, spread = _moments(rewards)
+    centred = rewards - mean
+    if scale == "none":
+        return centred
+    if scale == "batch":
+        finite = rewards[np.isfinite(rewards)]
+        spread = finite.std() if len(finite) else 0.0
+    return centred / (spread + EPSILON)
+
+
+def _moments(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `(P, 1)` of each group, over its finite rewards."""
+    finite = np.isfinite(rewards)
+    count = np.maximum(finite.sum(axis=1, keepdims=True), 1)
+    mean = np.where(finite, rewards, 0.0).sum(axis=1, keepdims=True) / count
+    variance = (np.where(finite, rewards - mean, 0.0) ** 2).sum(axis=1, keepdims=True) / count
+    return mean, np.sqrt(variance)
+
+
+class PromptStatistics:
+    """
+    The last rewards of every prompt, as baseline and scale (DDPO, arXiv 2305.13301, appendix D).
+
+    Args:
+        buffer_size (`int`): Rewards kept per prompt.
+        min_count (`int`): A prompt with fewer uses the mean and standard deviation of the batch.
+    """
+
+    def __init__(self, buffer_size: int, min_count: int):
+        self.buffer_size, self.min_count = buffer_size, min_count
+        self.rewards: dict[str, deque[float]] = {}
+
+    def advantages(self, prompts: Iterable[str], rewards: np.ndarray) -> np.ndarray:
+        """
+        Takes the batch in, then `(r - mean) / (std + 1e-4)` with each prompt's own statistics.
+
+        Args:
+            prompts (`Iterable[str]`): `P` prompts.
+            rewards (`np.ndarray`): `(P, G)`; NaN is not taken in.
+        """
+        prompts = list(prompts)
+        finite = rewards[np.isfinite(rewards)]
+        batch = (finite.mean(), finite.std()) if len(finite) else (0.0, 0.0)
+        for prompt, row in zip(prompts, rewards, strict=True):
+            kept = self.rewards.setdefault(prompt, deque(maxlen=self.buffer_size))
+            kept.extend(float(reward) for reward in row if np.isfinite(reward))
+        moments = np.array([self._moments(prompt) or batch for prompt in prompts])
+        return (rewards - moments[:, :1]) / (moments[:, 1:] + EPSILON)
+
+    def _moments(self, prompt: str) -> tuple[float, float] | None:
+        kept = self.rewards[prompt]
+        return (np.mean(kept), np.std(kept)) if len(kept) >= self.min_count else None
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The state as plain data; floats survive JSON bit by bit."""
+        return {prompt: list(kept) for prompt, kept in self.rewards.items()}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        self.rewards = {prompt: deque(kept, maxlen=self.buffer_size) for prompt, kept in state.items()}
+
+
+def win_rates(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """
+    Expected share of the other images of its group that an image beats, if `P(i beats j) = sigmoid((s_i - s_j) / T)`
+    (Bradley-Terry; what a PickScore-like scorer is trained for).
+
+    Args:
+        logits (`np.ndarray`): `(P, G)` scores; NaN neither plays nor is played against.
+        temperature (`float`): T above 0.
+    """
+    difference = (logits[:, :, None] - logits[:, None, :]) / temperature
+    return mean_wins(0.5 * (1 + np.tanh(difference / 2)))  # a sigmoid that does not overflow
+
+
+def mean_wins(preferences: np.ndarray) -> np.ndarray:
+    """`(P, G, G)` probabilities that i beats j (the diagonal is not read) to `(P, G)` win rates over the others."""
+    others = np.isfinite(preferences) & ~np.eye(preferences.shape[1], dtype=bool)
+    games = others.sum(axis=2)
+    wins = np.where(others, preferences, 0.0).sum(axis=2)
+    return np.where(games > 0, wins / np.maximum(games, 1), np.nan)

@@ -1,0 +1,90 @@
+"""Gradients of several processes, updates inside one training step, and the memory that training takes."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+from torch import nn
+
+
+class BlockGradients:
+    """
+    Sums the gradients of blocks of work in the order of the blocks, whoever computed them: any number of processes
+    ends with the same numbers, bit by bit.
+
+    Args:
+        parameters (`Sequence[nn.Parameter]`): What gradients are of.
+        blocks (`Sequence[int]`): All blocks of the update, in order.
+        owner (`Callable`): Block to process.
+        process_index, num_processes (`int`): This process and how many there are.
+        gather (`Callable`): A tensor to `(W, *tensor.shape)`, that of every process.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        blocks: Sequence[int],
+        owner: Callable[[int], int],
+        process_index: int,
+        num_processes: int,
+        gather: Callable[[torch.Tensor], torch.Tensor],
+    ):
+        self.parameters: list[nn.Parameter] = list(parameters)
+        self.blocks, self.owner, self.gather = list(blocks), owner, gather
+        self.process_index, self.num_processes = process_index, num_processes
+        self.kept = [parameter.grad for parameter in self.parameters]
+        self.total: torch.Tensor | None = None
+        self.own: list[torch.Tensor] = []
+
+    @property
+    def mine(self) -> list[int]:
+        """The blocks of this process, in order."""
+        return [block for block in self.blocks if self.owner(block) == self.process_index]
+
+    def begin_block(self) -> None:
+        """Before the backward passes of a block of this process."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def end_block(self) -> None:
+        """After them."""
+        flat = torch.cat([p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in self.parameters])
+        if self.num_processes == 1:
+            self.total = flat if self.total is None else self.total + flat
+        else:
+            self.own.append(flat)
+
+    @torch.no_grad()
+    def write(self, scale: float = 1.0) -> None:
+        """Adds the sum over all blocks of all processes, times `scale`, to what stood in `.grad` at first."""
+        total = self.total if self.num_processes == 1 else self._sum_in_order()
+        offset = 0
+        for parameter, before in zip(self.parameters, self.kept, strict=True):
+            grad = scale * total[offset : offset + parameter.numel()].view_as(parameter)
+            parameter.grad = grad if before is None else before + grad
+            offset += parameter.numel()
+
+    def _sum_in_order(self) -> torch.Tensor:
+        of_process = [[b for b in self.blocks if self.owner(b) == w] for w in range(self.num_processes)]
+        rounds = max(len(blocks) for blocks in of_process)
+        empty = torch.zeros(sum(p.numel() for p in self.parameters), device=self.parameters[0].device)
+        by_block = {}
+        for index in range(rounds):
+            everyone = self.gather(self.own[index] if index < len(self.own) else empty)
+            by_block |= {blocks[index]: everyone[w] for w, blocks in enumerate(of_process) if index < len(blocks)}
+        total = None
+        for block in self.blocks:
+            total = by_block[block] if total is None else total + by_block[block]
+        return total
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory so far, in GB: that of the GPU, or without one that of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

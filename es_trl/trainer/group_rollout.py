@@ -1,0 +1,182 @@
+"""Rollouts of a policy: for every prompt a group of images, their paths, and their scores."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..es import make_generator
+from ..pipelines import PolicySampler, Trajectory
+from ..rewards import RewardSet
+
+
+@dataclass
+class GroupBatch:
+    """
+    The prompts of a step and the key of their randomness.
+
+    Attributes:
+        prompts (`list[str]`): `P` prompts, a group of `num_generations` images each.
+        columns (`dict[str, list]`): The data set's other columns, `P` values each.
+        num_generations (`int`): `G`.
+        step, micro (`int`): Part of every key.
+    """
+
+    prompts: list[str]
+    columns: dict[str, list]
+    num_generations: int
+    step: int
+    micro: int
+
+    @classmethod
+    def from_rows(cls, rows: list[dict], num_generations: int, step: int, micro: int) -> "GroupBatch":
+        names = [name for name in rows[0] if name != "prompt"]
+        columns = {name: [row[name] for row in rows] for name in names}
+        return cls([row["prompt"] for row in rows], columns, num_generations, step, micro)
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.num_generations
+
+    def blocks(self, groups_per_block: int) -> list[range]:
+        """The groups that are drawn together, by index."""
+        groups = range(len(self.prompts))
+        return [groups[start : start + groups_per_block] for start in range(0, len(groups), groups_per_block)]
+
+
+@dataclass
+class Piece:
+    """A part of a block that is drawn at once: its images as (group, image) pairs, and their paths."""
+
+    keys: list[tuple[int, int]]
+    trajectory: Trajectory
+    references: dict[int, torch.Tensor] = field(default_factory=dict)  # mean of the frozen base, by step
+
+
+@dataclass
+class Rollout:
+    """
+    Attributes:
+        batch (`GroupBatch`): What was asked for.
+        scores (`np.ndarray`): `(P, G, K)` fp64, of all processes; NaN where a reward is missing.
+        preferences (`np.ndarray`, *optional*): `(P, G)` win rates, if a judge compared the images.
+        pieces (`dict[int, list[Piece]]`): By block, those of this process.
+        num_blocks (`int`): Blocks of all processes.
+        generate_time, reward_time (`float`): Seconds.
+    """
+
+    batch: GroupBatch
+    scores: np.ndarray
+    preferences: np.ndarray | None = None
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    num_blocks: int = 0
+    generate_time: float = 0.0
+    reward_time: float = 0.0
+
+
+Judge = Callable[[list[str], list[list[Image.Image]], dict[str, list]], np.ndarray]
+
+
+class GroupRollout:
+    """
+    Draws and scores the groups of this process.
+
+    Blocks are fixed by `images_per_forward`; block `c` belongs to process `c % num_processes`, and groups are never
+    split, so that any number of processes computes the same images in the same batches.
+
+    Args:
+        sampler (`PolicySampler`), rewards (`RewardSet`): What draws and what scores.
+        seed (`int`): Seed of latents and noise.
+        images_per_forward (`int`), num_generations (`int`): Images per batch and per group.
+        init_same_noise (`bool`): Whether the images of a group share their initial latents.
+        process_index, num_processes (`int`): This process and how many there are.
+        before_block (`Callable`, *optional*): Called before each block; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        sampler: PolicySampler,
+        rewards: RewardSet,
+        seed: int,
+        images_per_forward: int,
+        num_generations: int,
+        init_same_noise: bool,
+        process_index: int = 0,
+        num_processes: int = 1,
+        before_block: Callable[[], None] = lambda: None,
+    ):
+        self.sampler, self.rewards, self.seed = sampler, rewards, seed
+        self.images_per_forward, self.init_same_noise = images_per_forward, init_same_noise
+        self.groups_per_block = max(1, images_per_forward // num_generations)
+        self.process_index, self.num_processes = process_index, num_processes
+        self.before_block = before_block
+
+    def owner(self, block: int) -> int:
+        """The process that draws `block`."""
+        return block % self.num_processes
+
+    def latent_generators(self, batch: GroupBatch, keys: Sequence[tuple[int, int]]) -> list[torch.Generator]:
+        """Generators of the initial latents, fresh, for replays as well."""
+        return [
+            make_generator(self.seed, "latents", batch.step, batch.micro, p, 0 if self.init_same_noise else g)
+            for p, g in keys
+        ]
+
+    def draw(self, batch: GroupBatch, steps: Sequence[int], judge: Judge | None = None, **reward_context) -> Rollout:
+        """
+        Args:
+            batch (`GroupBatch`): `P` prompts.
+            steps (`Sequence[int]`): Trained steps of the sampler.
+            judge (`Callable`, *optional*): Called with the prompts of a block, their groups of images, and their
+                columns; returns `(groups, G)` win rates.
+            **reward_context: Passed on to the reward functions.
+
+        Returns:
+            `Rollout`, with zeros in place of what other processes drew.
+        """
+        blocks = batch.blocks(self.groups_per_block)
+        shape = len(batch.prompts), batch.num_generations
+        rollout = Rollout(batch, np.zeros((*shape, len(self.rewards))), num_blocks=len(blocks))
+        if judge is not None:
+            rollout.preferences = np.zeros(shape)
+        for block, groups in enumerate(blocks):
+            if self.owner(block) != self.process_index:
+                continue
+            self.before_block()
+            keys = [(p, g) for p in groups for g in range(batch.num_generations)]
+            started = time.perf_counter()
+            images = self._draw_block(batch, block, keys, steps, rollout)
+            drawn = time.perf_counter()
+            values = self.rewards(
+                [batch.prompts[p] for p, _ in keys],
+                images,
+                {name: [column[p] for p, _ in keys] for name, column in batch.columns.items()},
+                where=f"step {batch.step}, prompts {groups[0]}-{groups[-1]}",
+                **reward_context,
+            )
+            rollout.scores[list(groups)] = np.asarray(values).reshape(len(groups), batch.num_generations, -1)
+            if judge is not None:
+                size = batch.num_generations
+                rollout.preferences[list(groups)] = judge(
+                    [batch.prompts[p] for p in groups],
+                    [images[start : start + size] for start in range(0, len(images), size)],
+                    {name: [column[p] for p in groups] for name, column in batch.columns.items()},
+                )
+            rollout.generate_time += drawn - started
+            rollout.reward_time += time.perf_counter() - drawn
+        return rollout
+
+    def _draw_block(
+        self, batch: GroupBatch, block: int, keys: list[tuple[int, int]], steps: Sequence[int], rollout: Rollout
+    ) -> list[Image.Image]:
+        images = []
+        for start in range(0, len(keys), self.images_per_forward):
+            piece = keys[start : start + self.images_per_forward]
+            noise = [make_generator(self.seed, "transitions", batch.step, batch.micro, *key) for key in piece]
+            prompts = [batch.prompts[p] for p, _ in piece]
+            drawn, trajectory = self.sampler.rollout(prompts, self.latent_generators(batch, piece), noise, steps)
+            images += drawn
+            rollout.pieces.setdefault(block, []).append(Piece(piece, trajectory))
+        return images

@@ -1,0 +1,358 @@
+"""PolicyGradientTrainer: rollouts, advantages, and the clipped policy gradient that DDPO, GRPO and Pref-GRPO share."""
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from ..es import make_generator
+from ..evaluation import EvaluationRow, default_rows
+from ..pipelines import Gaussian, PolicySampler, PolicySettings
+from .base import DiffusionTrainer
+from .gradient_steps import BlockGradients, peak_memory_gb
+from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
+from .policy_gradient_config import PolicyGradientConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyGradientTrainer(DiffusionTrainer):
+    """
+    Post-trains a LoRA on a frozen diffusers pipeline by policy gradients over its denoising steps.
+
+    The steps of a stochastic sampler are the actions of a Gaussian policy. Each training step draws a group of images
+    per prompt with the pipeline's own call, scores them, and for every image of advantage A and every trained step
+    with log-probability ratio r minimises `max(-A r, -A clip(r, 1 - epsilon, 1 + epsilon))`. A subclass says what the
+    advantage is.
+
+    Args: as in [`DiffusionTrainer`], with `args` a [`PolicyGradientConfig`].
+    """
+
+    config_class = PolicyGradientConfig
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config: PolicyGradientConfig = self.args
+        if config.checkpoint_activations:
+            self.adapter.denoiser.enable_gradient_checkpointing()
+        self.sampler = PolicySampler(self.adapter, self._policy_settings(config))
+        if config.sde_window_size is not None and config.sde_window_size > len(self.sampler.stochastic_steps):
+            raise ValueError(
+                f"sde_window_size={config.sde_window_size} is more than the {len(self.sampler.stochastic_steps)} "
+                "steps of a rollout that have a density; lower it, or leave it out to train all of them."
+            )
+        self.rollout = GroupRollout(
+            self.sampler,
+            self.rewards,
+            config.seed,
+            config.images_per_forward,
+            config.num_generations,
+            config.init_same_noise,
+            config.process_index,
+            config.world_size,
+            before_block=self.check_own_stop,
+        )
+        self.add_callback(AdapterNormsCallback(self))
+        self._warned_constant = False
+
+    def _space(self, args: PolicyGradientConfig) -> str:
+        return args.es_space
+
+    @staticmethod
+    def _policy_settings(config: PolicyGradientConfig) -> PolicySettings:
+        return PolicySettings(
+            config.sample_num_steps, config.intermediate_times, config.noise_level, config.output_noise
+        )
+
+    @property
+    def images_per_batch(self) -> int:
+        return self.args.prompts_per_step * self.args.num_generations
+
+    def evaluation_rows(self) -> list[EvaluationRow]:
+        """Base and adapter at the protocol's steps, and at every other count of `eval_num_inference_steps`."""
+        rows = default_rows(self.args.num_inference_steps)
+        for steps in self.args.eval_num_inference_steps:
+            rows += [EvaluationRow(f"base@{steps}", False, steps), EvaluationRow(f"adapter@{steps}", True, steps)]
+        return list({row.name: row for row in reversed(rows)}.values())[::-1]
+
+    # ---- what a method says ----
+
+    @abstractmethod
+    def advantages(self, rollout: Rollout) -> np.ndarray:
+        """`(P, G)` advantages from `rollout.scores`, the same on every process; 0 where a reward is missing."""
+
+    def judge(self) -> Judge | None:
+        """What compares the images of a group with each other, if the method does."""
+        return None
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL divergence from the frozen base."""
+        return 0.0
+
+    # ---- a training step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One rollout and its updates: the last update's gradient is left in `.grad`; returns its loss."""
+        started = time.perf_counter()
+        step, micro = self.state.global_step, self.next_micro()
+        batch = GroupBatch.from_rows(inputs, self.args.num_generations, step, micro)
+        rollout = self._draw(batch)
+        advantages = np.clip(self.advantages(rollout), -self.args.advantage_clip, self.args.advantage_clip)
+        self._check_rewards(rollout, advantages)
+        if self.beta:
+            self._add_references(rollout)
+        sums: dict[str, float] = defaultdict(float)
+        updates = self._updates(rollout)
+        gradient_started = time.perf_counter()
+        for number, blocks in enumerate(updates):
+            loss = self._accumulate(rollout, torch.from_numpy(advantages), blocks, sums, first=number == 0)
+            if number < len(updates) - 1:
+                self._update_now()
+        gradient_seconds = time.perf_counter() - gradient_started
+        self._log_step(rollout, sums)
+        seconds = time.perf_counter() - started
+        self.add_metric("step_time", seconds)
+        self.add_metric("images_per_second", len(batch) / seconds)
+        self.add_metric("policy/generate_time", rollout.generate_time)
+        self.add_metric("policy/reward_time", rollout.reward_time)
+        self.add_metric("policy/gradient_time", gradient_seconds)
+        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
+        return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
+
+    def trained_steps(self) -> list[int]:
+        """The denoising steps that are trained now: all that have a density, or the window's."""
+        steps, size = self.sampler.stochastic_steps, self.args.sde_window_size
+        if size is None:
+            return steps
+        start = self.state.global_step // self.args.sde_window_interval % (len(steps) - size + 1)
+        return steps[start : start + size]
+
+    def _draw(self, batch: GroupBatch) -> Rollout:
+        with self.peers.together(f"step {batch.step}"):
+            rollout = self.rollout.draw(
+                batch, self.trained_steps(), self.judge(), trainer_state=self.state, log_metric=self.add_metric
+            )
+        owners = np.arange(len(batch.prompts)) // self.rollout.groups_per_block % self.args.world_size
+        rollout.scores = self._collect(rollout.scores, owners)
+        if rollout.preferences is not None:
+            rollout.preferences = self._collect(rollout.preferences, owners)
+        return rollout
+
+    def _collect(self, values: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        """Takes every group's numbers from the process that drew it: only these few travel."""
+        return self.peers.gather(torch.from_numpy(values)).numpy()[owners, np.arange(len(owners))]
+
+    def _updates(self, rollout: Rollout) -> list[list[int]]:
+        """The blocks of every update: each pass deals all blocks, shuffled, to `steps_per_generation` updates."""
+        updates = []
+        for iteration in range(self.args.num_iterations):
+            order = list(range(rollout.num_blocks))
+            if self.args.steps_per_generation > 1:
+                key = make_generator(self.args.seed, "minibatches", rollout.batch.step, iteration)
+                order = torch.randperm(rollout.num_blocks, generator=key).tolist()
+            parts = np.array_split(order, self.args.steps_per_generation)
+            updates += [sorted(int(block) for block in part) for part in parts]
+        return updates
+
+    def _update_now(self) -> None:
+        """An update inside the step; the Trainer makes the last one."""
+        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    # ---- gradients ----
+
+    def _accumulate(
+        self, rollout: Rollout, advantages: torch.Tensor, blocks: list[int], sums: dict[str, float], first: bool
+    ) -> float:
+        """Adds the gradient of the mean loss over the images of `blocks` to `.grad`; returns that loss."""
+        gradients = BlockGradients(
+            self.adapter.theta.values(),
+            blocks,
+            self.rollout.owner,
+            self.args.process_index,
+            self.args.world_size,
+            self.gather,
+        )
+        groups = rollout.batch.blocks(self.rollout.groups_per_block)
+        images = sum(len(groups[block]) for block in blocks) * rollout.batch.num_generations
+        totals: dict[str, float] = defaultdict(float)
+        with self.peers.together(f"step {rollout.batch.step}, gradient"):
+            for block in gradients.mine:
+                gradients.begin_block()
+                for piece in rollout.pieces[block]:
+                    self.check_own_stop()
+                    self._backward(piece, rollout.batch, advantages, images, totals, first)
+                gradients.end_block()
+        gradients.write(1 / self.current_gradient_accumulation_steps)
+        totals = self._sum_over_processes(totals)
+        for name, value in totals.items():
+            sums[name] = max(sums[name], value) if name.startswith("max_") else sums[name] + value
+        return totals["loss"]
+
+    def _backward(
+        self,
+        piece: Piece,
+        batch: GroupBatch,
+        advantages: torch.Tensor,
+        images: int,
+        totals: dict[str, float],
+        first: bool,
+    ) -> None:
+        """Backpropagates the loss of a piece, `images_per_backward` at a time, each image weighing `1 / images`."""
+        trajectory, size = piece.trajectory, self.args.images_per_backward
+        steps = trajectory.steps
+        group = batch.num_generations
+        if self.args.init_same_noise and steps[:1] == [0] and len(piece.keys) % group == 0:
+            # The first step of a group is one row, so a batch holds `size` groups of it.
+            parts = [(slice(i, i + size * group), [0], group) for i in range(0, len(trajectory), size * group)]
+            steps = steps[1:]
+        else:
+            parts = []
+        if steps:
+            parts += [(slice(i, i + size), steps, 1) for i in range(0, len(trajectory), size)]
+        weight = 1 / (images * len(trajectory.steps))
+        for rows, visited, shared in parts:
+            keys, part = piece.keys[rows], trajectory.rows(rows)
+            A = torch.stack([advantages[p, g] for p, g in keys]).to(self.args.device, torch.float32)
+
+            def visit(index: int, gaussian: Gaussian, state: torch.Tensor, part=part, A=A, rows=rows) -> None:
+                reference = piece.references[index][rows] if self.beta else None
+                loss = self._loss(
+                    gaussian, state, part.log_probs[index], part.means[index], A, reference, totals, weight, first
+                )
+                (loss * weight).backward()
+
+            generators = self.rollout.latent_generators(batch, keys)
+            self.sampler.replay(part, generators, visit, steps=visited, shared=shared)
+
+    def _loss(
+        self,
+        gaussian: Gaussian,
+        state: torch.Tensor,
+        old: torch.Tensor,
+        old_mean: torch.Tensor,
+        A: torch.Tensor,
+        reference: torch.Tensor | None,
+        totals: dict[str, float],
+        weight: float,
+        first: bool,
+    ) -> torch.Tensor:
+        """Sum over images of the loss of one step; what is logged goes into `totals`."""
+        log_ratio = self.log_ratio(gaussian, state, old, old_mean)
+        ratio = torch.exp(log_ratio)
+        clipped = torch.clamp(ratio, 1 - self.args.epsilon, 1 + self.args.epsilon_high)
+        losses = torch.maximum(-A * ratio, -A * clipped)
+        if reference is not None:
+            kl = gaussian.kl(reference)
+            losses = losses + self.beta * kl
+            totals["kl"] += kl.detach().sum().item() * weight
+        with torch.no_grad():
+            totals["loss"] += losses.sum().item() * weight
+            totals["clip_fraction"] += (A * clipped < A * ratio).sum().item() * weight
+            totals["approx_kl"] += 0.5 * log_ratio.square().sum().item() * weight
+            totals["ratio"] += ratio.sum().item() * weight
+            if first:
+                deviation = (ratio - 1).abs().max().item()
+                totals["max_ratio_deviation"] = max(totals["max_ratio_deviation"], deviation)
+        return losses.sum()
+
+    def log_ratio(
+        self, gaussian: Gaussian, state: torch.Tensor, old: torch.Tensor, old_mean: torch.Tensor
+    ) -> torch.Tensor:
+        """`(B,)`: log-probability of the drawn latents now, minus that of the policy that drew them."""
+        return gaussian.log_prob(state) - old
+
+    def _add_references(self, rollout: Rollout) -> None:
+        """The frozen base's mean of every trained step."""
+        for piece in (piece for pieces in rollout.pieces.values() for piece in pieces):
+
+            def visit(index: int, gaussian: Gaussian, _state: torch.Tensor, piece=piece) -> None:
+                piece.references[index] = gaussian.mean
+
+            with self.adapter.adapter_disabled():
+                generators = self.rollout.latent_generators(rollout.batch, piece.keys)
+                self.sampler.replay(piece.trajectory, generators, visit, grad=False)
+
+    def _sum_over_processes(self, totals: dict[str, float]) -> dict[str, float]:
+        names = ("loss", "kl", "clip_fraction", "approx_kl", "ratio", "max_ratio_deviation")
+        every = self.peers.gather(torch.tensor([totals[name] for name in names], dtype=torch.float64))
+        return {
+            name: float(values.max() if name.startswith("max_") else values.sum())
+            for name, values in zip(names, every.T, strict=True)
+        }
+
+    # ---- checks and logs ----
+
+    def _check_rewards(self, rollout: Rollout, advantages: np.ndarray) -> None:
+        scores = rollout.scores
+        finite = np.isfinite(scores).all(axis=-1)
+        invalid = 1 - finite.mean()
+        if invalid > self.args.max_invalid_fraction or not finite.any():
+            bad = [name for k, name in enumerate(self.rewards.names) if not np.isfinite(scores[..., k]).all()]
+            raise RuntimeError(
+                f"Step {self.state.global_step}: {invalid:.0%} of the images have no finite reward "
+                f"({', '.join(bad)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
+                "was not updated. Check the reward function on these prompts, the first being "
+                f"{rollout.batch.prompts[0][:80]!r}, or raise max_invalid_fraction."
+            )
+        if not advantages.any() and not self._warned_constant:
+            self._warned_constant = True
+            logger.warning(
+                "Step %d: every image has an advantage of 0, so this step teaches nothing. The reward may be "
+                "constant, or the rollouts of a prompt too much alike (intermediate_times, noise_level).",
+                self.state.global_step,
+            )
+
+    def _log_step(self, rollout: Rollout, sums: dict[str, float]) -> None:
+        scores = rollout.scores
+        rewards = np.where(np.isfinite(scores).all(axis=-1), scores @ self.rewards.weights, np.nan)
+        finite = rewards[np.isfinite(rewards)]
+        self.add_metric("reward", finite.mean())
+        self.add_metric("reward_std", finite.std())
+        spread = np.array([np.ptp(row[np.isfinite(row)]) if np.isfinite(row).any() else 0.0 for row in rewards])
+        self.add_metric("frac_reward_zero_std", float((spread == 0).mean()))
+        for k, name in enumerate(self.rewards.names):
+            values = scores[..., k][np.isfinite(scores[..., k])]
+            self.add_metric(f"rewards/{name}/mean", values.mean() if len(values) else math.nan)
+            self.add_metric(f"rewards/{name}/std", values.std() if len(values) else math.nan)
+        updates = self.args.num_iterations * self.args.steps_per_generation
+        for name in ("clip_fraction", "approx_kl", "ratio"):
+            self.add_metric(f"policy/{name}", sums[name] / updates)
+        self.add_metric("policy/ratio_deviation", sums["max_ratio_deviation"])
+        if self.beta:
+            self.add_metric("kl", sums["kl"] / updates)
+
+
+class AdapterNormsCallback(TrainerCallback):
+    """Logs how far the last update of a step and the whole training have moved theta."""
+
+    def __init__(self, trainer: PolicyGradientTrainer):
+        self.trainer, self.theta = trainer, list(trainer.adapter.theta.values())
+        self.start = [parameter.detach().clone() for parameter in self.theta]
+        self.before: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.before = [parameter.detach().clone() for parameter in self.theta]
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.add_metric("policy/update_norm", self._distance(self.before))
+        self.trainer.add_metric("policy/adapter_norm", self._distance(self.start))
+
+    @torch.no_grad()
+    def _distance(self, other: list[torch.Tensor]) -> float:
+        squares = [(parameter - o).square().sum() for parameter, o in zip(self.theta, other, strict=True)]
+        return float(torch.stack(squares).sum().sqrt())

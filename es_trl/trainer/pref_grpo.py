@@ -1,0 +1,59 @@
+"""PrefGRPOTrainer: GRPO whose reward is how often an image beats the others of its group."""
+
+import numpy as np
+
+from .advantages import group_advantages, win_rates
+from .group_rollout import Judge, Rollout
+from .grpo import GRPOTrainer
+from .pairwise import GroupJudge
+from .pref_grpo_config import PrefGRPOConfig
+
+
+class PrefGRPOTrainer(GRPOTrainer):
+    """
+    Post-trains a LoRA on a frozen diffusers pipeline with Pref-GRPO (arXiv 2508.20751).
+
+    All images of a group are compared in pairs; an image's reward is the share of the others it beats, and its
+    advantage that share against the group's mean. Win rates depend on the order of a group more than on the spread of
+    its scores, so small differences of a score are not blown up by the division by their standard deviation.
+
+    Args: as in [`DiffusionTrainer`], with `args` a [`PrefGRPOConfig`]. The reward functions are logged and evaluated;
+        they decide the pairs themselves unless `pairwise_judge` is set.
+
+    Example:
+        ```python
+        from es_trl import PrefGRPOConfig, PrefGRPOTrainer
+
+        trainer = PrefGRPOTrainer(
+            model="tiny-sana-sprint",
+            reward_funcs="tiny-pickscore",
+            args=PrefGRPOConfig(output_dir="outputs/pref", max_steps=20, guidance_scale=2.0, max_sequence_length=16),
+            train_dataset="tiny-train",
+        )
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    config_class = PrefGRPOConfig
+    method_name = "pref_grpo"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config: PrefGRPOConfig = self.args
+        self._judge = None
+        if config.pairwise_judge is not None:
+            self._judge = GroupJudge(config.pairwise_judge, config.win_rate_temperature, config.device)
+            self._judge.load()
+
+    def judge(self) -> Judge | None:
+        return self._judge
+
+    def advantages(self, rollout: Rollout) -> np.ndarray:
+        wins = rollout.preferences
+        if wins is None:
+            wins = win_rates(rollout.scores @ self.rewards.weights, self.args.win_rate_temperature)
+        finite = np.isfinite(wins)
+        if finite.any():
+            self.add_metric("policy/win_rate_std", float(np.mean([row[np.isfinite(row)].std() for row in wins])))
+        return np.where(finite, group_advantages(wins, self.args.scale_rewards), 0.0)

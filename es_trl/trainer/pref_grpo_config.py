@@ -1,0 +1,56 @@
+"""PrefGRPOConfig: the settings of GRPO on pairwise preferences."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..rewards.calling import function_name
+from .grpo_config import GRPOConfig
+
+
+@dataclass
+class PrefGRPOConfig(GRPOConfig):
+    r"""
+    Settings of [`PrefGRPOTrainer`]: GRPO on win rates inside the group (Pref-GRPO, arXiv 2508.20751).
+
+    Fields of GRPO are documented in [`GRPOConfig`] and [`PolicyGradientConfig`], those of all methods in
+    [`DiffusionConfig`].
+
+    Args:
+        pairwise_judge (`str` or `Callable`, *optional*):
+            What says which of two images is better. `None`: the weighted sum of the reward functions, as
+            Bradley-Terry logits, `P(i beats j) = sigmoid((s_i - s_j) / win_rate_temperature)`. A scorer by name
+            (`"tiny-pickscore"`, a CLIP checkpoint): the same with its scores. A callable
+            `f(prompts, images_a, images_b, **columns)` (or `"file.py:function"`): the probability that A is better,
+            asked in both orders and averaged, as for a vision-language model.
+        win_rate_temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits; PickScore's are trained for 1.
+        num_generations (`int`, *optional*, defaults to `9`):
+            Images per prompt and step.
+        scale_rewards (`str`, *optional*, defaults to `"group"`):
+            Win rates are divided by the standard deviation of their `"group"`, of the `"batch"`, or `"none"`.
+    """
+
+    pairwise_judge: Any = field(
+        default=None,
+        metadata={"help": "A scorer by name or file.py:function that compares images; None uses the rewards."},
+    )
+    win_rate_temperature: float = field(default=1.0, metadata={"help": "Divides the logits of a scoring judge."})
+    num_generations: int = field(default=9, metadata={"help": "Images per prompt and step, compared as a group."})
+    scale_rewards: str = field(
+        default="group", metadata={"help": "Win rates are divided by the std of their group, batch, or none."}
+    )
+
+    def __post_init__(self):
+        self.require_number("win_rate_temperature", above=0.0)
+        judge = self.pairwise_judge
+        if judge is not None and not isinstance(judge, str) and not callable(judge):
+            raise ValueError(f"pairwise_judge must be a name or a callable, got {judge!r}.")
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in DiffusionConfig; a judge given as a callable is written by name."""
+        data = super().to_dict()
+        if isinstance(self.pairwise_judge, Callable):
+            data["pairwise_judge"] = function_name(self.pairwise_judge)
+        return data
