@@ -22,6 +22,11 @@ _EXPORTS = {
     "PolicyGradientTrainer": "policy_gradient",
     "PrefGRPOConfig": "pref_grpo_config",
     "PrefGRPOTrainer": "pref_grpo",
+    "ReplayError": "replay",
+    "TrainingStopped": "stopping",
+    "Verification": "replay",
+    "redraw_member": "replay",
+    "verify_run": "replay",
 }
 
 # method -> names of its config and its trainer
@@ -51,7 +56,12 @@ __all__ = [
     "PolicyGradientTrainer",
     "PrefGRPOConfig",
     "PrefGRPOTrainer",
+    "ReplayError",
+    "TrainingStopped",
+    "Verification",
     "method_classes",
+    "redraw_member",
+    "verify_run",
 ]
 
 if TYPE_CHECKING:
@@ -71,6 +81,8 @@ if TYPE_CHECKING:
     from .policy_gradient_config import PolicyGradientConfig
     from .pref_grpo import PrefGRPOTrainer
     from .pref_grpo_config import PrefGRPOConfig
+    from .replay import ReplayError, Verification, redraw_member, verify_run
+    from .stopping import TrainingStopped
 
 
 def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
