@@ -11,6 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from es_trl.hub import base_license, environment, md_escape, model_card
+from es_trl.hub.card import METHOD_TAGS
+from es_trl.hub.card_sections import METHOD_SETTINGS
+from es_trl.hub.citation import PAPERS
+from es_trl.hub.escaping import redact_all
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 
 
@@ -125,6 +129,35 @@ def test_body_tells_gain_loss_protocol_and_settings():
     assert f"torch {torch.__version__.split('+')[0]}" in text
 
 
+@pytest.mark.parametrize("method", ["es", "ddpo", "grpo", "pref_grpo", "dpo"])
+def test_every_method_is_named_cited_and_tagged(method):
+    from es_trl.trainer import METHODS, method_classes
+
+    assert method in METHODS and set(METHODS) == set(METHOD_SETTINGS) == set(PAPERS)
+    fields = method_classes(method)[0].__dataclass_fields__
+    settings = {"num_generations": 8, "population_size": 64, "beta": 0.5, "seed": 3, "max_steps": 64}
+    settings = {name: value for name, value in settings.items() if name in fields}
+    card = make_card(config=CONFIG | {"method": method, "config": settings})
+    assert card.text.count("@article") == len(PAPERS[method]) > 0 and "@software{es_trl" in card.text
+    assert all(f"huggingface.co/papers/{number}" in card.text for _, _, number, _, _ in PAPERS[method][:1])
+    for name, value in settings.items():
+        assert f"| `{name}` | {value} |" in card.text
+    assert set(METHOD_TAGS[method]) <= set(card.data.tags)
+
+
+def test_the_page_of_the_run_on_a_tracker_is_linked():
+    url = "https://wandb.ai/me/project/runs/abc"
+    text = make_card(tracker_urls={"Weights & Biases": url, "odd": "https://x.example/a) <b>"}).text
+    assert f"Curves and pictures of the run: [Weights &amp; Biases]({url})." in text and "x.example" not in text
+
+
+def test_a_branch_and_a_dtype_are_in_the_snippet():
+    config = CONFIG | {"config": {"dtype": "bfloat16"}}
+    text = make_card(repo_id="me/tiny", revision="v2", config=config, base_model="org/base").text
+    assert 'from_pretrained("org/base", dtype=torch.bfloat16)' in text and "torch_dtype" not in text
+    assert 'load_lora_weights("me/tiny", revision="v2", use_safetensors=True)' in text
+
+
 def test_a_gain_that_is_not_one_is_said():
     text = make_card(evaluation=make_evaluation(gain=0.01, retrieval=(-0.1, -0.2, -0.05))).text
     assert "clip_text is not clearly above the base's" in text
@@ -212,6 +245,14 @@ def test_pictures_stay_below_the_card(path):
 def test_tokens_in_settings_do_not_appear():
     card = str(make_card(adapter_info=INFO | {"negative_prompt": "hf_" + "b" * 30}))
     assert "negative_prompt" in card and "a" * 30 not in card and "b" * 30 not in card
+
+
+def test_settings_lose_secrets_wherever_they_stand():
+    token = "hf_" + "c" * 30
+    data = {"a": [{"hub_token": "abc", "note": f"use {token}"}], "url": "https://me:pass@x.example/", "max_tokens": 7}
+    assert redact_all(data) == {
+        "a": [{"hub_token": "***", "note": "use hf_***"}], "url": "https://***@x.example/", "max_tokens": 7,
+    }  # fmt: skip
 
 
 def test_snippet_draws_what_the_adapter_draws(tmp_path, monkeypatch):

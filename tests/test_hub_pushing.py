@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -41,7 +42,18 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_TOKEN", CANARY)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", Impatient())
         yield hub
+
+
+class Impatient:
+    """The module `time`, for a client that tries again at once instead of after 1, 2, 4, 8 and 8 seconds."""
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def sleep(self, seconds):
+        pass
 
 
 def pushing_trainer(folder, **options):
@@ -191,9 +203,6 @@ def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, caplog, fault):
     if fault == {"/commit/": "die"}:
         hub.faults.clear()
         retry(hub, last.getMessage().split("push it with: ")[1], tmp_path)
-        hub.faults.update(fault)
-        again = trainer.push_to_hub()
-        assert again is not None, "nothing has changed since, so nothing is committed and nothing can fail"
 
 
 def retry(hub, command, tmp_path):

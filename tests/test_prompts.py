@@ -211,13 +211,13 @@ configs:
 - config_name: plain
   data_files: [{split: train, path: data/plain.csv}, {split: test, path: data/test.csv}]
 - config_name: hard
-  data_files: [{split: train, path: data/hard.jsonl}]
+  data_files: [{split: train, path: data/hard.csv}]
 ---
 """,
     )
     write(folder / "data" / "plain.csv", "prompt,tag\na cat,x\n")
     write(folder / "data" / "test.csv", "prompt,tag\na frog,y\n")
-    write(folder / "data" / "hard.jsonl", json.dumps({"prompt": "nine cats left of a dog"}) + "\n")
+    write(folder / "data" / "hard.csv", "prompt\nnine cats left of a dog\n")
     assert load_prompts(str(folder), name="plain")[0] == {"prompt": "a cat", "tag": "x"}
     assert load_prompts(str(folder), "test", name="plain")["prompt"][:] == ["a frog"]
     assert load_prompts(str(folder), name="hard")["prompt"][:] == ["nine cats left of a dog"]

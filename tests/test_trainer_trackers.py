@@ -14,8 +14,23 @@ from tiny_runs import PROMPTS, redness, tiny_trainer
 TRACKIO_DIR = tempfile.mkdtemp(prefix="trackio-")
 os.environ["TRACKIO_DIR"] = TRACKIO_DIR
 
+CANARY = "hf_CANARYcanaryCANARYcanary"
+# Settings that a careless user may have filled with secrets; none of them may reach a tracker.
+SECRETS = {"model_init_kwargs": {"token": CANARY, "proxies": {"https": "http://me:CANARY-pass@proxy.example"}}}
 RUN = {"max_steps": 2, "sample_steps": 1, "num_sample_prompts": 2, "run_name": "tiny", "eval_dataset": PROMPTS[:2],
-       "eval_strategy": "steps", "eval_steps": 2}  # fmt: skip
+       "eval_strategy": "steps", "eval_steps": 2, **SECRETS}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+
+
+def config_without_secrets(folder: Path) -> bool:
+    """Whether the settings of the run are somewhere below `folder`, and no secret is."""
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert CANARY.encode() not in everything and b"CANARY-pass" not in everything
+    return b"population_size" in everything
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -35,6 +50,7 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert set(tags["images"]) == {"samples", "members"} and tags["histograms"] == ["reward_histogram"]
     assert [event.step for event in events.Images("samples")] == [0, 1, 2]
     assert [event.step for event in events.Images("members")] == [1, 2]
+    assert config_without_secrets(tmp_path / "events")
     assert events.Histograms("reward_histogram")[0].histogram_value.num == 8, "four members on two prompts"
 
 
@@ -55,6 +71,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert {"train/reward", "eval/reward", "reward_histogram", "samples", "members"} <= set(summary)
     names = {path.name.split("_")[0] for path in pictures_below(tmp_path / "wandb")}
     assert names == {"samples", "members"}
+    assert config_without_secrets(tmp_path / "wandb")
+    assert b"best, median and worst member" in b"".join(p.read_bytes() for p in tmp_path.rglob("*.wandb")), "captions"
 
 
 def test_trackio(tmp_path):
@@ -68,6 +86,8 @@ def test_trackio(tmp_path):
         logged = "".join(rows)
         for name in ("train/reward", "eval/reward", "reward_histogram", "members", "samples"):
             assert name in logged, name
+        assert "best, median and worst member" in logged, "captions"
+        assert config_without_secrets(folder)
         assert len(pictures_below(folder)) >= 5, "samples at steps 0, 1, 2 and members at steps 1, 2"
     finally:
         shutil.rmtree(TRACKIO_DIR, ignore_errors=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers.trainer_callback import PrinterCallback
 
 from ..data import load_prompts
 from ..es import make_generator
-from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, ESTrainer
+from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
 from .arguments import RunArguments, parse
 from .training import prepare
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     with tempfile.TemporaryDirectory(prefix="es_trl-dry-run-") as folder:
         try:
-            arguments, config = parse(ESConfig, argv)
+            arguments, config = parse(args=argv)
             counts = [len(prompts) for prompts in _prompts(arguments)]
             trainer = _small_trainer(arguments, config, argv, folder)
         except (ValueError, TypeError, OSError) as error:
@@ -123,7 +124,9 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
     )
     small_config.resume_from_checkpoint = None
     few = replace(arguments, max_train_prompts=config.prompts_per_step, eval_dataset_name=None, test_dataset_name=None)
-    return prepare(ESTrainer, few, small_config)
+    trainer = prepare(method_classes(arguments.method)[1], few, small_config)
+    trainer.pop_callback(PrinterCallback)
+    return trainer
 
 
 def _run(
@@ -149,9 +152,10 @@ def _run(
 
     members = min(config.members_per_forward, config.population_size) if isinstance(config, ESConfig) else 1
     batch = members * config.prompts_per_step * config.images_per_prompt
-    prompts = (trainer.train_dataset["prompt"][:] * batch)[:batch]
+    columns = {name: (trainer.train_dataset[name][:] * batch)[:batch] for name in trainer.train_dataset.column_names}
+    prompts = columns.pop("prompt")
     draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch)), device)
-    score, _ = _timed(lambda: trainer.rewards(prompts, images, where="the dry run"), device)
+    score, _ = _timed(lambda: trainer.rewards(prompts, images, columns, where="the dry run"), device)
     row("full batch", f"{batch} images in {_seconds(draw)}, their rewards in {_seconds(score)}")
     row(
         "memory",

@@ -19,11 +19,28 @@ METHODS = {
 
 # The settings that make a run what it is, in the order of the card. Everything else is in `es_config.json`.
 SETTINGS = (
-    "max_steps", "population_size", "antithetic", "sigma", "noise_rank", "noise_reuse", "fitness_shaping",
-    "prompts_per_step", "images_per_prompt", "scale_rewards", "multi_objective_aggregation", "optim", "optim_args",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps", "anchor_decay",
-    "max_update_norm", "max_adapter_norm", "members_per_forward", "dtype", "seed",
+    "max_steps", "prompts_per_step", "images_per_prompt", "scale_rewards", "multi_objective_aggregation", "optim",
+    "optim_args", "learning_rate", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps", "max_grad_norm",
+    "dtype", "seed",
 )  # fmt: skip
+_POLICY_SETTINGS = (
+    "num_generations", "sample_num_steps", "intermediate_times", "output_noise", "noise_level", "init_same_noise",
+    "num_iterations", "steps_per_generation", "epsilon", "epsilon_high", "advantage_clip", "sde_window_size", "beta",
+    "loss_type", "per_prompt_stat_tracking", "win_rate_temperature", "weight_decay",
+)  # fmt: skip
+METHOD_SETTINGS = {
+    "es": (
+        "population_size", "antithetic", "sigma", "noise_rank", "noise_reuse", "fitness_shaping", "anchor_decay",
+        "max_update_norm", "max_adapter_norm", "members_per_forward",
+    ),
+    "ddpo": _POLICY_SETTINGS,
+    "grpo": _POLICY_SETTINGS,
+    "pref_grpo": _POLICY_SETTINGS,
+    "dpo": (
+        "online", "num_generations", "draw_with", "beta", "loss_type", "noise_draws", "noise_level_sampling",
+        "min_noise_level", "max_noise_level", "num_iterations",
+    ),
+}  # fmt: skip
 
 
 def introduction(
@@ -127,7 +144,8 @@ def training_section(
     rows += [(f"`{key}`", _value(value)) for key, value in adapter_info.items() if value is not None]
     if "complex_human_instruction" in adapter_info and adapter_info["complex_human_instruction"] is None:
         rows.append(("`complex_human_instruction`", "the pipeline's default, where it has one"))
-    rows += [(f"`{key}`", _value(settings[key])) for key in SETTINGS if settings.get(key) is not None]
+    names = (*METHOD_SETTINGS.get(config.get("method", "es"), ()), *SETTINGS)
+    rows += [(f"`{key}`", _value(settings[key])) for key in names if settings.get(key) is not None]
     return "## How it was trained\n\n" + table(["setting", "value"], [row for row in rows if row], right=2)
 
 

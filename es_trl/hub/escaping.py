@@ -3,6 +3,7 @@
 import html
 import re
 import unicodedata
+from typing import Any
 
 
 MAX_LENGTH = 300
@@ -10,6 +11,7 @@ _SECRETS = (
     (re.compile(r"hf_[A-Za-z0-9]{20,}"), "hf_***"),
     (re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+@"), "***@"),
 )
+_SECRET_KEY = re.compile(r"(^|_)(token|password|secret|api_?key|authorization)$", re.IGNORECASE)
 # What Markdown, its tables, its autolinks or a template engine would act on. A numeric reference shows the same letter
 # and is never read as syntax (CommonMark 0.31, 2.5).
 _ACTIVE = re.compile(
@@ -22,6 +24,18 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_all(data: Any) -> Any:
+    """A copy of JSON-able data without secrets: what its strings hold, and whatever a key like `token` names."""
+    if isinstance(data, dict):
+        return {
+            key: "***" if isinstance(value, str) and _SECRET_KEY.search(str(key)) else redact_all(value)
+            for key, value in data.items()
+        }
+    if isinstance(data, (list, tuple)):
+        return [redact_all(value) for value in data]
+    return redact(data) if isinstance(data, str) else data
 
 
 def one_line(text: object, length: int = MAX_LENGTH) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
+from ..hub.escaping import redact_all
 from ..rewards.calling import function_name
 
 
@@ -278,8 +279,11 @@ class DiffusionConfig(TrainingArguments):
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in TrainingArguments; reward functions given as callables are written by name."""
+        """
+        As in TrainingArguments, for trackers and files: reward functions given as callables are written by name, and
+        tokens and passwords not at all.
+        """
         data = super().to_dict()
         if self.eval_reward_funcs is not None:
             data["eval_reward_funcs"] = [f if isinstance(f, str) else function_name(f) for f in self.eval_reward_funcs]
-        return data
+        return redact_all(data)
