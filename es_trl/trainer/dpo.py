@@ -14,8 +14,9 @@ from ..es import make_generator
 from ..pipelines import DenoisingModel, DifferentiableForward
 from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
-from .dpo_loss import PairErrors, dpo_loss, draw_noise, pair_errors
+from .dpo_loss import dpo_loss, draw_noise, pair_errors
 from .dpo_pairs import Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
+from .gradient_steps import BlockGradients, peak_memory_gb
 
 
 logger = logging.getLogger(__name__)
@@ -77,106 +78,168 @@ class DiffusionDPOTrainer(DiffusionTrainer):
 
     # ---- one step ----
 
+    @property
+    def prompts_per_block(self) -> int:
+        """Prompts that one process works on at a time; fixed by the config, so that results do not depend on W."""
+        if self.args.online:
+            return max(1, self.args.images_per_forward // self.args.num_generations)
+        return max(1, self.args.images_per_backward // (2 * self.args.noise_draws))
+
+    def _owner(self, block: int) -> int:
+        return block % self.args.world_size
+
     def training_step(
         self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Makes the pairs of a batch of prompts and adds the gradient of the mean DPO loss to `.grad`."""
         started = time.perf_counter()
         step, micro = self.state.global_step, self.next_micro()
-        mine = list(range(self.args.process_index, len(inputs), self.args.world_size))
-        pairs = self._draw_pairs(inputs, mine, step, micro) if self.args.online else self._read_pairs(inputs, mine)
-        total = int(self.gather(torch.tensor([len(pairs)])).sum())
-        losses = []
-        for iteration in range(self.args.num_iterations):
-            if iteration:
-                self._update()
-            losses.append(self._gradient(pairs, total, (step, micro, iteration)))
+        blocks = list(slices(len(inputs), self.prompts_per_block))
+        pairs, total = (self._draw_pairs if self.args.online else self._read_pairs)(inputs, blocks, step, micro)
         if not total and not self._warned_ties:
             self._warned_ties = True
-            logger.warning("Step %d: no prompt has a best and a worst image, so there is nothing to learn.", step)
+            logger.warning(
+                "Step %d: the images of every prompt have the same reward, so there is nothing to learn.", step
+            )
+        gradient_started = time.perf_counter()
+        sums = np.zeros(5)
+        for iteration in range(self.args.num_iterations):
+            if iteration:
+                self._update_now()
+            sums += self._gradient(pairs, len(blocks), total, (step, micro, iteration))
+        loss, *implicit = sums / self.args.num_iterations
+        for name, value in zip(("chosen", "rejected", "margins", "accuracies"), implicit, strict=True):
+            self.add_metric(f"rewards/{name}", value if total else math.nan)
+        self.add_metric("dpo/gradient_time", time.perf_counter() - gradient_started)
         seconds = time.perf_counter() - started
         self.add_metric("step_time", seconds)
         self.add_metric("images_per_second", self.images_per_batch / seconds)
-        if torch.cuda.is_available():
-            self.add_metric("memory/peak_gb", torch.cuda.max_memory_allocated() / 1e9)
-        loss = sum(losses) / len(losses) / self.current_gradient_accumulation_steps
-        return torch.tensor(loss, device=self.args.device)
+        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
+        return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
 
-    def _update(self) -> None:
+    def _update_now(self) -> None:
         """An update between two passes over the same pairs; the Trainer makes the last one of a step."""
+        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
         if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _gradient(self, pairs: Pairs, total: int, key: tuple[int, int, int]) -> float:
-        """Adds the gradient of the mean loss over all processes' pairs to `.grad`, and returns that loss."""
-        config, device = self.args, self.args.device
+    def _gradient(self, pairs: dict[int, Pairs], blocks: int, total: int, key: tuple[int, int, int]) -> np.ndarray:
+        """Adds the gradient of the mean loss over all pairs to `.grad`; means of loss, rewards, margin, accuracy."""
+        scale = 1 / (max(total, 1) * self.args.noise_draws)
+        gradients = BlockGradients(
+            self.adapter.theta.values(),
+            range(blocks),
+            self._owner,
+            self.args.process_index,
+            self.args.world_size,
+            self.gather,
+        )
+        sums = torch.zeros(5, dtype=torch.float64)
+        with self.peers.together(f"step {key[0]}, gradient"):
+            for block in gradients.mine:
+                gradients.begin_block()
+                sums += self._backward(pairs[block], scale, key)
+                gradients.end_block()
+        gradients.write(1 / self.current_gradient_accumulation_steps)
+        return (self.gather(sums).sum(dim=0) * scale).numpy()
+
+    def _backward(self, pairs: Pairs, scale: float, key: tuple[int, int, int]) -> torch.Tensor:
+        """Backpropagates the losses of a block of pairs, at `noise_draws` draws each, times `scale`."""
+        config = self.args
         items = [(i, draw) for i in range(len(pairs)) for draw in range(config.noise_draws)]
-        scale = 1 / (max(total, 1) * config.noise_draws)
-        sums = torch.zeros(5, dtype=torch.float64)  # loss, chosen, rejected, margin, accuracy
-        theta = list(self.adapter.theta.values())
-        gradient = [torch.zeros_like(parameter) for parameter in theta]
+        sums = torch.zeros(5, dtype=torch.float64)
         for part in slices(len(items), config.images_per_backward // 2):
+            self.check_own_stop()
             places = [i for i, _ in items[part]]
             draws = [draw_noise(config, pairs.chosen.shape[1:], (*key, pairs.indices[i], d)) for i, d in items[part]]
-            noise, levels = (torch.stack(values).to(device) for values in zip(*draws, strict=True))
+            noise, levels = (torch.stack(values).to(config.device) for values in zip(*draws, strict=True))
             with self.forward.enabled():
-                prompts = [pairs.prompts[i] for i in places]
                 errors = pair_errors(
-                    self.denoising, pairs.chosen[places], pairs.rejected[places], noise, levels, prompts
+                    self.denoising,
+                    pairs.chosen[places],
+                    pairs.rejected[places],
+                    noise,
+                    levels,
+                    [pairs.prompts[i] for i in places],
                 )
                 loss = dpo_loss(errors, config.beta, config.loss_type)
-                found = torch.autograd.grad(loss.sum() * scale, theta, allow_unused=True)
-            for have, new in zip(gradient, found, strict=True):
-                if new is not None:
-                    have += new
-            sums += self._sums(loss, errors)
-        accumulation = self.current_gradient_accumulation_steps
-        for parameter, value in zip(theta, gradient, strict=True):
-            value = self.gather(value).sum(dim=0) / accumulation
-            parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
-        means = self.gather(sums).sum(dim=0) * (scale if total else math.nan)
-        for name, value in zip(("chosen", "rejected", "margins", "accuracies"), means[1:].tolist(), strict=True):
-            self.add_metric(f"rewards/{name}", value)
-        return float(means[0]) if total else 0.0
-
-    def _sums(self, loss: torch.Tensor, errors: PairErrors) -> torch.Tensor:
-        chosen, rejected = (values.detach() for values in errors.rewards(self.args.beta))
-        columns = [loss.detach(), chosen, rejected, chosen - rejected, (chosen > rejected).float()]
-        return torch.stack(columns).double().sum(dim=1).cpu()
+                (loss.sum() * scale).backward()
+            chosen, rejected = (values.detach() for values in errors.rewards(config.beta))
+            columns = [loss.detach(), chosen, rejected, chosen - rejected, (chosen > rejected).float()]
+            sums += torch.stack(columns).double().sum(dim=1).cpu()
+        return sums
 
     # ---- pairs ----
 
-    def _read_pairs(self, rows: list[dict[str, Any]], mine: list[int]) -> Pairs:
-        pictures = [pictures_of(rows[j], self.args.chosen_column, self.args.rejected_column) for j in mine]
-        pairs = Pairs([rows[j]["prompt"] for j in mine], mine)
-        latents = []
-        flat = [picture for pair in pictures for picture in pair]
-        for part in slices(len(flat), self.args.images_per_forward):
-            latents.append(self.denoising.encode(flat[part]))
-        if latents:
-            pairs.chosen, pairs.rejected = torch.cat(latents).unflatten(0, (-1, 2)).unbind(1)
-        return pairs
+    def _read_pairs(
+        self, rows: list[dict[str, Any]], blocks: list[slice], _step: int, _micro: int
+    ) -> tuple[dict[int, Pairs], int]:
+        """The pictures of the data set as latents: this process's blocks, and the number of all pairs."""
+        pairs = {}
+        with self.peers.together("reading pairs"):
+            for block, part in enumerate(blocks):
+                if self._owner(block) == self.args.process_index:
+                    chosen, rejected = self.args.chosen_column, self.args.rejected_column
+                    pictures = [picture for row in rows[part] for picture in pictures_of(row, chosen, rejected)]
+                    parts = slices(len(pictures), self.args.images_per_forward)
+                    latents = torch.cat([self.denoising.encode(pictures[images]) for images in parts])
+                    prompts = [row["prompt"] for row in rows[part]]
+                    indices = list(range(part.start, part.stop))
+                    pairs[block] = Pairs(prompts, indices, *latents.unflatten(0, (-1, 2)).unbind(1))
+        return pairs, len(rows)
 
-    @torch.no_grad()
-    def _draw_pairs(self, rows: list[dict[str, Any]], mine: list[int], step: int, micro: int) -> Pairs:
-        """Draws and scores the images of this process's prompts; best against worst."""
-        config, group = self.args, self.args.num_generations
-        keys = [(j, g) for j in mine for g in range(group)]
-        names = [name for name in rows[0] if name != "prompt"]
+    def _draw_pairs(
+        self, rows: list[dict[str, Any]], blocks: list[slice], step: int, micro: int
+    ) -> tuple[dict[int, Pairs], int]:
+        """Draws and scores images, best against worst: this process's blocks, and the number of all pairs."""
+        group = self.args.num_generations
         scores = np.zeros((len(rows), group, len(self.rewards)))
-        latents: list[torch.Tensor] = []
-        times = [0.0, 0.0]
-        for part in slices(len(keys), config.images_per_forward):
+        latents: dict[int, torch.Tensor] = {}
+        times = np.zeros(2)
+        with self.peers.together(f"step {step}"):
+            for block, part in enumerate(blocks):
+                if self._owner(block) == self.args.process_index:
+                    keys = [(j, g) for j in range(part.start, part.stop) for g in range(group)]
+                    latents[block], scores[part], seconds = self._draw_and_score(rows, keys, step, micro)
+                    times += seconds
+        self.add_metric("dpo/generate_time", times[0])
+        self.add_metric("dpo/reward_time", times[1])
+        owners = np.arange(len(rows)) // self.prompts_per_block % self.args.world_size
+        scores = self.peers.gather(torch.from_numpy(scores)).numpy()[owners, np.arange(len(rows))]
+        values = totals(scores, self.rewards, self.args.multi_objective_aggregation)
+        found = best_and_worst(values)
+        self._refuse_invalid(scores, rows)
+        self._log_rewards(scores, values, found)
+        pairs = {}
+        for block, drawn in latents.items():
+            part = blocks[block]
+            mine = [row for row in found if part.start <= row[0] < part.stop]
+            drawn = drawn.unflatten(0, (-1, group))
+            pairs[block] = Pairs(
+                [rows[j]["prompt"] for j, _, _ in mine],
+                [j for j, _, _ in mine],
+                drawn[[j - part.start for j, _, _ in mine], [best for _, best, _ in mine]],
+                drawn[[j - part.start for j, _, _ in mine], [worst for _, _, worst in mine]],
+            )
+        return pairs, len(found)
+
+    def _draw_and_score(
+        self, rows: list[dict[str, Any]], keys: list[tuple[int, int]], step: int, micro: int
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """Latents `(B, C, H, W)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
+        latents, scores, times = [], [], np.zeros(2)
+        names = [name for name in rows[0] if name != "prompt"]
+        for part in slices(len(keys), self.args.images_per_forward):
+            self.check_own_stop()
             prompts = [rows[j]["prompt"] for j, _ in keys[part]]
-            generators = [make_generator(config.seed, "latents", step, micro, j, g) for j, g in keys[part]]
+            generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
             started = time.perf_counter()
             with self.denoising.recording_latents() as drawn:
                 images = self._draw(prompts, generators)
             latents += drawn
-            times[0] += time.perf_counter() - started
-            started = time.perf_counter()
+            between = time.perf_counter()
             values = self.rewards(
                 prompts,
                 images,
@@ -185,23 +248,10 @@ class DiffusionDPOTrainer(DiffusionTrainer):
                 log_metric=self.add_metric,
                 where=f"step {step}, prompts {keys[part][0][0]}-{keys[part][-1][0]}",
             )
-            scores[tuple(zip(*keys[part], strict=True))] = values
-            times[1] += time.perf_counter() - started
-        self.add_metric("dpo/generate_time", times[0])
-        self.add_metric("dpo/reward_time", times[1])
-        scores = self.gather(torch.from_numpy(scores)).sum(dim=0).numpy()  # zero where another process has drawn
-        values = totals(scores, self.rewards, config.multi_objective_aggregation)
-        found = best_and_worst(values)
-        self._log_rewards(scores, values, found)
-        self._refuse_invalid(scores, rows)
-        place = {key: i for i, key in enumerate(keys)}
-        found = [row for row in found if row[0] in mine]
-        pairs = Pairs([rows[j]["prompt"] for j, _, _ in found], [j for j, _, _ in found])
-        if found:
-            drawn = torch.cat(latents)
-            pairs.chosen = drawn[[place[j, best] for j, best, _ in found]]
-            pairs.rejected = drawn[[place[j, worst] for j, _, worst in found]]
-        return pairs
+            scores.append(values)
+            times += between - started, time.perf_counter() - between
+        scores = np.concatenate(scores).reshape(-1, self.args.num_generations, len(self.rewards))
+        return torch.cat(latents), scores, times
 
     def _draw(self, prompts: list[str], generators: list[torch.Generator]) -> list:
         if self.args.draw_with == "adapter":

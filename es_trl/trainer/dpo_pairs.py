@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ class Pairs:
         chosen, rejected (`torch.Tensor`): `(n, C, H, W)` fp32 latents.
     """
 
-    prompts: list[str] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
-    chosen: torch.Tensor | None = None
-    rejected: torch.Tensor | None = None
+    prompts: list[str]
+    indices: list[int]
+    chosen: torch.Tensor
+    rejected: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.prompts)
