@@ -1,4 +1,4 @@
-"""The shorter pages: their Python runs as it stands, links lead somewhere, and the notebook runs from top to bottom."""
+"""The shorter pages: their Python runs as it stands, links lead somewhere, the notebook runs from top to bottom."""
 
 import json
 import re

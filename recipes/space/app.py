@@ -25,7 +25,7 @@ from es_trl.pipelines import CallSettings, load_pipeline
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-EXAMPLES = ["a red apple", "two blue cats", "a fox above a green house"]
+EXAMPLES = ["four red trees", "a yellow house on a pink background", "three gray foxes"]
 
 try:  # ZeroGPU lends a GPU for the length of one call
     from spaces import GPU as on_gpu
@@ -71,7 +71,7 @@ class Painter:
         call = self.settings.call_kwargs(self.pipe) | self.settings.text_kwargs(self.pipe)
         image = self.pipe(prompt, **call, generator=torch.Generator("cpu").manual_seed(int(seed))).images[0]
         factor = max(1, 384 // max(image.size))  # small models would be stamps on the page
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 
 
 def build(painter: Painter):
