@@ -71,7 +71,7 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 9, with checkpoints at 4 and 8; tests work on copies."""
     folder = tmp_path_factory.mktemp("stopped")
     train(folder, stop_at=9, **OPTIMIZERS["sgd with momentum"])
-    assert sorted(os.listdir(folder)) == ["checkpoint-4", "checkpoint-8"]
+    assert sorted(os.listdir(folder)) == ["checkpoint-4", "checkpoint-8", "journal.jsonl"]
     return folder
 
 
@@ -128,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, uninterrupted):
     )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-4"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-4", "in_flight-0.jsonl", "journal.jsonl"]
     resumed = train(tmp_path, resume=True)
     whole = uninterrupted("sgd with momentum")
     assert same(theta_of(resumed), theta_of(whole)) and history(resumed) == history(whole)
@@ -303,7 +303,7 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
     shutil.rmtree(run_folder / "checkpoint-8")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)
-    assert os.listdir(run_folder) == ["checkpoint-4"]
+    assert sorted(os.listdir(run_folder)) == ["checkpoint-4", "in_flight-0.jsonl", "journal.jsonl"]
     verify_checkpoint(run_folder / "checkpoint-4")
 
 

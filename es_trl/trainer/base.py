@@ -32,11 +32,12 @@ from ..rewards import RewardSet
 from .adapter_view import AdapterView
 from .callbacks import SampleCallback, StepClock, StepProgressCallback
 from .config import DiffusionConfig
-from .processes import warn_if_fewer_processes
+from .processes import Peers, warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
 from .pushing import PushingMixin
 from .reporting import ReportingMixin
 from .saving import SavingMixin
+from .stopping import RunCallback, StopSignals
 
 
 logger = logging.getLogger(__name__)
@@ -111,12 +112,15 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             optimizers=optimizers,
         )
         warn_if_fewer_processes(args.world_size)
+        self.peers = Peers(args.process_index, args.world_size, args.ddp_timeout)
+        self.stop_signals, self.theta_is_whole = StopSignals(), True
         self._set_up_pipeline()
         self._replace_progress_callback()
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.sample_callback = SampleCallback(self)
         self.add_callback(self.sample_callback)
+        self.add_callback(RunCallback(self))
 
     # ---- input ----
 

@@ -1,5 +1,7 @@
 """Checkpoints that are complete or invisible: written beside, sealed with a manifest, renamed; never unpickled."""
 
+import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -14,6 +16,7 @@ import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
@@ -23,6 +26,10 @@ MANIFEST = "MANIFEST.json"
 STATE_FILE = "es_state.safetensors"
 SCALARS_FILE = "optimizer.json"
 CONFIG_FILE = "es_config.json"
+
+
+STATE_JSON = "trainer_state.json"
+READ_ON_RESUME = (STATE_FILE, SCALARS_FILE, CONFIG_FILE, STATE_JSON)
 
 
 class CheckpointCorrupt(ValueError):
@@ -49,8 +56,16 @@ def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
         write_json(temporary / MANIFEST, manifest)
         _sync(temporary / MANIFEST)
         _replace_directory(temporary, directory)
-    except BaseException:
+    except BaseException as error:
+        needed = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(directory.parent).free
+            raise OSError(
+                error.errno,
+                f"No space left for {directory}: {needed:,} bytes were written before the disk was full, {free:,} are "
+                "free now. Nothing of it was kept and older checkpoints are as they were; make room and resume",
+            ) from error
         raise
 
 
@@ -64,8 +79,9 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
         raise CheckpointCorrupt(f"{directory} has no {MANIFEST}: it was not written to its end.") from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{directory / MANIFEST} is not a manifest: {error}.") from error
-    if STATE_FILE not in manifest:
-        raise CheckpointCorrupt(f"{directory / MANIFEST} does not list {STATE_FILE}.")
+    for name in READ_ON_RESUME:
+        if name not in manifest:
+            raise CheckpointCorrupt(f"{directory / MANIFEST} does not list {name}.")
     for name, sha256, size in entries:
         path = directory / name
         if os.path.isabs(name) or ".." in Path(name).parts or path.is_symlink():
@@ -122,6 +138,7 @@ def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
                 f"No valid checkpoint found in output directory ({output_dir}). Leave resume_from_checkpoint out to "
                 "start afresh."
             )
+        logger.info("Resuming from %s, the newest whole checkpoint.", folder)
         return folder
     if not os.path.isdir(resume_from_checkpoint):
         raise ValueError(
@@ -132,8 +149,10 @@ def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
     return str(resume_from_checkpoint)
 
 
-def save_training_state(directory: Path, tensors: dict[str, torch.Tensor], optimizer, lr_scheduler) -> None:
-    """Writes the adapter's tensors, the optimizer and the scheduler as safetensors and JSON."""
+def save_training_state(
+    directory: Path, tensors: dict[str, torch.Tensor], optimizer, lr_scheduler, logs: dict[str, Any] | None = None
+) -> None:
+    """Writes the adapter's tensors, the optimizer, the scheduler and unlogged sums as safetensors and JSON."""
     state = optimizer.state_dict()
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     scalars: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
@@ -144,6 +163,7 @@ def save_training_state(directory: Path, tensors: dict[str, torch.Tensor], optim
             else:
                 scalars["state"].setdefault(str(index), {})[key] = value
     scalars["lr_scheduler"] = lr_scheduler.state_dict() if lr_scheduler is not None else None
+    scalars["logs"] = logs
     save_file(arrays, directory / STATE_FILE)
     write_json(directory / SCALARS_FILE, scalars)
 
@@ -161,15 +181,48 @@ def load_adapter_state(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
 def load_optimizer_state(directory: str | os.PathLike, optimizer, lr_scheduler) -> None:
     """Restores optimizer and scheduler exactly as they were saved."""
     tensors = _load_tensors(os.path.join(directory, STATE_FILE))
-    scalars = json.loads(Path(directory, SCALARS_FILE).read_text())
-    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in scalars["state"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": scalars["param_groups"]})
-    if lr_scheduler is not None and scalars["lr_scheduler"] is not None:
-        lr_scheduler.load_state_dict(scalars["lr_scheduler"])
+    scalars = read_json(directory, SCALARS_FILE)
+    try:
+        state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in scalars["state"].items()}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": scalars["param_groups"]})
+        if lr_scheduler is not None and scalars["lr_scheduler"] is not None:
+            lr_scheduler.load_state_dict(scalars["lr_scheduler"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointCorrupt(
+            f"The optimizer of {directory} does not fit this one ({type(error).__name__}: {error}): optim must be "
+            "that of the saved run."
+        ) from error
+
+
+def check_trainer_state(directory: str | os.PathLike) -> None:
+    """Raises `CheckpointCorrupt` unless the Trainer can read its state, so that it never starts on half of one."""
+    state, known = read_json(directory, STATE_JSON), {field.name for field in dataclasses.fields(TrainerState)}
+    steps = [state.get(name) for name in ("global_step", "max_steps")]
+    if not state.keys() <= known or any(type(step) is not int or step < 0 for step in steps):
+        raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
+    if not isinstance(state.get("log_history"), list) or not isinstance(state.get("stateful_callbacks"), dict):
+        raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
+
+
+def load_logs(directory: str | os.PathLike) -> dict[str, Any] | None:
+    """What had been collected for the next log when the checkpoint was written."""
+    return read_json(directory, SCALARS_FILE).get("logs")
+
+
+def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint; raises `CheckpointCorrupt` for anything else."""
+    path = Path(directory, name)
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointCorrupt(f"{path} must hold a JSON object, got {type(data).__name__}.")
+    return data
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

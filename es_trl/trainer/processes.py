@@ -1,11 +1,106 @@
-"""A launch that silently runs fewer processes than it was asked for is said aloud."""
+"""Several processes: only scores travel, all of them stop together, and one that is gone is named."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import psutil
+import torch
+import torch.distributed as dist
+
+from .stopping import StopRequested
 
 
 logger = logging.getLogger(__name__)
+
+RUNNING, STOPPED, FAILED = 0, 1, 2
+MESSAGE_BYTES = 1024
+
+
+class Peers:
+    """
+    The processes of a run, and what they tell each other.
+
+    They meet once per step. Each brings how it fared, so that an error or a stop request in one of them ends the step
+    in all of them, and then its scores. All of it goes over gloo between the CPUs, also when the run is on GPUs: the
+    scores are there, they are few, and gloo can say which process did not come.
+
+    Args:
+        process_index, num_processes (`int`): This process and how many there are.
+        timeout (`float`): Seconds to wait for the others (`ddp_timeout`).
+
+    Attributes:
+        bytes_sent (`int`): Bytes that this process has given to the others so far.
+    """
+
+    def __init__(self, process_index: int = 0, num_processes: int = 1, timeout: float = 1800.0):
+        self.process_index, self.num_processes, self.timeout = process_index, num_processes, timeout
+        self.bytes_sent = 0
+        self._group = None
+        if num_processes > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """
+        Work that every process does its share of. Ends in all of them as it ended in the worst: with this process's
+        own error, or one that quotes the error of another.
+
+        Raises:
+            `StopRequested`: if any of them was asked to stop.
+            `RuntimeError`: if another one failed or did not come within the timeout.
+        """
+        try:
+            yield
+        except StopRequested:
+            self._meet(STOPPED, what)
+            raise
+        except Exception as error:
+            try:
+                self._meet(FAILED, what, f"{type(error).__name__}: {error}")
+            except (RuntimeError, StopRequested) as other:
+                logger.debug("The others ended too: %s", other)
+            raise
+        self._meet(RUNNING, what)
+
+    def stop_if_any(self, stop: bool, what: str) -> None:
+        """Raises `StopRequested` in every process if `stop` is true in any."""
+        self._meet(STOPPED if stop else RUNNING, what)
+        if stop:
+            raise StopRequested
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`(W, *tensor.shape)`: the CPU tensor of every process, in order."""
+        if self.num_processes == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.num_processes)]
+        dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        self.bytes_sent += tensor.numel() * tensor.element_size()
+        return torch.stack(parts)
+
+    def _meet(self, status: int, what: str, message: str = "") -> None:
+        if self.num_processes == 1:
+            return
+        try:
+            dist.monitored_barrier(self._group, timedelta(seconds=self.timeout), wait_all_ranks=True)
+            states = self.gather(torch.tensor([status], dtype=torch.int64)).flatten().tolist()
+            texts = self._messages(message) if FAILED in states else []
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"Process {self.process_index} waited for the others at {what}, and not all of them came within "
+                f"ddp_timeout={self.timeout:g} s; a process has died or hangs. gloo says: {error}"
+            ) from error
+        for index, text in enumerate(texts):
+            if states[index] == FAILED and index != self.process_index:
+                raise RuntimeError(f"Process {index} failed at {what}: {text}")
+        if STOPPED in states and status == RUNNING:
+            raise StopRequested
+
+    def _messages(self, message: str) -> list[str]:
+        data = message.encode("utf-8", "replace")[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
+        rows = self.gather(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
 
 
 def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -> None:

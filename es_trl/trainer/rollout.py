@@ -11,6 +11,7 @@ from PIL import Image
 from ..es import Factors, Population, PopulationShapeError, make_generator
 from ..pipelines import PipelineAdapter
 from ..rewards import RewardSet
+from .micro_batches import MicroBatches
 
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class PopulationRollout:
         members_per_forward (`int`): Members per batch.
         seed (`int`): Seed of the latents.
         process_index, num_processes (`int`): This process and how many there are.
+
+    Attributes:
+        micro_batches (`MicroBatches`): Asked before each micro-batch (it may stop the run, or know the scores), and
+            told after it.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class PopulationRollout:
         self.adapter, self.rewards, self.population = adapter, rewards, population
         self.sigma, self.members_per_forward, self.seed = sigma, members_per_forward, seed
         self.process_index, self.num_processes = process_index, num_processes
+        self.micro_batches = MicroBatches()
 
     def owner(self, member: int) -> int:
         """The process that draws `member`."""
@@ -108,6 +114,10 @@ class PopulationRollout:
         for chunk in self.population.chunks(self.members_per_forward):
             if self.owner(chunk[0]) != self.process_index:
                 continue
+            earlier = self.micro_batches.earlier(chunk)
+            if earlier is not None:
+                scores[chunk] = earlier
+                continue
             started = time.perf_counter()
             images = self.draw(chunk, batch, factors, step, micro)
             drawn = time.perf_counter()
@@ -119,6 +129,7 @@ class PopulationRollout:
                 **reward_context,
             )
             scores[chunk] = torch.from_numpy(np.asarray(values)).view(len(chunk), len(batch), -1)
+            self.micro_batches.finished(chunk, scores[chunk])
             times.generate += drawn - started
             times.reward += time.perf_counter() - drawn
         return scores, times

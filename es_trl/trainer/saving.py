@@ -4,23 +4,30 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 
-import torch
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 
 from ..hub.environment import environment
 from .checkpoint import (
     CONFIG_FILE,
+    STATE_JSON,
+    CheckpointCorrupt,
+    check_trainer_state,
     find_checkpoint,
     load_adapter_state,
+    load_logs,
     load_optimizer_state,
+    read_json,
     remove_torn_saves,
     save_training_state,
+    verify_checkpoint,
     write_json,
     writing_checkpoint,
 )
+from .stopping import StopRequested, TrainingStopped
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +43,7 @@ FREE_ON_RESUME = {
 class SavingMixin:
     """The saving half of [`DiffusionTrainer`]; everything it writes is safetensors, JSON, Markdown or JPEG."""
 
-    # ---- checkpoints ----
+    resumed_from: str | None = None
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """
@@ -45,34 +52,120 @@ class SavingMixin:
         """
         if self.args.should_save:
             remove_torn_saves(self.args.output_dir)
+        self.resumed_from = None
         if resume_from_checkpoint:
-            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            self._report_changes(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            self.resumed_from = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            check_trainer_state(self.resumed_from)
+            self._report_changes(self.resumed_from)
+        self.theta_is_whole = False  # until the loop has loaded what it continues from
+        with self.stop_signals:
+            try:
+                output = super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+                self.check_stop()
+            except StopRequested as stop:
+                raise self._stop() from stop
+            except Exception:
+                self._save_what_is_whole()
+                raise
+        return output
+
+    # ---- stopping ----
+
+    def check_stop(self) -> None:
+        """Raises [`StopRequested`] in every process if one of them got SIGTERM or Ctrl-C. All have to call it."""
+        self.peers.stop_if_any(self.stop_signals.received is not None, f"step {self.state.global_step}")
+
+    def check_own_stop(self) -> None:
+        """As `check_stop`, for this process alone, inside work that `peers.together` ends for all."""
+        if self.stop_signals.received is not None:
+            raise StopRequested
+
+    def _stop(self) -> TrainingStopped:
+        """Saves, and makes the exception that ends the program with the exit code of the signal."""
+        folder = self._checkpoint_folder()
+        if self.theta_is_whole and not _is_whole(folder):
+            self._save_together(folder)
+        self.is_in_train = False
+        signum = self.stop_signals.received or signal.SIGTERM
+        logger.warning(
+            "Stopped by %s at step %d. %s holds all of it; continue with resume_from_checkpoint=latest.",
+            signal.Signals(signum).name,
+            self.state.global_step,
+            folder,
+        )
+        return TrainingStopped(128 + signum)
+
+    def _save_what_is_whole(self) -> None:
+        """After an error: the last finished step, where checkpoints are wanted and there is none of it yet."""
+        folder = self._checkpoint_folder()
+        wanted = self.args.should_save and self.args.save_strategy != SaveStrategy.NO and self.state.global_step > 0
+        if not (wanted and self.theta_is_whole) or _is_whole(folder):
+            return
+        try:
+            self._write_checkpoint(folder)
+            logger.warning("The run failed; its last finished step is saved in %s.", folder)
+        except Exception as error:  # the error that ended the run is the one to show
+            logger.warning("The run failed, and its last finished step could not be saved: %s", error)
+
+    def _checkpoint_folder(self, trial=None) -> str:
+        return os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    # ---- checkpoints, as the Trainer calls for them ----
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = self._checkpoint_folder(trial)
         if self.state.best_global_step:
             best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             best = os.path.join(self._get_output_dir(trial=trial), best)
             if best == folder or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-        if self.args.should_save:
-            with writing_checkpoint(folder) as directory:
-                self._write_run_files(directory)
-                save_training_state(directory, self.adapter.state_dict(), self.optimizer, self.lr_scheduler)
-                self._update_callback_states()
-                self.state.save_to_json(str(directory / "trainer_state.json"))
-            rotate_checkpoints(
-                output_dir=self._get_output_dir(trial=trial),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        if self.args.world_size > 1:
-            torch.distributed.barrier()
+        self._save_together(folder)
+        self.after_checkpoint()
         if self.args.push_to_hub:
             self._push_from_checkpoint(folder)
+
+    def _save_together(self, folder: str) -> None:
+        with self.peers.together(f"saving {folder}"):
+            if self.args.should_save:
+                self._write_checkpoint(folder)
+                rotate_checkpoints(
+                    output_dir=os.path.dirname(folder),
+                    save_total_limit=self.args.save_total_limit,
+                    best_model_checkpoint=self.state.best_model_checkpoint,
+                    use_mtime=False,
+                )
+
+    def _write_checkpoint(self, folder: str) -> None:
+        self.before_checkpoint()
+        with writing_checkpoint(folder) as directory:
+            self._write_run_files(directory)
+            save_training_state(
+                directory, self.adapter.state_dict(), self.optimizer, self.lr_scheduler, self._pending_logs()
+            )
+            self._update_callback_states()
+            self.state.save_to_json(str(directory / STATE_JSON))
+
+    def before_checkpoint(self) -> None:
+        """What a method brings to the disk before a checkpoint may stand."""
+
+    def after_checkpoint(self) -> None:
+        """What a method no longer needs once the checkpoint of a finished step stands."""
+
+    def _pending_logs(self) -> dict:
+        """What was collected since the last log, so that a resumed run logs what the uninterrupted one does."""
+        return {
+            "loss": float(self._tr_loss),
+            "logged_at": self._globalstep_last_logged,
+            "metrics": {name: list(values) for name, values in self._metrics.items()},
+        }
+
+    def restore_pending_logs(self) -> None:
+        """Called once the training loop has reset its sums."""
+        pending = load_logs(self.resumed_from) if self.resumed_from else None
+        if pending is not None:
+            self._tr_loss.fill_(pending["loss"])
+            self._globalstep_last_logged = pending["logged_at"]
+            self._metrics.update({name: list(values) for name, values in pending["metrics"].items()})
 
     def _update_callback_states(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:
@@ -100,17 +193,29 @@ class SavingMixin:
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         logger.info("Loading the best adapter, %s (%s).", best, self.state.best_metric)
+        verify_checkpoint(best)
         self.adapter.load_state_dict(load_adapter_state(best))
 
     def _report_changes(self, checkpoint: str) -> None:
         """One warning that lists every setting that is not what it was; what cannot differ fails when it is loaded."""
-        saved = json.loads(Path(checkpoint, CONFIG_FILE).read_text())
+        saved, now = read_json(checkpoint, CONFIG_FILE), self.run_config()
+        if not isinstance(saved.get("config"), dict) or "base_model" not in saved:
+            raise CheckpointCorrupt(f"{Path(checkpoint, CONFIG_FILE)} is not the settings of a run.")
         if saved["base_model"] != self.base_model:
             raise ValueError(
                 f"{checkpoint} was trained on {saved['base_model']!r}, this run loads {self.base_model!r}: an adapter "
                 "continues only on its own base model."
             )
-        now = self.run_config()
+        before, after = ((c.get("model_init_kwargs") or {}).get("revision") for c in (saved["config"], now["config"]))
+        if before != after:
+            raise ValueError(
+                f"{checkpoint} was trained on revision {before!r} of {self.base_model!r}, this run loads {after!r}: "
+                "an adapter continues only on its own base model."
+            )
+        if saved.get("num_processes", self.args.world_size) != self.args.world_size:
+            logger.info(
+                "Resuming on %d processes what %s began: same numbers.", self.args.world_size, saved["num_processes"]
+            )
         keys = sorted(set(saved["config"]) & set(now["config"]) - FREE_ON_RESUME)
         changed = [k for k in keys if saved["config"][k] != json.loads(json.dumps(now["config"][k], default=str))]
         if changed:
@@ -130,6 +235,7 @@ class SavingMixin:
             "reward_weights": self.rewards.weights.tolist(),
             "eval_reward_funcs": self.eval_rewards.names[len(self.rewards) :],
             "train_prompts": len(self.train_dataset),
+            "num_processes": self.args.world_size,
             **self.adapter.space.report(),
             "config": config,
         }
@@ -148,3 +254,11 @@ class SavingMixin:
             self.create_model_card(output_dir=output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+def _is_whole(folder: str) -> bool:
+    try:
+        verify_checkpoint(folder)
+    except CheckpointCorrupt:
+        return False
+    return True

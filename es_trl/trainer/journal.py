@@ -1,0 +1,152 @@
+"""journal.jsonl: one line per step with all that its update followed from, so that a run can be replayed."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"
+MAX_LINE = 64 * 1024 * 1024  # bytes; more than the scores of any population, less than what fills a memory
+
+
+def encode_scores(scores: torch.Tensor) -> str:
+    """fp64 scores as base64 of their little-endian bytes: exact, NaN and infinities included."""
+    return base64.b64encode(scores.contiguous().numpy().astype("<f8").tobytes()).decode("ascii")
+
+
+def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
+    """Inverse of [`encode_scores`]. Raises `ValueError` for anything else."""
+    if not isinstance(text, str) or not isinstance(shape, list) or len(shape) != 3:
+        raise ValueError("scores are base64 text with a shape of three numbers")
+    if not all(type(n) is int and 0 <= n <= 2**31 for n in shape):
+        raise ValueError(f"the shape {shape} is not made of counts")
+    data = base64.b64decode(text, validate=True)
+    if len(data) != 8 * shape[0] * shape[1] * shape[2]:
+        raise ValueError(f"{len(data)} bytes are not the scores of a shape {shape}")
+    return torch.from_numpy(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape))
+
+
+def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and bytes, in the order of the names; equal only where the tensors are, bit by bit."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """
+    The entries of a file of JSON lines. A last line without its end, which a killed run leaves, is passed over; any
+    other line that is not a JSON object is said aloud and passed over.
+    """
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if not line.endswith(b"\n"):
+                return
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if isinstance(entry, dict):
+                yield entry
+            else:
+                logger.warning("Line %d of %s is not a JSON object and is left out.", number, path)
+
+
+class Journal:
+    """
+    Appends to `journal.jsonl` of a run folder.
+
+    A `start` line opens every `train()` call with the settings; each training step adds one line per prompt batch:
+    `{"step", "micro", "prompts", "theta", "shape", "scores"}`, where `theta` is the digest of the adapter that the
+    population was drawn around. Noise and latents are functions of the seed and need no line.
+
+    Args:
+        folder (`str`): The run folder.
+        enabled (`bool`): Whether this process writes.
+    """
+
+    def __init__(self, folder: str | os.PathLike, enabled: bool = True):
+        self.path, self.enabled = Path(folder, JOURNAL), enabled
+
+    def start(self, step: int, run: Mapping[str, Any]) -> None:
+        """Opens the journal at `step`: lines of later steps, which the resumed run will write again, are cut off."""
+        if not self.enabled:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._cut(step)
+        self._append({"start": step, "run": run})
+
+    def write(self, step: int, micro: int, prompts: Sequence[str], theta: str, scores: torch.Tensor) -> None:
+        """
+        Args:
+            step, micro (`int`): Step and prompt batch within it.
+            prompts (`Sequence[str]`): `J` prompts of the rollout columns.
+            theta (`str`): Digest of the adapter.
+            scores (`torch.Tensor`): `(N, J, K)` fp64.
+        """
+        if self.enabled:
+            entry = {"step": step, "micro": micro, "theta": theta, "prompts": list(prompts)}
+            self._append(entry | {"shape": list(scores.shape), "scores": encode_scores(scores)})
+
+    def sync(self) -> None:
+        """Brings the lines to the disk, so that a checkpoint never stands without them."""
+        if self.enabled and self.path.exists():
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, default=str) + "\n")
+
+    def _cut(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        if step == 0:
+            self.path.unlink()
+            return
+        temporary = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
+        with open(temporary, "w", encoding="utf-8") as file:
+            for entry in read_lines(self.path):
+                at = entry.get("start", entry.get("step"))
+                if isinstance(at, int) and at < step:
+                    file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+
+class JournalCallback(TrainerCallback):
+    """Opens the journal of an ES run, and the scores that a killed run left, when training begins."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        record = trainer.run_record()
+        micro_batches = trainer.rollout.micro_batches
+        micro_batches.settings = record["settings"]
+        if trainer.resumed_from is not None:
+            micro_batches.load()
+        else:
+            micro_batches.clear()
+        trainer.journal.start(state.global_step, record)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.rollout.micro_batches.clear()

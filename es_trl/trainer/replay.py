@@ -1,0 +1,304 @@
+"""Replaying a run from its journal: the same optimizer, schedule and estimates, and no picture drawn."""
+
+import dataclasses
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..pipelines import LORA_WEIGHTS_NAME
+from .checkpoint import CheckpointCorrupt, load_adapter_state
+from .es import ESTrainer
+from .es_config import ESConfig
+from .journal import JOURNAL, decode_scores, read_lines, tensor_digest
+from .rollout import PopulationRollout, PromptBatch, RolloutTimes
+from .stopping import StopRequested, TrainingStopped
+
+
+# Settings of the recorded run that decide what is written, shown, pushed or measured, not what is computed.
+NOT_REPLAYED = {
+    "output_dir", "run_name", "report_to", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step",
+    "save_strategy", "save_steps", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "eval_reward_funcs",
+    "sample_steps", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
+    "disable_tqdm", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "release_text_encoder",
+    "do_train", "do_eval", "do_predict", "local_rank", "log_level", "save_total_limit", "compile_denoiser",
+    "reward_weights", "ddp_timeout",
+}  # fmt: skip
+
+
+class ReplayError(ValueError):
+    """The journal is missing, incomplete, or not that of this adapter."""
+
+
+@dataclass
+class Session:
+    """
+    Neighbouring `train()` calls with the same settings.
+
+    Attributes:
+        start (`int`): The step it began with.
+        run (`dict`): The record its journal opened with.
+        lines (`dict[int, dict[int, dict]]`): Journal lines by step and prompt batch.
+    """
+
+    start: int
+    run: dict[str, Any]
+    lines: dict[int, dict[int, dict]] = field(default_factory=lambda: defaultdict(dict))
+
+
+@dataclass
+class Verification:
+    """
+    Attributes:
+        steps (`int`): Steps replayed.
+        digest (`str`): sha256 of the replayed LoRA (see [`tensor_digest`]).
+        matches (`dict[str, bool]`): For each saved adapter of the run, whether the replay arrived at the same bits.
+    """
+
+    steps: int
+    digest: str
+    matches: dict[str, bool]
+
+    @property
+    def proven(self) -> bool:
+        return bool(self.matches) and all(self.matches.values())
+
+
+def verify_run(run: str | os.PathLike, model: str | Callable | None = None) -> Verification:
+    """
+    Replays all steps of a run from its journal and compares the adapter with every saved one, bit by bit.
+
+    Args:
+        run (`str`): The `output_dir` of an ES run.
+        model (`str` or `Callable`, *optional*): The base model, or a function that makes its pipeline, if the recorded
+            name does not load.
+
+    Raises:
+        `ReplayError`: if the journal cannot be replayed, or at the first step whose adapter is not the recorded one.
+    """
+    trainer = _replay(run, None, model)
+    digest = tensor_digest(trainer.adapter.lora_state_dict())
+    trainer.digests[trainer.state.global_step] = digest
+    saved = _lora_digest(Path(run), trainer.adapter.denoiser_name)
+    if saved is not None:
+        trainer.matches[LORA_WEIGHTS_NAME] = saved in trainer.digests.values()
+    return Verification(trainer.state.global_step, digest, trainer.matches)
+
+
+def redraw_member(
+    run: str | os.PathLike, step: int, member: int, micro: int = 0, model: str | Callable | None = None
+) -> tuple[list[Image.Image], list[str], torch.Tensor]:
+    """
+    Draws again what one member of a population drew, bit by bit: in the batch that it was drawn in.
+
+    Args:
+        run (`str`): The `output_dir` of an ES run.
+        step, member (`int`): Which; from 0.
+        micro (`int`, *optional*, defaults to 0): Which prompt batch, under gradient accumulation.
+        model (`str` or `Callable`, *optional*): The base model, or a function that makes its pipeline, if the recorded
+            name does not load.
+
+    Returns:
+        The `J` images, their prompts, and the recorded scores `(J, K)`.
+
+    Raises:
+        `ReplayError`: if the journal does not reach the step, or there is no such member.
+    """
+    trainer = _replay(run, step, model)
+    line = trainer.rollout.line(step, micro)
+    if not 0 <= member < trainer.population.size:
+        raise ReplayError(f"member {member} does not exist: step {step} had 0 to {trainer.population.size - 1}.")
+    batch = PromptBatch(line["prompts"], {}, trainer.args.images_per_prompt)
+    chunk = next(c for c in trainer.population.chunks(trainer.args.members_per_forward) if member in c)
+    factors = trainer.noise.draw(step, range(trainer.population.num_directions), micro, trainer.args.device)
+    images = trainer.rollout.draw(chunk, batch, factors, step, micro)
+    first = chunk.index(member) * len(batch)
+    return images[first : first + len(batch)], batch.prompts, decode_scores(line["shape"], line["scores"])[member]
+
+
+def read_journal(run: str | os.PathLike) -> list[Session]:
+    """The sessions of a run. Raises `ReplayError` without a journal, or with one that does not begin at step 0."""
+    path = Path(run, JOURNAL)
+    if not path.is_file():
+        raise ReplayError(f"there is no {JOURNAL} in {os.fspath(run)!r}: give the output_dir of an ES run.")
+    sessions: list[Session] = []
+    for entry in read_lines(path):
+        if isinstance(entry.get("start"), int) and isinstance(entry.get("run"), dict):
+            if not sessions or _computed(entry["run"]) != _computed(sessions[-1].run):
+                sessions.append(Session(entry["start"], entry["run"]))
+        elif sessions and isinstance(entry.get("step"), int) and isinstance(entry.get("micro"), int):
+            sessions[-1].lines[entry["step"]][entry["micro"]] = entry
+        else:
+            raise ReplayError(f"{path} holds a line that is neither a start nor a step: {str(entry)[:80]}.")
+    if not sessions or sessions[0].start != 0:
+        raise ReplayError(f"{path} does not begin at step 0, so nothing can be replayed from its start.")
+    return sessions
+
+
+def _computed(run: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record that decides what a step computes."""
+    config = {k: v for k, v in run.get("config", {}).items() if k not in NOT_REPLAYED}
+    return {"config": config} | {k: run.get(k) for k in ("base_model", "reward_weights", "train_prompts", "lora")}
+
+
+def _replay(run: str | os.PathLike, step: int | None, model) -> "ReplayTrainer":
+    """The trainer as it stood before `step`, or at the journal's end."""
+    sessions, folder, matches, digests = read_journal(run), None, {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, session in enumerate(sessions):
+            following = sessions[number + 1].start if number + 1 < len(sessions) else None
+            end = step if step is not None and (following is None or step < following) else following
+            trainer = ReplayTrainer(session, end, os.path.join(scratch, str(number)), model, Path(run))
+            trainer.matches, trainer.digests = matches, digests
+            try:
+                trainer.train(resume_from_checkpoint=folder)
+            except TrainingStopped:
+                pass
+            if following is None or end != following:
+                break
+            folder = trainer.save_scratch()
+    if step is not None and trainer.state.global_step != step:
+        raise ReplayError(f"the journal of {os.fspath(run)!r} ends with step {trainer.state.global_step - 1}.")
+    return trainer
+
+
+class RecordedRollout(PopulationRollout):
+    """A rollout whose scores are those of the journal; it can still draw."""
+
+    def __init__(self, session: Session, end: int | None, trainer: ESTrainer):
+        config = trainer.args
+        super().__init__(
+            trainer.adapter, trainer.rewards, trainer.population, config.sigma, config.members_per_forward, config.seed
+        )
+        self.session, self.end, self.trainer = session, end, trainer
+
+    def line(self, step: int, micro: int) -> dict:
+        line = self.session.lines.get(step, {}).get(micro)
+        if line is None:
+            raise ReplayError(f"the journal has no line of step {step}, prompt batch {micro}.")
+        return line
+
+    def scores(self, batch: PromptBatch, factors, step: int, micro: int = 0, **_) -> tuple[torch.Tensor, RolloutTimes]:
+        if step == self.end or (micro == 0 and not any(later >= step for later in self.session.lines)):
+            raise StopRequested
+        line = self.line(step, micro)
+        theta = tensor_digest(self.adapter.theta)
+        if line.get("theta") != theta:
+            raise ReplayError(
+                f"the adapter before step {step} is {theta[:12]}... here and {str(line.get('theta'))[:12]}... in the "
+                "journal: a line was changed, or this machine rounds differently from the one that trained."
+            )
+        expected = [self.population.size, len(batch), len(self.rewards)]
+        try:
+            scores = decode_scores(line["shape"], line["scores"])
+        except (KeyError, ValueError) as error:
+            raise ReplayError(f"the journal's line of step {step} holds no scores: {error}.") from error
+        if list(scores.shape) != expected:
+            raise ReplayError(f"the scores of step {step} have shape {list(scores.shape)}, not {expected}.")
+        return scores, RolloutTimes()
+
+
+class ReplayTrainer(ESTrainer):
+    """An [`ESTrainer`] that takes its scores from a journal and writes nothing."""
+
+    def __init__(self, session: Session, end: int | None, scratch: str, model, run: Path):
+        record = session.run
+        if record.get("own_optimizer"):
+            raise ReplayError("the run was given an optimizer object of its own, which a journal does not hold.")
+        try:
+            model = record["base_model"] if model is None else model() if callable(model) else model
+            names, weights, lora = record["reward_funcs"], record["reward_weights"], _lora_config(record["lora"])
+            config = _config(record["config"], scratch, keep_init=isinstance(model, str))
+            prompts = [f"prompt {i}" for i in range(record["train_prompts"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ReplayError(
+                f"the journal's settings do not make a config: {type(error).__name__}: {error}"
+            ) from error
+        config.reward_weights = weights
+        super().__init__(model, [_stand_in(n) for n in names], args=config, train_dataset=prompts, peft_config=lora)
+        if session.start == 0 and tensor_digest(self.adapter.state_dict()) != record.get("adapter"):
+            raise ReplayError(
+                "the adapter that the run began with is not the one that its settings give here: another base model, "
+                "or a machine that rounds differently."
+            )
+        self.rollout = RecordedRollout(session, end, self)
+        self.journal.enabled = False
+        self.digests: dict[int, str] = {}
+        self.matches: dict[str, bool] = {}
+        self.remove_callback(PrinterCallback)
+        self.add_callback(CompareCallback(self, run))
+
+    def prepare_prompts(self, prompts) -> None:
+        """Nothing is drawn, so nothing needs encoding."""
+
+    def _stop(self) -> TrainingStopped:
+        return TrainingStopped(0)
+
+    def save_scratch(self) -> str:
+        """A checkpoint for the session that follows."""
+        self._save_together(self._checkpoint_folder())
+        return self._checkpoint_folder()
+
+
+class CompareCallback(TrainerCallback):
+    """Compares the replayed adapter with the run's checkpoint of the same step."""
+
+    def __init__(self, trainer: ReplayTrainer, run: Path):
+        self.trainer, self.run = trainer, run
+
+    def on_step_end(self, args, state, control, **kwargs):
+        folder = self.run / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if not folder.is_dir():
+            return
+        adapter = self.trainer.adapter
+        digest = tensor_digest(adapter.lora_state_dict())
+        self.trainer.digests[state.global_step] = digest
+        try:
+            same = tensor_digest(load_adapter_state(folder)) == tensor_digest(adapter.state_dict())
+        except (OSError, CheckpointCorrupt):
+            same = False
+        self.trainer.matches[folder.name] = same and _lora_digest(folder, adapter.denoiser_name) == digest
+
+
+def _lora_digest(folder: Path, denoiser_name: str) -> str | None:
+    try:
+        tensors = load_file(folder / LORA_WEIGHTS_NAME)
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        raise ReplayError(f"{folder / LORA_WEIGHTS_NAME} is not a safetensors file: {error}.") from error
+    return tensor_digest({name.removeprefix(f"{denoiser_name}."): value for name, value in tensors.items()})
+
+
+def _config(recorded: dict[str, Any], scratch: str, keep_init: bool) -> ESConfig:
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no"}
+    default = ESConfig(output_dir=scratch, sample_steps=0, **quiet)
+    known = {f.name for f in dataclasses.fields(ESConfig) if f.init} - NOT_REPLAYED
+    known -= set() if keep_init else {"model_init_kwargs"}
+    changed = {k: v for k, v in recorded.items() if k in known and v != default.to_dict().get(k)}
+    return ESConfig(output_dir=scratch, sample_steps=0, **quiet, **changed)
+
+
+def _lora_config(recorded: dict[str, Any]) -> LoraConfig:
+    known = {f.name for f in dataclasses.fields(LoraConfig) if f.init}
+    return LoraConfig(**{k: v for k, v in recorded.items() if k in known and v is not None})
+
+
+def _stand_in(name: str):
+    def reward(images, **_):
+        raise ReplayError("a replay scores nothing.")
+
+    reward.__name__ = name
+    return reward

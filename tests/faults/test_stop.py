@@ -1,0 +1,138 @@
+"""SIGTERM and Ctrl-C (F7, F8): a run stops between two micro-batches, saves, and ends with the signal's exit code."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+from tiny_runs import same, theta_of
+from toy_runs import RUN, history, redness, run_script, toy_trainer, train
+
+from es_trl.trainer import TrainingStopped
+from es_trl.trainer.checkpoint import verify_checkpoint
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole"), logging_steps=2)
+
+
+def signalling(step, signum, call=2):
+    """`redness`, which in one of the three micro-batches of a step sends this process a signal."""
+    calls = []
+
+    def reward(images, trainer_state=None, **_):
+        calls.append((trainer_state.global_step, len(images)))
+        if [s for s, _ in calls].count(step) == call and calls[-1][0] == step:
+            os.kill(os.getpid(), signum)
+        return redness(images)
+
+    reward.__name__ = "redness"
+    return reward, calls
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_signal_stops_after_the_micro_batch_and_the_run_goes_on_later(tmp_path, uninterrupted, signum, code, step):
+    before = signal.getsignal(signum)
+    reward, calls = signalling(step, signum)
+    trainer = toy_trainer(tmp_path, reward, logging_steps=2)
+    with pytest.raises(TrainingStopped) as stopped:
+        trainer.train()
+    assert stopped.value.code == code
+    assert signal.getsignal(signum) is before
+    assert trainer.state.global_step == step and calls.count((step, 4)) == 2, "two of three micro-batches were drawn"
+    verify_checkpoint(tmp_path / f"checkpoint-{step}")
+    assert len((tmp_path / "in_flight-0.jsonl").read_text().splitlines()) >= 2
+
+    resumed = train(tmp_path, "latest", logging_steps=2)
+    assert resumed.rollout.micro_batches.num_reused == 0, "scores of a function of other text are not taken"
+    assert same(theta_of(resumed), theta_of(uninterrupted)) and history(resumed) == history(uninterrupted)
+
+
+def test_only_the_micro_batch_in_flight_is_drawn_again(tmp_path, uninterrupted):
+    """The same reward function: two of the three micro-batches of step 3 are known."""
+    drawn = []
+
+    def run(resume):
+        trainer = toy_trainer(tmp_path, redness, logging_steps=2)
+        draw = trainer.rollout.draw
+
+        def counted(members, batch, factors, step, micro=0):
+            drawn.append((step, members[0]))
+            if not resume and len(drawn) == 11:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return draw(members, batch, factors, step, micro)
+
+        trainer.rollout.draw = counted
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    with pytest.raises(TrainingStopped):
+        run(None)
+    assert drawn[-2:] == [(3, 0), (3, 2)]
+    resumed = run("latest")
+    assert drawn[11:13] == [(3, 4), (4, 0)] and len(drawn) == 6 * 3
+    assert resumed.rollout.micro_batches.num_reused == 2
+    assert same(theta_of(resumed), theta_of(uninterrupted)) and history(resumed) == history(uninterrupted)
+
+
+def test_a_signal_between_steps_and_in_the_last_one(tmp_path):
+    """Sent while a checkpoint is written: that one is finished and no further step begins."""
+    trainer = toy_trainer(tmp_path)
+    write = trainer._write_run_files
+
+    def interrupted(directory):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(directory)
+
+    trainer._write_run_files = interrupted
+    with pytest.raises(TrainingStopped):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    verify_checkpoint(tmp_path / "checkpoint-2")
+    trainer = toy_trainer(tmp_path)
+    trainer._write_run_files = lambda directory: interrupted(directory) if trainer.state.global_step == 6 else None
+    with pytest.raises(TrainingStopped):
+        trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_a_handler_of_the_programs_own_is_called_too(tmp_path):
+    called = []
+    before = signal.signal(signal.SIGTERM, lambda *_: called.append(1))
+    try:
+        with pytest.raises(TrainingStopped):
+            train(tmp_path, reward_funcs=signalling(0, signal.SIGTERM)[0])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert called == [1]
+
+
+def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    steps = []
+    thread = threading.Thread(target=lambda: steps.append(train(tmp_path, max_steps=1).state.global_step))
+    thread.start()
+    thread.join()
+    assert steps == [1] and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_second_signal_ends_at_once(tmp_path, signum):
+    """Both during one micro-batch that would take minutes; nothing half-written is left that a resume would take."""
+    body = (
+        "def slow(images, trainer_state, **_):\n"
+        "    if trainer_state.global_step == 3:\n"
+        f"        os.kill(os.getpid(), {int(signum)}); time.sleep(0.1)\n"
+        f"        os.kill(os.getpid(), {int(signum)}); time.sleep(100)\n"
+        "    return redness(images)\n"
+        f"train({str(tmp_path)!r}, reward_funcs=slow)"
+    )
+    done = run_script(body, timeout=90)
+    assert done.returncode == -signum, done.stderr
+    assert "a second signal ends the run at once" in done.stderr
+    folders = sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name)
+    assert folders == ["checkpoint-2"]
+    assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["max_steps"] == RUN["max_steps"]
