@@ -7,6 +7,9 @@ from es_trl import assets
 from es_trl.rewards import REWARD_NAMES, RewardSet, parse_reward
 
 
+LOCAL_NAMES = [name for name in REWARD_NAMES if name not in ("remote", "vlm_judge")]
+
+
 @pytest.fixture
 def no_models(monkeypatch):
     """Any attempt to load a checkpoint fails the test."""
@@ -31,6 +34,19 @@ def no_models(monkeypatch):
         ("tiny-sana-sprint", "no config.json"),
         ("rewards.py", "name the function too"),
         ("nowhere.py:f", "there is no file"),
+        ("hpsv2:nowhere", "neither a folder nor a Hub id"),
+        ("image_reward:./nowhere", "neither a folder nor a Hub id"),
+        ("human:all", "takes no checkpoint"),
+        ("remote", "needs an address: remote:https"),
+        ("remote:", "needs an address"),
+        ("remote:ftp://host/x", "must start with https"),
+        ("remote:http://example.com/x", "is not this machine"),
+        ("remote:https://me:secret@example.com/x", "user name or password"),
+        ("remote:https://10.0.0.1/x", "not an address of the public internet"),
+        ("remote:https://host:port/x", "cannot be read"),
+        ("vlm_judge", "needs an address: vlm_judge:MODEL@"),
+        ("vlm_judge:https://host/v1", "needs an address"),
+        ("vlm_judge:a-model@http://10.0.0.1/v1", "is not this machine"),
     ],
 )
 def test_unknown_reward_is_refused_before_loading(spec, hint, no_models):
@@ -44,18 +60,30 @@ def test_names_in_metrics(no_models, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     specs = [
-        *REWARD_NAMES,
+        *LOCAL_NAMES,
         "clip_text:tiny-clip-heldout",
         "tiny-pickscore",
         "tiny-clip-heldout",
         "openai/clip-vit-large-patch14",
         f"{folder}/",
+        "remote:https://example.com/score",
+        "vlm_judge:Qwen/a-model:7b@http://127.0.0.1:8000/v1",
+        "vlm_judge:score:a-model@https://example.com/v1",
+        "vlm_judge:pairwise:a-model@https://example.com/v1/",
     ]
-    expected = [*REWARD_NAMES, "clip_text_2", "tiny-pickscore", "tiny-clip-heldout", "clip-vit-large-patch14", "judge"]
+    expected = [*LOCAL_NAMES, "clip_text_2", "tiny-pickscore", "tiny-clip-heldout", "clip-vit-large-patch14", "judge"]
+    expected += ["remote", "vlm_judge", "vlm_judge_score", "vlm_judge_pairwise"]
     assert RewardSet(specs).names == expected
 
 
-@pytest.mark.parametrize("name", [n for n in REWARD_NAMES if not n.startswith("jpeg")])
+def test_what_a_judge_is_asked_for():
+    judge = parse_reward("vlm_judge:score:Qwen/a-model:7b@http://127.0.0.1:8000/v1").build("cpu", None)
+    assert (judge.model, judge.mode) == ("Qwen/a-model:7b", "score")
+    assert judge.endpoint.url == "http://127.0.0.1:8000/v1/chat/completions"
+    assert parse_reward("vlm_judge:m@https://example.com/v1").build("cpu", None).mode == "yes_no"
+
+
+@pytest.mark.parametrize("name", ["clip_text", "clip_aesthetic", "no_artifacts", "pickscore", "pairwise"])
 def test_every_clip_name_takes_a_checkpoint(name):
     reward = parse_reward(f"{name}:tiny-pickscore").build("cpu", None)
     assert reward.__name__ == name
@@ -74,6 +102,9 @@ def test_default_checkpoints_are_the_documented_ones(monkeypatch):
     for name in ("clip_text", "clip_aesthetic", "no_artifacts", "pickscore"):
         with pytest.raises(OSError, match="offline"):
             RewardSet(name).load()
+    with pytest.raises(OSError, match="offline"):
+        RewardSet("pairwise").load()
+    assert asked.pop()[0] == "yuvalkirstain/PickScore_v1"
     vit_b = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32")
     assert asked == [vit_b] * 3 + [("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")]
 

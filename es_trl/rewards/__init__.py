@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 
 
 _EXPORTS = {
+    "Aesthetic": "aesthetic",
     "ClipAesthetic": "clip_aesthetic",
     "ClipScorer": "clip_features",
     "ClipText": "clip_text",
+    "HPSv2": "hpsv2",
+    "Human": "human",
+    "ImageReward": "image_reward",
     "NoArtifacts": "no_artifacts",
+    "Ocr": "ocr",
+    "Pairwise": "pairwise",
     "PickScore": "pickscore",
     "REWARD_NAMES": "registry",
+    "Remote": "remote",
     "RewardSet": "reward_set",
+    "VlmJudge": "vlm_judge",
     "from_ddpo": "ddpo",
     "jpeg_compressibility": "jpeg",
     "jpeg_incompressibility": "jpeg",
@@ -23,12 +31,20 @@ _EXPORTS = {
 
 __all__ = [
     "REWARD_NAMES",
+    "Aesthetic",
     "ClipAesthetic",
     "ClipScorer",
     "ClipText",
+    "HPSv2",
+    "Human",
+    "ImageReward",
     "NoArtifacts",
+    "Ocr",
+    "Pairwise",
     "PickScore",
+    "Remote",
     "RewardSet",
+    "VlmJudge",
     "from_ddpo",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -36,15 +52,23 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .aesthetic import Aesthetic
     from .clip_aesthetic import ClipAesthetic
     from .clip_features import ClipScorer
     from .clip_text import ClipText
     from .ddpo import from_ddpo
+    from .hpsv2 import HPSv2
+    from .human import Human
+    from .image_reward import ImageReward
     from .jpeg import jpeg_compressibility, jpeg_incompressibility
     from .no_artifacts import NoArtifacts
+    from .ocr import Ocr
+    from .pairwise import Pairwise
     from .pickscore import PickScore
     from .registry import REWARD_NAMES, parse_reward
+    from .remote import Remote
     from .reward_set import RewardSet
+    from .vlm_judge import VlmJudge
 
 
 def __getattr__(name: str):

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from .results import shorten
@@ -45,13 +45,19 @@ class RewardCall:
         self.is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
             getattr(func, "__call__", None)  # noqa: B004 - an instance whose __call__ is async
         )
+        self.is_groupwise = bool(getattr(func, "groupwise", False))
         try:
             self.parameters = list(inspect.signature(func).parameters.values())
         except (TypeError, ValueError):  # some builtins have no signature: give them everything
             self.parameters = [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
 
-    def keywords(self, available: dict[str, Any]) -> dict[str, Any]:
-        """Those of `available` that the function takes. Raises `ValueError` if it needs others."""
+    def keywords(self, available: dict[str, Any], groups: Sequence | None = None) -> dict[str, Any]:
+        """
+        Those of `available` that the function takes; `groups` only if it names them, as others would take them for a
+        column of the dataset. Raises `ValueError` if it needs others.
+        """
+        if any(parameter.name == "groups" for parameter in self.parameters):
+            available = {**available, "groups": groups}
         for parameter in self.parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
@@ -113,6 +119,16 @@ def _at(where: str) -> str:
 
 async def _awaited(awaitable: Awaitable) -> Any:
     return await awaitable
+
+
+async def gather_or_cancel(coroutines: Iterable[Awaitable]) -> list:
+    """Results of all in order; the first failure ends the others too."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class AsyncRunner:

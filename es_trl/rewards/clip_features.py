@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from es_trl import assets
+
+from .checkpoints import HUB_ID, why_unreachable
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 # Checkpoints published without their own processor files, and where those are.
 PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 MAX_CACHED_TEXTS = 50_000
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _scorers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _image_memo: ContextVar[dict | None] = ContextVar("image_memo", default=None)
@@ -184,7 +184,7 @@ def _load(checkpoint: str, processor: str):
     local = os.path.isdir(source)
     if not local and not HUB_ID.fullmatch(source):
         raise ValueError(f"CLIP checkpoint {checkpoint!r} is neither an existing folder nor a Hub id 'org/name'")
-    unreachable = None if local else _why_unreachable(source)
+    unreachable = None if local else why_unreachable(source)
     options = {"local_files_only": local or unreachable is not None}
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -219,19 +219,3 @@ def _load(checkpoint: str, processor: str):
         raise ValueError(f"processor {processor!r} needs both an image processor and a tokenizer")
     logger.info("loaded CLIP checkpoint %s", checkpoint)
     return model, loaded
-
-
-def _why_unreachable(repo_id: str) -> str | None:
-    """Why the Hub cannot serve `repo_id`, or None. One quick question, where a download would retry for a minute."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
-
-    try:
-        HfApi().model_info(repo_id, timeout=10)
-    except RepositoryNotFoundError:
-        return "the Hub has no model of that name that this login may read"
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
-    except Exception as error:  # noqa: BLE001 - the classes of the HTTP library below differ between versions
-        return f"the Hub cannot be reached ({type(error).__name__}: {error})"
-    return None

@@ -14,21 +14,30 @@ from dataclasses import dataclass
 
 from es_trl import assets
 
-from .clip_features import HUB_ID
+from .checkpoints import HUB_ID
 
 
-# name -> (module, attribute); the CLIP ones are classes built from a checkpoint, the others plain functions
+# name -> (module, attribute); built from a CLIP checkpoint, ...
 _CLIP_REWARDS = {
     "clip_text": ("clip_text", "ClipText"),
     "clip_aesthetic": ("clip_aesthetic", "ClipAesthetic"),
     "no_artifacts": ("no_artifacts", "NoArtifacts"),
     "pickscore": ("pickscore", "PickScore"),
+    "pairwise": ("pairwise", "Pairwise"),
+    "aesthetic": ("aesthetic", "Aesthetic"),
 }
+# ... from a checkpoint of a format of its own, ...
+_MODEL_REWARDS = {"hpsv2": ("hpsv2", "HPSv2"), "image_reward": ("image_reward", "ImageReward")}
+# ... plain functions, ...
 _PLAIN_REWARDS = {
     "jpeg_compressibility": ("jpeg", "jpeg_compressibility"),
     "jpeg_incompressibility": ("jpeg", "jpeg_incompressibility"),
 }
-REWARD_NAMES = (*_CLIP_REWARDS, *_PLAIN_REWARDS)
+# ... classes that are called without anything, and those that need the address of a server.
+_OWN_REWARDS = {"ocr": ("ocr", "Ocr"), "human": ("human", "Human")}
+_SERVER_REWARDS = {"remote": "remote:https://host/path", "vlm_judge": "vlm_judge:MODEL@https://host/v1"}
+_JUDGE_MODES = ("yes_no", "score", "pairwise")
+REWARD_NAMES = (*_CLIP_REWARDS, *_MODEL_REWARDS, *_PLAIN_REWARDS, *_OWN_REWARDS, *_SERVER_REWARDS)
 
 
 @dataclass(frozen=True)
@@ -53,21 +62,32 @@ def parse_reward(spec: str) -> NamedReward:
 
     Args:
         spec (`str`): one of `REWARD_NAMES`; `name:checkpoint`; a shipped scorer, CLIP folder or Hub id `org/name`
-            (scored like `pickscore`); or `path/to/file.py:function`, which runs that file.
+            (scored like `pickscore`); `remote:URL`; `vlm_judge:MODEL@URL`, `vlm_judge:score:MODEL@URL` or
+            `vlm_judge:pairwise:MODEL@URL`; or `path/to/file.py:function`, which runs that file.
 
     Raises:
         `ValueError`: the name is unknown (with the nearest known one), or the folder, file or function is missing.
     """
     text = spec.strip()
+    if text.partition(":")[0] in _SERVER_REWARDS:
+        return _server_reward(spec, *text.partition(":")[::2])
     path, _, function = text.rpartition(":")
     if path.endswith(".py") or text.endswith(".py"):
         return _from_file(spec, path, function)
     name, colon, checkpoint = text.partition(":")
-    if name in _PLAIN_REWARDS:
+    if name in _PLAIN_REWARDS or name in _OWN_REWARDS:
         if colon:
             raise ValueError(f"reward {spec!r} in reward_funcs: {name} takes no checkpoint, write {name!r}")
-        module, attribute = _PLAIN_REWARDS[name]
-        return NamedReward(spec, name, lambda device, dtype: _attribute(module, attribute))
+        if name in _PLAIN_REWARDS:
+            return NamedReward(spec, name, lambda device, dtype: _attribute(*_PLAIN_REWARDS[name]))
+        return NamedReward(spec, name, lambda device, dtype: _attribute(*_OWN_REWARDS[name])())
+    if name in _MODEL_REWARDS:
+        if colon and not os.path.isdir(os.path.expanduser(checkpoint)) and not HUB_ID.fullmatch(checkpoint):
+            raise ValueError(
+                f"reward {spec!r} in reward_funcs: {checkpoint!r} is neither a folder nor a Hub id 'org/name'"
+            )
+        build = _MODEL_REWARDS[name]
+        return NamedReward(spec, name, lambda device, dtype: _attribute(*build)(checkpoint or None, device, dtype))
     if name in _CLIP_REWARDS:
         if colon:
             _check_checkpoint(spec, checkpoint)
@@ -79,6 +99,23 @@ def parse_reward(spec: str) -> NamedReward:
 def _clip_reward(spec: str, name: str, kind: str, checkpoint: str | None) -> NamedReward:
     module, attribute = _CLIP_REWARDS[kind]
     return NamedReward(spec, name, lambda device, dtype: _attribute(module, attribute)(checkpoint, device, dtype))
+
+
+def _server_reward(spec: str, name: str, rest: str) -> NamedReward:
+    """`remote` and `vlm_judge`. They are built at once: that opens no connection and finds a wrong address now."""
+    mode, _, model_at = rest.partition(":")
+    mode, model_at = (mode, model_at) if mode in _JUDGE_MODES else ("yes_no", rest)
+    model, at, base = model_at.rpartition("@http")
+    if not rest or (name == "vlm_judge" and not (model and at)):
+        raise ValueError(f"reward {spec!r} in reward_funcs needs an address: {_SERVER_REWARDS[name]}")
+    try:
+        if name == "remote":
+            built = _attribute("remote", "Remote")(rest)
+        else:
+            built = _attribute("vlm_judge", "VlmJudge")(model, f"http{base}", mode)
+    except ValueError as error:
+        raise ValueError(f"reward {name!r} in reward_funcs: {error}") from None
+    return NamedReward(spec, built.__name__, lambda device, dtype: built)
 
 
 def _attribute(module: str, attribute: str):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .calling import AsyncRunner, RewardCall, function_name
+from .calling import AsyncRunner, RewardCall, function_name, gather_or_cancel
 from .clip_features import ClipScorer, share_image_features
 from .registry import NamedReward, parse_reward
 from .results import as_scores
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-RESERVED = ("prompts", "images", "trainer_state", "log_extra", "log_metric")
+RESERVED = ("prompts", "images", "groups", "trainer_state", "log_extra", "log_metric")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -105,6 +104,7 @@ class RewardSet:
         log_extra: Callable[[str, list], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         where: str = "",
+        groups: Sequence[Hashable] | None = None,
     ) -> np.ndarray:
         """
         Score B images.
@@ -117,6 +117,8 @@ class RewardSet:
             log_extra (`Callable`, *optional*): `log_extra(column, values)` adds a column to the sample table.
             log_metric (`Callable`, *optional*): `log_metric(name, value)` adds a scalar to the logs.
             where (`str`, *optional*): the place in the run (`"step 12, member 3"`), for error messages.
+            groups (`list`, *optional*): for rewards that compare images: equal entries belong together. By default
+                images of one prompt do.
 
         Returns:
             `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through.
@@ -124,6 +126,27 @@ class RewardSet:
         Raises:
             `ValueError`: a reward returned something else than one number or None per image.
             `RuntimeError`: a reward raised (chained, after `retries`).
+        """
+        return self.submit(prompts, images, columns, trainer_state, log_extra, log_metric, where, groups).result()
+
+    def submit(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Image.Image],
+        columns: dict[str, Sequence] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        where: str = "",
+        groups: Sequence[Hashable] | None = None,
+        only: Sequence[int] | None = None,
+    ) -> PendingScores:
+        """
+        As a call, but without waiting for the `async` rewards: the plain ones are computed here and now, the others go
+        on in their event loop while the caller does something else. `result()` of what is returned is the call's.
+
+        Args:
+            only (`list[int]`, *optional*): compute only these rewards; the others' columns are NaN.
         """
         prompts, images = list(prompts), list(images)
         available = {
@@ -134,28 +157,40 @@ class RewardSet:
             "log_extra": log_extra or _ignore,
             "log_metric": log_metric or _ignore,
         }
-        scores = np.empty((len(images), len(self)), dtype=np.float64)
-        if not images:
-            return scores
+        if groups is not None and len(groups) != len(images):
+            raise ValueError(f"there are {len(groups)} entries of groups for {len(images)} images")
+        scores = np.full((len(images), len(self)), np.nan)
+        pending = PendingScores(scores, where)
+        chosen = range(len(self)) if only is None else only
+        if not images or not chosen:
+            return pending
         calls = self.load()._calls
-        keywords = [call.keywords(available) for call in calls]
+        keywords = {k: calls[k].keywords(available, groups) for k in chosen}
         # The async rewards wait for their servers while the plain ones compute here.
-        waiting = [k for k, call in enumerate(calls) if call.is_async]
-        coroutines = [calls[k].run_async(keywords[k], where) for k in waiting]
-        future = self._runner.submit(_gather(coroutines)) if waiting else None
+        waiting = [k for k in chosen if calls[k].is_async]
+        if waiting:
+            coroutines = [calls[k].run_async(keywords[k], where) for k in waiting]
+            pending.start(self._runner.submit(gather_or_cancel(coroutines)), {k: calls[k].name for k in waiting})
         try:
             with share_image_features():
-                for k, call in enumerate(calls):
-                    if not call.is_async:
-                        result = call.run(keywords[k], where, self._runner.wait)
-                        scores[:, k] = as_scores(result, len(images), call.name, where)
-            for k, result in zip(waiting, future.result() if future else (), strict=True):
-                scores[:, k] = as_scores(result, len(images), calls[k].name, where)
+                for k in chosen:
+                    if not calls[k].is_async:
+                        result = calls[k].run(keywords[k], where, self._runner.wait)
+                        scores[:, k] = as_scores(result, len(images), calls[k].name, where)
         except BaseException:
-            if future:
-                future.cancel()
+            pending.cancel()
             raise
-        return scores
+        return pending
+
+    @property
+    def waits(self) -> bool:
+        """Whether any reward is `async`, so that something can be done while it is under way. Loads the rewards."""
+        return any(call.is_async for call in self.load()._calls)
+
+    @property
+    def group_rewards(self) -> list[int]:
+        """Indices of the rewards that compare the images of a group, so must see it whole. Loads the rewards."""
+        return [k for k, call in enumerate(self.load()._calls) if call.is_groupwise]
 
     def total(self, scores: np.ndarray) -> np.ndarray:
         """Weighted sum over the rewards: (..., K) -> (...); NaN where any reward is NaN."""
@@ -163,13 +198,36 @@ class RewardSet:
             return np.asarray(scores, dtype=np.float64) @ self.weights
 
 
-async def _gather(coroutines) -> list:
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:  # the first failure ends the others too
-            task.cancel()
+class PendingScores:
+    """Scores under way, from `RewardSet.submit`."""
+
+    def __init__(self, scores: np.ndarray, where: str):
+        self._scores, self._where = scores, where
+        self._future, self._names = None, {}
+
+    def start(self, future, names: dict[int, str]) -> None:
+        """Rewards `names`, by their columns, are under way in `future`."""
+        self._future, self._names = future, names
+
+    def done(self) -> bool:
+        """Whether `result` returns, or raises, at once."""
+        return self._future is None or self._future.done()
+
+    def result(self) -> np.ndarray:
+        """Wait; then as `RewardSet.__call__`."""
+        try:
+            results = self._future.result() if self._future else ()
+            for (k, name), result in zip(self._names.items(), results, strict=True):
+                self._scores[:, k] = as_scores(result, len(self._scores), name, self._where)
+        except BaseException:
+            self.cancel()
+            raise
+        return self._scores
+
+    def cancel(self) -> None:
+        """Give up what is still under way."""
+        if self._future:
+            self._future.cancel()
 
 
 def _ignore(name: str, value: Any) -> None:
