@@ -128,7 +128,7 @@ class SampleCallback(TrainerCallback):
         name = f"members-{trainer.state.global_step:06d}"
         members = [{"label": label, "reward": reward} for label, reward, _ in rows]
         self._save(strip, f"{name}.jpg", {"prompts": prompts, "members": members, "tiles": f"{name}-tiles.jpg"})
-        tiles([images for _, _, images in rows]).save(self._path(f"{name}-tiles.jpg"), quality=92)
+        tiles([images for _, _, images in rows]).save(self._path(f"{name}-tiles.jpg"), quality=92, subsampling=0)
         if trainer.args.log_images and has_tracker(trainer):
             values = fitness.rewards[fitness.rewards.isfinite()].tolist()
             log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
@@ -140,7 +140,7 @@ class SampleCallback(TrainerCallback):
         """Writes a sheet and its line of the metadata, in place of what a run that was resumed had drawn later."""
         step, metadata = self.trainer.state.global_step, self._path("metadata.jsonl")
         os.makedirs(os.path.dirname(metadata), exist_ok=True)
-        sheet.save(self._path(name), quality=92)
+        sheet.save(self._path(name), quality=92, subsampling=0)
         entries = []
         if os.path.exists(metadata):
             with open(metadata, encoding="utf-8") as file:

@@ -1,0 +1,93 @@
+"""Learning curves out of the log of a run: every reward against images and against seconds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+TRAINING, VALIDATION = "training", "validation"
+
+
+def learning_curves(history: Sequence[dict[str, Any]]):
+    """
+    The rewards in a log.
+
+    Args:
+        history (`Sequence[dict]`): Log entries with `step`, from `trainer_state.json`.
+
+    Returns:
+        `pandas.DataFrame`: Columns `step`, `images`, `seconds` (budget so far; NaN where the log does not tell),
+        `kind` (`"training"`: the step's batch; `"validation"`: the unperturbed adapter on the evaluation prompts),
+        `name` (the reward, or `"diversity"`) and `value`.
+    """
+    import pandas
+
+    budget = _budget(history)
+    rows = []
+    for entry in history:
+        step = entry["step"]
+        for key, value in entry.items():
+            found = _meaning(key)
+            if found is None or not isinstance(value, int | float):
+                continue
+            kind, name = found
+            images, seconds = budget(entry, "num_images"), budget(entry, "train_time")
+            rows.append((step, images, seconds, kind, name, float(value)))
+    frame = pandas.DataFrame(rows, columns=["step", "images", "seconds", "kind", "name", "value"])
+    frame = frame.astype({"step": float, "images": float, "seconds": float, "value": float})
+    # A resumed run may log a step twice, and the last evaluation may repeat one: the later entry counts.
+    return frame.drop_duplicates(["step", "kind", "name"], keep="last").reset_index(drop=True)
+
+
+def reward_names(curves, trained: Sequence[str] = ()) -> list[str]:
+    """Rewards that have a curve, the trained ones first, diversity last."""
+    names = list(dict.fromkeys(curves["name"]))
+    return sorted(names, key=lambda name: (name == "diversity", name not in trained, names.index(name)))
+
+
+def spent(history: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Images and seconds of the whole run, as far as the log tells."""
+    if not history:
+        return None, None
+    budget = _budget(history)
+    last = max(history, key=lambda entry: entry["step"])
+    found = (budget(last, "num_images"), budget(last, "train_time"))
+    return tuple(None if not np.isfinite(value) or value <= 0 else value for value in found)
+
+
+def _meaning(key: str) -> tuple[str, str] | None:
+    kind = VALIDATION if key.startswith("eval_") else TRAINING
+    name = key.removeprefix("eval_")
+    if name.startswith("rewards/") and name.endswith("/mean"):
+        return kind, name.removeprefix("rewards/").removesuffix("/mean")
+    return (VALIDATION, "diversity") if key == "eval_diversity" else None
+
+
+def _budget(history: Sequence[dict[str, Any]]):
+    """A function (entry, "num_images" or "train_time") -> what was spent; entries that do not say are in between."""
+    steps = [entry for entry in history if "step_time" in entry or "num_images" in entry]
+    steps.sort(key=lambda entry: entry["step"])
+    known: dict[str, tuple[list[float], list[float]]] = {}
+    for name in ("num_images", "train_time"):
+        points = {entry["step"]: float(entry[name]) for entry in steps if isinstance(entry.get(name), int | float)}
+        known[name] = (list(points), list(points.values()))
+    if not known["train_time"][0]:
+        at, seconds, elapsed = [], [], 0.0
+        previous = 0
+        for entry in steps:
+            if isinstance(entry.get("step_time"), int | float):
+                elapsed += entry["step_time"] * (entry["step"] - previous)
+                previous = entry["step"]
+                at.append(entry["step"])
+                seconds.append(elapsed)
+        known["train_time"] = (at, seconds)
+
+    def spent_at(entry: dict[str, Any], name: str) -> float:
+        own = entry.get(name)
+        if isinstance(own, int | float):
+            return float(own)
+        at, values = known[name]
+        return float(np.interp(entry["step"], [0, *at], [0.0, *values])) if at else float("nan")
+
+    return spent_at

@@ -1,0 +1,134 @@
+"""What lies in a run folder or an evaluation folder; whatever is missing or damaged is simply not there."""
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Folder:
+    """
+    A folder that training or `es-trl eval` left.
+
+    Args:
+        path (`Path`): Where it lies.
+        evaluation (`dict`, *optional*): `eval.json`.
+        config (`dict`): What ran (`es_config.json`): method, base model, rewards and settings; empty for evaluations.
+        env (`dict`): Versions and hardware.
+        history (`list[dict]`): The log of the run, in order; empty for evaluations.
+        samples (`list[dict]`): `samples/metadata.jsonl`: `file_name`, `step`, `prompts`, and `members` and `tiles` for
+            pictures of the population.
+    """
+
+    path: Path
+    evaluation: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run; empty for evaluations."""
+        return self.config.get("config") or {}
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the rewards that were optimised, as far as the folder says."""
+        if self.config.get("reward_funcs"):
+            return list(self.config["reward_funcs"])
+        evaluation = self.evaluation or {}
+        marked = [name for name, entry in (evaluation.get("rewards") or {}).items() if entry.get("optimised")]
+        return marked or list((evaluation.get("protocol") or {}).get("trained_rewards") or [])
+
+    def file(self, name: str) -> Path | None:
+        """A file below this folder by its relative name; `None` when there is none, or the name leads out."""
+        path = self.path / name
+        inside = path.resolve().is_relative_to(self.path.resolve())
+        return path if inside and path.is_file() else None
+
+    def scores(self):
+        """`scores.parquet` as a `pandas.DataFrame`, one line per row, prompt and image; `None` without it."""
+        path = self.file("scores.parquet")
+        if path is None:
+            return None
+        import pandas
+
+        try:
+            return pandas.read_parquet(path)
+        except Exception as error:  # a damaged file costs the page a part, not the run
+            logger.warning("%s cannot be read: %s", path, error)
+            return None
+
+
+def read_folder(path: str | os.PathLike) -> Folder:
+    """
+    Reads a folder.
+
+    Raises:
+        ValueError: `path` is no folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is not a folder; give one that training or `es-trl eval` wrote.")
+    evaluation = _json(path / "eval.json", dict)
+    if evaluation is not None and not isinstance(evaluation.get("rows"), list):
+        logger.warning("%s has no rows; it is left out.", path / "eval.json")
+        evaluation = None
+    state = _json(path / "trainer_state.json", dict)
+    checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=_step_of)
+    while state is None and checkpoints:
+        state = _json(checkpoints.pop(), dict)
+    history = (state or {}).get("log_history") or []
+    config = next((found for file in sorted(path.glob("*_config.json")) if (found := _json(file, dict))), {})
+    samples = [entry for entry in _json_lines(path / "samples" / "metadata.jsonl") if {"file_name", "step"} <= set(entry)]
+    return Folder(
+        path,
+        evaluation,
+        config if "method" in config else {},
+        _json(path / "env.json", dict) or {},
+        [entry for entry in history if isinstance(entry, dict) and "step" in entry],
+        samples,
+    )
+
+
+def _step_of(path: Path) -> int:
+    found = re.search(r"checkpoint-(\d+)", str(path.parent.name))
+    return int(found.group(1)) if found else -1
+
+
+def _json(path: Path, kind: type):
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and is left out: %s", path, error)
+        return None
+    return found if isinstance(found, kind) else None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the last line of an interrupted run
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries

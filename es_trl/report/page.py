@@ -1,0 +1,382 @@
+"""`report/index.html` of one folder: the headline, the curves, the tables, the pictures, the protocol."""
+
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from . import charts, curves, pictures, wording
+from .folder import Folder, read_folder
+from .rendering import chart, render, write_text
+from .svg import save_png
+
+
+logger = logging.getLogger(__name__)
+
+MAX_CHARTS = 6
+
+
+def write_report(folder: str | os.PathLike) -> Path | None:
+    """
+    Writes `report/index.html`, one page without any outside resource, and `report/*.png` into a run folder or an
+    output folder of `es-trl eval`. What is missing there is left out with a sentence.
+
+    Args:
+        folder (`str` or `PathLike`): What training or an evaluation wrote.
+
+    Returns:
+        `Path`: The page; `None` when it could not be written, which is logged: a report never ends a run.
+
+    Raises:
+        ValueError: `folder` is no folder.
+    """
+    found = read_folder(folder)
+    try:
+        return _write(found)
+    except Exception:
+        logger.warning("The report of %s could not be written; the run itself is complete.", folder, exc_info=True)
+        return None
+
+
+def _write(folder: Folder) -> Path:
+    learned = curves.learning_curves(folder.history)
+    drawn = _curve_charts(folder, learned)
+    target = folder.path / "report"
+    target.mkdir(parents=True, exist_ok=True)
+    for i, (name, draw) in enumerate(drawn):
+        save_png(draw, target / ("learning_curve.png" if i == 0 else f"learning_curve_{_file_name(name)}.png"))
+    if folder.evaluation is not None and folder.evaluation["rows"]:
+        save_png(_interval_chart(folder), target / "rewards.png")
+    page = target / "index.html"
+    write_text(page, render("run.html.j2", **context(folder, learned, drawn)))
+    return page
+
+
+def context(folder: Folder, learned, drawn) -> dict[str, Any]:
+    """Everything the template shows, from a folder, its learning curves and their charts."""
+    images, seconds = curves.spent(folder.history)
+    found = {
+        "title": folder.name,
+        "folder": folder,
+        "head": headline(folder),
+        "facts": _facts(folder, images, seconds),
+        "curves": [
+            (name, chart(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
+            for i, (name, draw) in enumerate(drawn)
+        ],
+        "curve_legend": _curve_legend(folder, learned),
+        "tables": reward_tables(folder),
+        "judge": judge_table(folder),
+        "methods": (folder.evaluation or {}).get("methods") or [],
+        "pairs": pair_groups(folder),
+        "row_labels": row_labels(folder.evaluation),
+        "sheets": pictures.sample_sheets(folder),
+        "populations": pictures.populations(folder),
+        "categories": category_bars(folder),
+        "protocol": protocol(folder),
+        "command": command(folder),
+    }
+    groups = found["pairs"]
+    first = next((pair for group in groups for _, members in group["kinds"] for pair in members), None)
+    rows = list(first.images) if first else []
+    found |= {
+        "pair_rows": rows,
+        "pair_left": rows[0] if rows else None,
+        "pair_right": rows[1] if rows else None,
+        "pair_rewards": [(group["reward"], f"{group['reward']} ({group['role']})") for group in groups],
+    }
+    return found
+
+
+# ---- headline ----
+
+
+def headline(folder: Folder) -> dict[str, Any]:
+    """Title and first sentences, from the first held-out reward if there is one, and a gap for every reward."""
+    evaluation = folder.evaluation
+    if evaluation is None:
+        return {"title": wording.title(None, None), "lede": [], "gaps": [], "wins": None}
+    trained = folder.trained
+    rewards = wording.ordered_rewards(evaluation, trained)
+    model, base = wording.main_rows(evaluation)
+    gaps = [gap for reward in rewards if (gap := wording.gap_of(evaluation, reward))]
+    reward = gaps[0]["reward"] if gaps else rewards[0] if rewards else None
+    paired = wording.paired_entry(evaluation, model["name"], base["name"], reward) if model and base else None
+    gap = gaps[0] if gaps else None
+    held_out = None if not trained else reward not in trained
+    for one in gaps:
+        one["held_out"] = None if not trained else one["reward"] not in trained
+    ends = [v for one in gaps for v in (0.0, 1.0, one["value"], one["low"], one["high"]) if v is not None]
+    scale = ruler(ends)
+    return {
+        "title": wording.title(gap, paired),
+        "lede": wording.lede(reward, held_out, gap, paired) if paired else [],
+        "gaps": [{**one, **scale(one["value"], one["low"], one["high"])} for one in gaps[:4]],
+        "zero": scale(0.0)["at"] if gaps else None,
+        "one": scale(1.0)["at"] if gaps else None,
+        "wins": paired,
+    }
+
+
+def ruler(values: list[float], pad: float = 0.06):
+    """A function that places a value (and its interval) between the ends of `values`, in per cent of the width."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    width = (high - low) or 1.0
+    low, width = low - pad * width, width * (1 + 2 * pad)
+
+    def place(value: float | None, start: float | None = None, end: float | None = None) -> dict[str, float | None]:
+        at = [None if v is None else round(100 * (v - low) / width, 2) for v in (value, start, end)]
+        return dict(zip(("at", "start", "end"), at, strict=True))
+
+    return place
+
+
+def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[tuple[str, str]]:
+    """Short facts above the headline."""
+    evaluation = (folder.evaluation or {}).get("protocol") or {}
+    config, settings = folder.config, folder.settings
+    hardware = folder.env.get("gpus") or []
+    device = hardware[0] if hardware else f"{folder.env['cpu_cores']} CPU cores" if folder.env.get("cpu_cores") else ""
+    if isinstance(device, dict):
+        device = str(device.get("name", "GPU"))
+    found = [
+        ("model", config.get("base_model") or evaluation.get("model")),
+        ("method", str(config["method"]).upper() if config.get("method") else None),
+        ("trained on", ", ".join(folder.trained) or None),
+        ("images", wording.whole(images) if images else None),
+        ("time", wording.duration(seconds) + (f" on {device}" if device else "") if seconds else None),
+        ("seed", settings.get("seed")),
+    ]
+    return [(name, str(value)) for name, value in found if value is not None]
+
+
+# ---- curves ----
+
+
+def _levels(folder: Folder, reward: str) -> list[charts.Level]:
+    if folder.evaluation is None:
+        return []
+    model, base = wording.main_rows(folder.evaluation)
+    levels = []
+    for row, final in ((base, False), (model, True)):
+        found = (row or {}).get("rewards", {}).get(reward) or {}
+        if found.get("mean") is not None:
+            label = "trained" if final else "base"
+            levels.append(charts.Level(label, found["mean"], found.get("ci_low"), found.get("ci_high"), final))
+    return levels
+
+
+def _curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
+    trained = folder.trained
+    names = curves.reward_names(learned, trained)[:MAX_CHARTS]
+    return [
+        (name, charts.learning_curve(learned, name, name in trained, _levels(folder, name))) for name in names
+    ]
+
+
+def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
+    kinds = set(learned["kind"])
+    entries = []
+    if curves.VALIDATION in kinds:
+        entries.append(("solid", "evaluation prompts during training, the adapter alone"))
+    if curves.TRAINING in kinds:
+        entries.append(("faint", "training batches, as they come"))
+    if folder.evaluation is not None and len(learned):
+        entries.append(("dashed", "base model on the test prompts, with its interval"))
+        entries.append(("diamond", "trained model on the test prompts, with its interval"))
+    return entries
+
+
+def _curve_label(learned, name: str, trained) -> str:
+    mine = learned[learned["name"] == name]
+    kind = curves.VALIDATION if (mine["kind"] == curves.VALIDATION).any() else curves.TRAINING
+    values = mine[mine["kind"] == kind].sort_values("step")["value"].tolist()
+    role = "trained" if name in trained else "held out"
+    return (
+        f"{name}, {role}, against images drawn: from {wording.number(values[0])} "
+        f"to {wording.number(values[-1])} over {len(values)} points."
+    )
+
+
+# ---- tables ----
+
+
+def row_labels(evaluation: dict[str, Any] | None) -> dict[str, str]:
+    """What the page calls each row."""
+    rows = (evaluation or {}).get("rows") or []
+    alone = len({row.get("label") or row["name"].split("@")[0] for row in rows if row.get("adapter")}) <= 1
+    return {row["name"]: wording.row_label(row, alone) for row in rows}
+
+
+def reward_tables(folder: Folder) -> list[dict[str, Any]]:
+    """Per reward the rows with mean, interval, difference to the base, win rate, and where to draw them."""
+    evaluation, trained = folder.evaluation, folder.trained
+    if evaluation is None:
+        return []
+    _, base = wording.main_rows(evaluation)
+    labels, tables = row_labels(evaluation), []
+    for reward in wording.ordered_rewards(evaluation, trained):
+        found = [(row, row["rewards"].get(reward) or {}) for row in evaluation["rows"]]
+        keys = ("mean", "ci_low", "ci_high")
+        place = ruler([entry[key] for _, entry in found for key in keys if entry.get(key) is not None])
+        lines = []
+        for row, entry in found:
+            paired = wording.paired_entry(evaluation, row["name"], base["name"], reward) if base else None
+            lines.append(
+                {
+                    "label": labels[row["name"]],
+                    "adapter": bool(row.get("adapter")),
+                    "mean": entry.get("mean"),
+                    "low": entry.get("ci_low"),
+                    "high": entry.get("ci_high"),
+                    "paired": paired,
+                    **place(*(entry.get(key) for key in keys)),
+                }
+            )
+        role = None if not trained else "trained" if reward in trained else "held out"
+        tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
+        tables.append({"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]})
+    return tables
+
+
+def judge_table(folder: Folder) -> dict[str, Any] | None:
+    """The judge's metrics, one line per metric, one column per row."""
+    rows = [row for row in (folder.evaluation or {}).get("rows") or [] if row.get("judge")]
+    labels = row_labels(folder.evaluation)
+    metrics = list(dict.fromkeys(name for row in rows for name in row["judge"]))
+    if not metrics:
+        return None
+    lines = []
+    for metric in metrics:
+        show = (lambda v: wording.percent(v, 1)) if metric.endswith("accuracy") else wording.number
+        cells = []
+        for row in rows:
+            entry = row["judge"].get(metric) or {}
+            ends = wording.interval(entry.get("ci_low"), entry.get("ci_high"), show)
+            cells.append((show(entry.get("mean")), ends))
+        lines.append((wording.METRICS.get(metric, metric), cells))
+    return {"columns": [labels[row["name"]] for row in rows], "lines": lines}
+
+
+def _interval_chart(folder: Folder):
+    rewards = wording.ordered_rewards(folder.evaluation, folder.trained)[:4]
+    return charts.intervals(folder.evaluation, rewards, folder.trained, row_labels(folder.evaluation))
+
+
+# ---- pictures ----
+
+
+def pair_groups(folder: Folder) -> list[dict[str, Any]]:
+    """The pairs by the reward they are sorted by: held-out rewards first, as in the tables."""
+    found = pictures.pairs(folder)
+    rewards = sorted(dict.fromkeys(pair.reward for pair in found), key=lambda reward: reward in folder.trained)
+    return [
+        {
+            "reward": reward,
+            "role": None if not folder.trained else "trained" if reward in folder.trained else "held out",
+            "kinds": [
+                (kind, members)
+                for kind in ("best", "typical", "worst")
+                if (members := [pair for pair in found if pair.reward == reward and pair.kind == kind])
+            ],
+        }
+        for reward in rewards
+    ]
+
+
+def category_bars(folder: Folder) -> list[dict[str, Any]]:
+    """Per grouping (category, challenge) and reward the difference of the trained model to the base, with interval."""
+    exploratory = (folder.evaluation or {}).get("exploratory") or {}
+    model, base = wording.main_rows(folder.evaluation or {})
+    if not exploratory or not model or not base:
+        return []
+    entries = [
+        entry
+        for entry in exploratory.get("entries") or []
+        if (entry.get("row"), entry.get("against")) == (model["name"], base["name"]) and entry.get("delta") is not None
+    ]
+    order = wording.ordered_rewards(folder.evaluation, folder.trained)
+    groups = []
+    for reward in order:
+        for by in dict.fromkeys(entry["by"] for entry in entries):
+            mine = [entry for entry in entries if entry["by"] == by and entry["reward"] == reward]
+            mine.sort(key=lambda entry: -entry["delta"])
+            ends = [entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None]
+            place = ruler([0.0, *ends])
+            lines = [{**e, **place(e["delta"], e.get("ci_low"), e.get("ci_high"))} for e in mine]
+            if lines:
+                groups.append({"by": by, "reward": reward, "lines": lines, "zero": place(0.0)["at"]})
+    return groups
+
+
+# ---- protocol ----
+
+
+def protocol(folder: Folder) -> list[tuple[str, str]]:
+    """How it was measured, as terms and values."""
+    found: list[tuple[str, Any]] = []
+    entry = (folder.evaluation or {}).get("protocol") or {}
+    if entry:
+        prompts = wording.whole(entry.get("prompts"))
+        if entry.get("prompts_source"):
+            prompts += f", from {entry['prompts_source']}"
+        found += [
+            ("test prompts", prompts),
+            ("sha-256 of the prompts", str(entry.get("prompts_sha256", ""))[:16]),
+            ("images per prompt", entry.get("images_per_prompt")),
+            ("noise", f"one generator per image from (seed {entry.get('seed')}, prompt, image): the same for all models"),
+            (
+                "intervals",
+                f"{wording.percent(entry.get('confidence'))}, {wording.whole(entry.get('resamples'))} bootstrap "
+                f"resamples of the prompts, differences paired by {entry.get('unit', 'prompt')}",
+            ),
+            ("missing scores", _missing(folder.evaluation)),
+            ("judge", entry.get("judge")),
+        ]
+        pipeline = {k: v for k, v in (entry.get("pipeline") or {}).items() if v is not None}
+        found += [("pipeline", pipeline.pop("pipeline", None))]
+        found += [("call and adapter", ", ".join(f"{name} = {_short(value)}" for name, value in pipeline.items()))]
+    settings = folder.settings
+    if folder.config:
+        rewards = folder.config.get("reward_funcs") or []
+        found += [
+            ("training prompts", wording.whole(folder.config.get("train_prompts"))),
+            ("optimised", ", ".join(map(str, rewards))),
+            ("measured only", ", ".join(map(str, folder.config.get("eval_reward_funcs") or [])) or "nothing"),
+        ]
+        shown = ("max_steps", "population_size", "prompts_per_step", "sigma", "learning_rate", "lora_rank", "es_space")
+        found += [("settings", ", ".join(f"{name} = {_short(settings[name])}" for name in shown if name in settings))]
+    packages = folder.env.get("packages") or {}
+    if folder.env:
+        versions = [f"{name} {packages[name]}" for name in ("torch", "diffusers", "transformers") if name in packages]
+        found += [("software", ", ".join([f"es_trl {folder.env.get('es_trl', '?')}", *versions]))]
+        found += [("commit", folder.env.get("git_commit")), ("hardware", folder.env.get("cpu"))]
+    return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _missing(evaluation: dict[str, Any]) -> str:
+    """How many scores rewards did not give, which the means leave out."""
+    counts: dict[str, int] = {}
+    for row in evaluation["rows"]:
+        for reward, found in row["rewards"].items():
+            counts[reward] = counts.get(reward, 0) + (found.get("missing") or 0)
+    return ", ".join(f"{count} of {reward}" for reward, count in counts.items() if count) or "none"
+
+
+def command(folder: Folder) -> str | None:
+    """The line that does it again, as far as the folder knows it."""
+    entry = (folder.evaluation or {}).get("protocol") or {}
+    if folder.file("rerun.yaml") is not None:
+        return f"es-trl train --config {shlex.quote(str(folder.path / 'rerun.yaml'))}"
+    return entry.get("command") or None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else " ".join(str(value).split())
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)[:60]

@@ -1,0 +1,58 @@
+"""From data to one self-contained page: Jinja templates with escaping on, style and script inside."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from . import wording
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@functools.lru_cache(maxsize=1)
+def _environment():
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("number", "percent", "interval", "whole", "duration", "p_value", "row_label")
+    environment.filters |= {name: getattr(wording, name) for name in names}
+    environment.globals |= {
+        "interval": wording.interval,
+        "as_percent": wording.percent,
+        "signed": lambda value: wording.number(value, sign=True),
+    }
+    return environment
+
+
+def render(template: str, **context: Any) -> str:
+    """Fills a template. Everything in `context` is text and is escaped, but for charts (`markupsafe.Markup`)."""
+    from markupsafe import Markup
+
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    script = Markup((TEMPLATES / "page.js").read_text(encoding="utf-8"))
+    return _environment().get_template(template).render(style=style, script=script, **context)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def chart(draw, name: str, label: str):
+    """A chart of [`charts`](charts.py) as markup for [`render`]."""
+    from markupsafe import Markup
+
+    from .svg import inline_svg
+
+    return Markup(inline_svg(draw, name, label))

@@ -1,0 +1,171 @@
+"""Numbers and sentences of the page: what was found, said so that no one needs to know the field."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
+METRICS = {
+    "retrieval_accuracy": "retrieval accuracy",
+    "hard_negative_accuracy": "hard-negative accuracy",
+    "frechet_distance": "Fr\u00e9chet distance to real pictures \u00d7 100 (lower is better)",
+    "diversity": "diversity (distance between pictures of one prompt)",
+}
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """`value` with about four meaningful digits; a dash where there is none."""
+    if value is None or value != value:
+        return DASH
+    size = abs(value)
+    decimals = 4 if size < 0.1 else 3 if size < 10 else 2 if size < 1000 else 0
+    return f"{value:{'+' if sign else ''},.{decimals}f}".replace("-", MINUS)
+
+
+def percent(value: float | None, decimals: int = 0) -> str:
+    """A share in per cent."""
+    return DASH if value is None or value != value else f"{100 * value:.{decimals}f}{NBSP}%".replace("-", MINUS)
+
+
+def interval(low: float | None, high: float | None, show=number) -> str:
+    """`low to high`; empty when one of them does not exist."""
+    return "" if low is None or high is None else f"{show(low)} to {show(high)}"
+
+
+def whole(value: float | None) -> str:
+    """A count with separators."""
+    return DASH if value is None else f"{round(value):,}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit one would say."""
+    if seconds is None:
+        return DASH
+    if seconds < 100:
+        return f"{seconds:.0f}{NBSP}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f}{NBSP}min"
+    return f"{seconds / 3600:.1f}{NBSP}h"
+
+
+def p_value(value: float | None) -> str:
+    """A p value; small ones as a bound."""
+    return DASH if value is None else f"<{NBSP}0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def steps_of(count: int | None) -> str:
+    """`1 step`, `2 steps`."""
+    return "" if count is None else f"{count} step{'' if count == 1 else 's'}"
+
+
+def row_label(row: dict[str, Any], alone: bool = True) -> str:
+    """
+    A row of `eval.json` in words.
+
+    Args:
+        row (`dict`): The row.
+        alone (`bool`, *optional*, defaults to `True`): Whether there is one adapter, which is then just "trained".
+    """
+    name = row.get("label") or str(row.get("name", "")).split("@")[0]
+    who = ("trained" if alone else name) if row.get("adapter") else "base"
+    parts = [who, steps_of(row.get("num_inference_steps"))]
+    if row.get("adapter") and row.get("adapter_scale", 1.0) != 1.0:
+        parts.append(f"LoRA scale {row['adapter_scale']:g}")
+    if (row.get("best_of") or 1) > 1:
+        parts.append(f"best of {row['best_of']}")
+    return ", ".join(part for part in parts if part)
+
+
+def paired_entry(evaluation: dict[str, Any], row: str, against: str, reward: str) -> dict[str, Any] | None:
+    """The paired difference of two rows under one reward."""
+    for entry in evaluation.get("paired") or []:
+        if (entry.get("row"), entry.get("against"), entry.get("reward")) == (row, against, reward):
+            return entry
+    return None
+
+
+def main_rows(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(trained, base): the first row with an adapter, and the base row with the fewest steps."""
+    rows = evaluation.get("rows") or []
+    plain = [row for row in rows if (row.get("best_of") or 1) == 1 and row.get("adapter_scale", 1.0) == 1.0]
+    bases = sorted((row for row in plain if not row.get("adapter")), key=lambda row: row.get("num_inference_steps", 0))
+    models = [row for row in plain if row.get("adapter")]
+    return (models[0] if models else None, bases[0] if bases else None)
+
+
+def gap_of(evaluation: dict[str, Any], reward: str) -> dict[str, Any] | None:
+    """Gap closure of a reward: `value`, `low`, `high` (the ends may be `None`), `base_steps`, `target_steps`."""
+    value = (evaluation.get("gap_closure") or {}).get(reward)
+    rows = evaluation.get("gap_closure_rows")
+    if value is None or not rows:
+        return None
+    low, high = (evaluation.get("gap_closure_ci") or {}).get(reward) or (None, None)
+    steps = {row["name"]: row.get("num_inference_steps") for row in evaluation["rows"]}
+    return {
+        "reward": reward,
+        "value": value,
+        "low": low,
+        "high": high,
+        "base_steps": steps.get(rows["base"]),
+        "target_steps": steps.get(rows["target"]),
+    }
+
+
+def ordered_rewards(evaluation: dict[str, Any], trained: Sequence[str]) -> list[str]:
+    """The rewards of an evaluation, held-out ones first: those are what a sceptic asks for."""
+    rows = evaluation.get("rows") or []
+    names = list(rows[0].get("rewards") or {}) if rows else []
+    return sorted(names, key=lambda name: (name in trained, names.index(name)))
+
+
+def title(gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> str:
+    """The result in a few words, never more than its interval allows."""
+    if gap is not None and gap["low"] is not None and gap["high"] is not None:
+        base, target = _count(gap["base_steps"]), _count(gap["target_steps"])
+        verb = "now outscores" if gap["base_steps"] == 1 else "now outscore"
+        noun = "step" if gap["base_steps"] == 1 else "steps"
+        score = "scores" if gap["base_steps"] == 1 else "score"
+        if gap["low"] > 1:
+            return f"{base.capitalize()} {noun} {verb} {target}"
+        if gap["low"] > 0 and gap["high"] >= 1:
+            return f"{base.capitalize()} {noun} now {score} like {target}"
+        if gap["low"] > 0:
+            return f"{percent(gap['value'])} of the way from {base} {noun} to {target}"
+        return "Training made the pictures worse" if gap["high"] < 0 else "No clear gain"
+    if paired is not None and paired.get("ci_low") is not None:
+        if paired["ci_low"] > 0:
+            return f"Better on {percent(paired['win_rate'])} of the prompts"
+        return "Training made the pictures worse" if paired["ci_high"] < 0 else "No clear gain"
+    return "A run without an evaluation" if paired is None else "No clear gain"
+
+
+def lede(
+    reward: str, held_out: bool | None, gap: dict[str, Any] | None, paired: dict[str, Any] | None
+) -> list[str]:
+    """One or two sentences under the title: who judged, what changed, how sure that is."""
+    if paired is None:
+        return []
+    judge = f"Judged by {reward}"
+    if held_out is not None:
+        judge += ", which training never saw" if held_out else ", the reward it was trained on"
+    wins = f"scores higher than the base model on {percent(paired['win_rate'])} of {whole(paired['prompts'])} prompts"
+    sentences = [f"{judge}, the trained model {wins}, drawn from the same noise."]
+    if gap is not None:
+        extra = gap["target_steps"] - gap["base_steps"]
+        more = f"{_count(extra)} more step{'' if extra == 1 else 's'}"
+        found = f"Its gain is {percent(gap['value'])} of what {more} would give the base model"
+        if gap["low"] is None:
+            found += "; the gap is too small for an interval"
+        else:
+            found += f" (95{NBSP}% interval {interval(gap['low'], gap['high'], percent)})"
+        sentences.append(found + ".")
+    else:
+        change = f"The mean score changes by {number(paired['delta'], sign=True)}"
+        ends = interval(paired.get("ci_low"), paired.get("ci_high"), lambda v: number(v, sign=True))
+        sentences.append(f"{change} (95{NBSP}% interval {ends})." if ends else f"{change}.")
+    return sentences
+
+
+def _count(value: int | None) -> str:
+    return _COUNTS.get(value, str(value))
