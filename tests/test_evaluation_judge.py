@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 
 from es_trl import assets
-from es_trl.evaluation import Evaluation, EvaluationRow
+from es_trl.evaluation import Evaluation, EvaluationRow, Noise
 from es_trl.evaluation.judge import ClipJudge, FrechetReference, diversity, load_judge, read_hard_negatives
 from es_trl.rewards.clip_features import get_scorer
 
@@ -85,9 +85,9 @@ def test_frechet_interval_lies_around_the_distance(scorer):
     dim = scorer.text_features(["a"]).shape[1]
     features = rng.normal(size=(60, 1, dim)).astype(np.float32)
     judge = ClipJudge(scorer, real_mean=np.zeros(dim), real_cov=np.eye(dim))
-    result = Evaluation([EvaluationRow("base", adapter=False, num_inference_steps=1)], ["r"], ["a"] * 60, 0, 100, {})
-    result.scores["base"] = np.zeros((60, 1, 1))
-    result.judge_row("base", features, judge)
+    row = EvaluationRow("base", adapter=False, num_inference_steps=1)
+    result = Evaluation([row], ["r"], ["a"] * 60, Noise((0,)), 100, {})
+    result.add_row(row, np.zeros((60, 1, 1)), features, judge)
     found = result.to_dict()["rows"][0]["judge"]["frechet_distance"]
     assert found["ci_low"] < found["mean"] < found["ci_high"]
     assert result.distances["base"][1].min() > found["mean"]

@@ -66,7 +66,7 @@ def test_shipped_prompts(name):
 def test_parti_prompts_keeps_all_1632(path):
     loaded = load_prompts(str(path))
     assert len(loaded) == 1632
-    assert loaded.column_names == ["prompt", "Category", "Challenge", "Note"]
+    assert loaded.column_names == ["prompt", "category", "challenge", "note"]
     assert loaded[0]["prompt"] == "bond"
     assert sum('"' in prompt for prompt in loaded["prompt"]) > 0
 

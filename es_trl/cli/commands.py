@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "train from a config: es-trl train --config my_config.yaml"),
     "dry-run": ("dry_run", "does a config work, does it fit, how long would it take: es-trl dry-run --config FILE"),
+    "eval": ("eval", "base and adapters on the same prompts and noise: es-trl eval --adapter RUN --prompts FILE ..."),
     "verify": ("verify", "prove from its journal that a run's adapter is what its steps give: es-trl verify RUN"),
     "show": ("show", "draw any member of any step again: es-trl show RUN --step 12 --member 3"),
     "env": ("env", "versions and hardware, ready to paste into a bug report"),

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from es_trl import assets
 
+from .parti import is_parti, read_parti
 from .prompt_files import SUFFIXES, read_columns
+from .showcase import SHOWCASE
 
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ def load_prompts(
         source (`str`, `list[str]`, `dict`, `Dataset` or `DatasetDict`):
             A list of prompts, a dict of columns, a data set, or a string: a .txt (one prompt a line), .csv, .tsv (tabs
             and no quoting), .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, a shipped list
-            (`"tiny-train"`, `"tiny-validation"`, `"tiny-test"`), or a data set on the Hub (`"org/name"`) or a folder
-            that is a copy of one.
+            (`"tiny-train"`, `"tiny-validation"`, `"tiny-test"`), `"showcase"` (eight prompts to look at), or a data
+            set on the Hub (`"org/name"`) or a folder that is a copy of one. The columns of PartiPrompts become
+            "category", "challenge" and "note".
         split (`str`, *optional*, defaults to `"train"`): which split of a `DatasetDict` or of a data set on the Hub.
         column (`str`, *optional*, defaults to `"prompt"`):
             The column with the prompts, renamed to "prompt"; upper and lower case matter only if several would fit.
@@ -63,6 +66,8 @@ def load_prompts(
         raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
     title, found, from_file, blank = _open(source, split, column, max_prompts, name, revision)
     found = _take_column(found, column, title)
+    if is_parti(found):
+        found = read_parti(found)
     prompts = _checked(found, title)
     keep = [i for i, prompt in enumerate(prompts) if prompt.strip()]
     blank += len(prompts) - len(keep)
@@ -129,8 +134,11 @@ def _only_on_the_hub(title: str, name: str | None, revision: str | None) -> None
 def _open_path(source: str, split: str, column: str, name: str | None, revision: str | None):
     import datasets
 
-    path = os.path.expanduser(assets.resolve(source))
     title = repr(source)
+    if source == "showcase":
+        _only_on_the_hub(f"the built-in list {title}", name, revision)
+        return title, datasets.Dataset.from_dict({column: list(SHOWCASE)}), False, 0
+    path = os.path.expanduser(assets.resolve(source))
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isfile(path):
         _only_on_the_hub(f"the file {title}", name, revision)

@@ -1,25 +1,45 @@
 """Is it better, by how much, and is that certain? One protocol for training, the command line and the demo."""
 
+from .adapters import AdapterSource, find_adapters
+from .api import evaluate
+from .files import write_files
 from .grids import before_after, contact_sheet, member_strip
-from .judge import ClipJudge, load_judge
-from .protocol import EvaluationRow, default_rows, draw_images, evaluate
+from .inputs import run_value
+from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
+from .noise import Noise
+from .protocol import draw_images
 from .result import Evaluation
+from .rows import EvaluationRow, build_rows, default_rows
+from .runs import RunsDifference, runs_difference
+from .significance import holm, wilcoxon_p
 from .statistics import gap_closure, mean_estimate, paired_difference, wilson_interval
 
 
 __all__ = [
+    "AdapterSource",
     "ClipJudge",
+    "DiversityJudge",
     "Evaluation",
     "EvaluationRow",
+    "Noise",
+    "RunsDifference",
     "before_after",
+    "build_rows",
     "contact_sheet",
     "default_rows",
+    "diversity_judge",
     "draw_images",
     "evaluate",
+    "find_adapters",
     "gap_closure",
+    "holm",
     "load_judge",
     "mean_estimate",
     "member_strip",
     "paired_difference",
+    "run_value",
+    "runs_difference",
+    "wilcoxon_p",
     "wilson_interval",
+    "write_files",
 ]

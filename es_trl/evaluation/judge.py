@@ -168,6 +168,47 @@ class ClipJudge:
         return beats
 
 
+class DiversityJudge:
+    """
+    Measures diversity alone, in the features of a CLIP model that is there anyway: that of a reward.
+
+    Args:
+        scorer ([`~es_trl.rewards.clip_features.ClipScorer`]): The model.
+        name (`str`, *optional*): The reward it belongs to, for the protocol.
+    """
+
+    real = None
+
+    def __init__(self, scorer, name: str | None = None):
+        self.scorer, self.name = scorer, name
+        self.dim = _array(scorer.text_features(["a picture"])).shape[1]
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Unit-norm features (B, D) float32."""
+        return _array(self.scorer.image_features(list(images)))
+
+    def prompt_scores(self, prompts: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
+        """`diversity` (P, 1), as [`ClipJudge`] gives it; nothing with one picture per prompt."""
+        return {"diversity": diversity(features)[:, None]} if features.shape[1] > 1 else {}
+
+
+def diversity_judge(rewards, trained: Sequence[str] = ()) -> DiversityJudge | None:
+    """
+    A judge of diversity from the rewards' own models, at no cost: a held-out one's where there is one.
+
+    Args:
+        rewards ([`~es_trl.rewards.RewardSet`]): Rewards of the evaluation.
+        trained (`Sequence[str]`, *optional*): Names of those that are optimised.
+
+    Returns:
+        [`DiversityJudge`] or `None`: nothing when no reward is built on a CLIP model.
+    """
+    scorers = rewards.scorers()
+    for name in sorted(scorers, key=lambda name: name in trained):  # held out first, otherwise in their order
+        return DiversityJudge(scorers[name], name)
+    return None
+
+
 def diversity(features: np.ndarray) -> np.ndarray:
     """Mean cosine distance between two different pictures of a prompt: (P, J, D) unit-norm, J > 1, to (P,)."""
     images = features.shape[1]

@@ -1,6 +1,5 @@
 """What an evaluation found: the scores, and the tables made of them (`eval.json`)."""
 
-import hashlib
 import json
 import math
 import os
@@ -12,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ..es.keys import make_seed
+from .fingerprint import prompts_sha256
+from .noise import Noise
+from .significance import holm, wilcoxon_p
 from .statistics import (
     gap_closure,
     mean_estimate,
@@ -23,8 +25,9 @@ from .statistics import (
 
 
 if TYPE_CHECKING:
-    from .judge import ClipJudge
-    from .protocol import EvaluationRow
+    from .adapters import AdapterSource
+    from .judge import ClipJudge, DiversityJudge
+    from .rows import EvaluationRow
 
 
 @dataclass
@@ -36,29 +39,50 @@ class Evaluation:
         rows (`list[EvaluationRow]`): The models, with their steps filled in.
         reward_names (`list[str]`): The K rewards.
         prompts (`list[str]`): The P prompts.
-        seed, resamples (`int`): Seed of noise and bootstrap; number of bootstrap resamples.
+        noise ([`Noise`]): What every image starts from; its first seed also seeds the bootstrap.
+        resamples (`int`): Number of bootstrap resamples.
         settings (`dict`): The pipeline's call, from [`~es_trl.pipelines.PipelineAdapter.describe`].
         scores (`dict[str, np.ndarray]`): Per row (P, J, K) float64, NaN where a reward gave none.
         images (`dict[str, list[list[PIL.Image.Image]]]`): Per row the J pictures of the first prompts.
         judge_scores (`dict[str, dict[str, np.ndarray]]`): Per row and metric of the judge (P, J) or (P, 1).
         distances (`dict[str, tuple[float, np.ndarray]]`): Per row the Frechet distance and its bootstrap draws.
+        image_index (`dict[str, np.ndarray]`): Per row (P, J), which drawn image counts; differs for best-of rows only.
+        images_drawn (`dict[str, int]`): Per row, how many images it cost.
+        trained (`dict[str, float]`, *optional*): The optimised rewards with their weights; `None` when nobody said.
+        columns (`dict[str, list]`): Further columns of the prompts, of length P: "category", "challenge", ...
+        adapters (`list[AdapterSource]`): The adapters that were loaded, if any.
+        pictures (`list[dict]`): The pairs of images that were saved.
+        folders (`dict[str, str]`): Per row the folder of its images, where that is not named after its draw alone.
+        details (`dict`): Further entries of `protocol`: model, command, seconds, ...
     """
 
     rows: "list[EvaluationRow]"
     reward_names: list[str]
     prompts: list[str]
-    seed: int
+    noise: Noise
     resamples: int
     settings: dict[str, Any]
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, list[list[Image.Image]]] = field(default_factory=dict)
     judge_scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     distances: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
+    image_index: dict[str, np.ndarray] = field(default_factory=dict)
+    images_drawn: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, float] | None = None
+    columns: dict[str, list] = field(default_factory=dict)
+    adapters: "list[AdapterSource]" = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bootstrap_seed(self) -> int:
         """Seed of every resampling, so that all intervals of one table come from the same resamples."""
-        return make_seed(self.seed, "bootstrap")
+        return make_seed(self.noise.seeds[0], "bootstrap")
+
+    def folder_of(self, row: "EvaluationRow") -> str:
+        """Name of the folder of a row's images; rows made of the same images share it."""
+        return self.folders.get(row.name, row.draw.folder)
 
     def of(self, row: str, reward: str) -> np.ndarray:
         """Scores (P, J) of one row under one reward."""
@@ -69,58 +93,120 @@ class Evaluation:
         means = prompt_means(self.of(row, reward))
         return float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
 
-    def judge_row(self, row: str, features: np.ndarray, judge: "ClipJudge"):
-        """Adds the judge's metrics of a row from its image features (P, J, D)."""
-        self.judge_scores[row] = judge.prompt_scores(self.prompts, features)
-        if judge.real is not None:
-            self.distances[row] = judge.real.distance(features), judge.real.resample(features, self.bootstrap_seed)
+    def add_row(
+        self,
+        row: "EvaluationRow",
+        scores: np.ndarray,
+        features: np.ndarray | None,
+        judge: "ClipJudge | DiversityJudge | None",
+    ) -> np.ndarray:
+        """
+        Adds a row from what was drawn for it, M >= J N images per prompt: image n J + j is try n of image j.
+
+        Args:
+            row ([`EvaluationRow`]): Best of N; N is 1 for most.
+            scores (`np.ndarray`): (P, M, K).
+            features (`np.ndarray`, *optional*): (P, M, D) of the judge.
+            judge ([`ClipJudge`] or [`DiversityJudge`], *optional*): What makes metrics of them.
+
+        Returns:
+            `np.ndarray`: (P, J) int, the images that count.
+        """
+        prompts, j, n = len(scores), self.noise.images_per_prompt, row.best_of
+        picked = np.tile(np.arange(j), (prompts, 1))
+        if n > 1:
+            tries = self._trained_total(scores[:, : j * n]).reshape(prompts, n, j)
+            best = np.where(np.isfinite(tries), tries, -np.inf).argmax(axis=1)  # the first one where none is scored
+            picked = best * j + picked
+        self.image_index[row.name], self.images_drawn[row.name] = picked, prompts * j * n
+        self.scores[row.name] = np.take_along_axis(scores, picked[:, :, None], axis=1)
+        if judge is not None:
+            features = np.take_along_axis(features, picked[:, :, None], axis=1)
+            self.judge_scores[row.name] = judge.prompt_scores(self.prompts, features)
+            if judge.real is not None:
+                draws = judge.real.resample(features, self.bootstrap_seed)
+                self.distances[row.name] = judge.real.distance(features), draws
+        return picked
+
+    def _trained_total(self, scores: np.ndarray) -> np.ndarray:
+        """Weighted sum of the optimised rewards (..., K) -> (...): what a best-of row chooses by."""
+        weights = np.array([(self.trained or {}).get(name, 0.0) for name in self.reward_names])
+        return scores[..., weights != 0] @ weights[weights != 0]
+
+    def _bases(self) -> "list[EvaluationRow]":
+        return sorted((row for row in self.rows if row.kind == "base"), key=lambda row: row.num_inference_steps)
 
     def comparisons(self) -> list[tuple[str, str]]:
         """
         The pairs (row, against): every other row against the base with the fewest steps, then every row with an
-        adapter against the remaining base rows. Empty without a base row.
+        adapter against the remaining base rows and the best-of rows. Empty without a base row.
         """
-        bases = sorted((row for row in self.rows if not row.adapter), key=lambda row: row.num_inference_steps)
+        bases = self._bases()
         if not bases:
             return []
         first, *others = bases
+        others += [row for row in self.rows if row.kind == "best_of"]
         pairs = [(row.name, first.name) for row in self.rows if row is not first]
-        return pairs + [(row.name, other.name) for other in others for row in self.rows if row.adapter]
+        return pairs + [(row.name, other.name) for other in others for row in self.rows if row.kind == "adapter"]
 
-    def gap_rows(self) -> tuple[str, str, str] | None:
+    def gap_rows(self) -> list[tuple[str, str, str]]:
         """
-        The rows (model, base, target) of the gap closure: the first row with an adapter, the base with the fewest
-        steps, and the base with the next more. `None` when one of them is missing.
+        The rows (model, base, target) of the gap closures: every adapter as trained, the base with the fewest steps,
+        and the base with the next more; adapters with the base's steps come first. Empty when one of them is missing.
         """
-        bases = sorted((row for row in self.rows if not row.adapter), key=lambda row: row.num_inference_steps)
-        models = [row for row in self.rows if row.adapter]
-        targets = [row for row in bases if row.num_inference_steps > bases[0].num_inference_steps]
-        return (models[0].name, bases[0].name, targets[0].name) if models and targets else None
+        bases = self._bases()
+        models = [row for row in self.rows if row.kind == "adapter"]
+        if len(bases) < 2 or not models:
+            return []
+        base, target = bases[0], bases[1]
+        same = [row for row in models if row.num_inference_steps == base.num_inference_steps] or models[:1]
+        return [(row.name, base.name, target.name) for row in same]
+
+    def adapter_pairs(self) -> list[tuple[str, str]]:
+        """The pairs (adapter as trained, base with as many steps), those with the fewest steps."""
+        for base in self._bases():
+            steps = base.num_inference_steps
+            pairs = [(r.name, base.name) for r in self.rows if r.kind == "adapter" and r.num_inference_steps == steps]
+            if pairs:
+                return pairs
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """
         The tables as plain data, ready for JSON. A number that does not exist (nothing scored, no gap) is `None`.
 
         Returns:
-            `dict` with `rows`, `paired`, `gap_closure`, `gap_closure_ci`, `gap_closure_rows`, `protocol`, and
-            `paired_judge` when a judge was given. docs/evaluation.md explains every field.
+            `dict` with `rows`, `paired`, `gap_closure`, `methods`, `exploratory`, `protocol`, ..., and `paired_judge`
+            when there was a judge. docs/evaluation.md explains every field.
         """
-        table = {
-            "rows": [self._row(row) for row in self.rows],
-            "paired": [self._paired(*pair, reward) for pair in self.comparisons() for reward in self.reward_names],
-        }
+        from .tables import checks, exploratory, methods
+
+        table = {"rows": [self._row(row) for row in self.rows], "paired": self._all_paired()}
         if self.judge_scores:
             table["paired_judge"] = [entry for pair in self.comparisons() for entry in self._paired_judge(*pair)]
         table |= self._gap_closure()
+        known, weights = self.trained is not None, self.trained or {}
+        table["rewards"] = {
+            name: {"optimised": name in weights if known else None, "weight": weights.get(name)}
+            for name in self.reward_names
+        }
+        table["adapters"] = [adapter.describe() for adapter in self.adapters]
+        table["methods"] = methods(self)
+        table["exploratory"] = exploratory(self)
+        table["checks"] = checks(self)
+        table["pictures"] = self.pictures
         table["protocol"] = {
             "prompts": len(self.prompts),
-            "prompts_sha256": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),
+            "prompts_sha256": prompts_sha256(self.prompts),
             "images_per_prompt": next(iter(self.scores.values())).shape[1],
-            "seed": self.seed,
+            "seed": self.noise.seeds[0],
+            "seeds": list(self.noise.seeds),
             "resamples": self.resamples,
             "confidence": 0.95,
             "unit": "prompt",
+            "trained_rewards": list(weights),
             "pipeline": self.settings,
+            **self.details,
         }
         return _plain(table)
 
@@ -139,6 +225,12 @@ class Evaluation:
             "adapter": row.adapter,
             "num_inference_steps": row.num_inference_steps,
             "adapter_scale": row.adapter_scale,
+            "kind": row.kind,
+            "label": (row.label or "adapter") if row.adapter else None,
+            "method": self.method_of(row),
+            "best_of": row.best_of,
+            "images_drawn": self.images_drawn[row.name],
+            "draw": self.folder_of(row),
             "rewards": {reward: self._summary(self.of(row.name, reward)) for reward in self.reward_names},
         }
         if row.name in self.judge_scores:
@@ -150,6 +242,12 @@ class Evaluation:
             low, high = _centred(value, draws)
             entry["judge"]["frechet_distance"] = {"mean": value, "ci_low": low, "ci_high": high}
         return entry
+
+    def method_of(self, row: "EvaluationRow") -> str | None:
+        """The method whose training run the row shows; `None` for the base."""
+        if not row.adapter:
+            return None
+        return next((a.method for a in self.adapters if a.label == row.label), row.label or "adapter")
 
     def _summary(self, scores: np.ndarray) -> dict[str, Any]:
         estimate = mean_estimate(scores, self.resamples, self.bootstrap_seed)
@@ -171,6 +269,16 @@ class Evaluation:
         if share is not None:
             share["ci_low"], share["ci_high"] = wilson_interval(share["mean"], share["prompts"])
 
+    def _all_paired(self) -> list[dict[str, Any]]:
+        """Every comparison under every reward; Holm's correction is over the comparisons under one reward."""
+        kinds = {row.name: row.kind for row in self.rows}
+        entries = [self._paired(*pair, reward) for pair in self.comparisons() for reward in self.reward_names]
+        for reward in self.reward_names:
+            family = [e for e in entries if e["reward"] == reward and kinds[e["row"]] != "scale"]
+            for entry, adjusted in zip(family, holm([e["wilcoxon_p"] for e in family]), strict=True):
+                entry["holm_p"] = adjusted
+        return entries
+
     def _paired(self, row: str, against: str, reward: str) -> dict[str, Any]:
         found = paired_difference(self.of(row, reward), self.of(against, reward), self.resamples, self.bootstrap_seed)
         return {
@@ -183,6 +291,8 @@ class Evaluation:
             "win_rate": found.win_rate,
             "win_rate_ci_low": found.win_low,
             "win_rate_ci_high": found.win_high,
+            "wilcoxon_p": wilcoxon_p(self.of(row, reward), self.of(against, reward)),
+            "holm_p": None,
             "prompts": found.prompts,
             "missing": found.missing,
         }
@@ -200,15 +310,21 @@ class Evaluation:
         return [{"row": row, "against": against, **dict(zip(names, entry, strict=True))} for entry in entries]
 
     def _gap_closure(self) -> dict[str, Any]:
-        rows = self.gap_rows()
-        closures = {}
-        for reward in self.reward_names if rows else []:
-            model, base, target = (self.of(row, reward) for row in rows)
-            closures[reward] = gap_closure(model, base, target, self.resamples, self.bootstrap_seed)
+        closures = []
+        for model, base, target in self.gap_rows():
+            for reward in self.reward_names:
+                scores = (self.of(row, reward) for row in (model, base, target))
+                found = gap_closure(*scores, self.resamples, self.bootstrap_seed)
+                closures.append({"row": model, "base": base, "target": target, "reward": reward,
+                                 "value": found.value, "ci_low": found.low, "ci_high": found.high})  # fmt: skip
+        first = closures[: len(self.reward_names)]
         return {
-            "gap_closure": {reward: closure.value for reward, closure in closures.items()},
-            "gap_closure_ci": {reward: [closure.low, closure.high] for reward, closure in closures.items()},
-            "gap_closure_rows": dict(zip(("model", "base", "target"), rows, strict=True)) if rows else None,
+            "gap_closure": {entry["reward"]: entry["value"] for entry in first},
+            "gap_closure_ci": {entry["reward"]: [entry["ci_low"], entry["ci_high"]] for entry in first},
+            "gap_closure_rows": dict(zip(("model", "base", "target"), self.gap_rows()[0], strict=True))
+            if first
+            else None,
+            "gap_closures": closures,
         }
 
 

@@ -1,9 +1,37 @@
 """Several processes, one table: which prompts a process draws, and how the parts come together again."""
 
+import os
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+
+def launched_processes(use_cpu: bool) -> dict[str, Any]:
+    """
+    The keywords `process_index`, `num_processes` and `gather` of [`evaluate`] under `torchrun` or `accelerate launch`;
+    empty without them.
+
+    Args:
+        use_cpu (`bool`): Processes talk over gloo instead of NCCL.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return {}
+    from accelerate import PartialState
+
+    # A process that finishes its share waits for the slowest one, which may take hours.
+    state = PartialState(cpu=use_cpu, timeout=timedelta(days=2))
+
+    def gather(part: np.ndarray) -> np.ndarray:
+        tensor = torch.from_numpy(np.ascontiguousarray(part)).to(state.device)
+        parts = [torch.empty_like(tensor) for _ in range(state.num_processes)]
+        torch.distributed.all_gather(parts, tensor)
+        return np.stack([one.cpu().numpy() for one in parts])
+
+    return {"process_index": state.process_index, "num_processes": state.num_processes, "gather": gather}
 
 
 class PromptShare:
@@ -31,6 +59,11 @@ class PromptShare:
         self.prompts = prompts
         self.process_index, self.num_processes, self.gather = process_index, num_processes, gather
         self.mine = range(process_index, prompts, num_processes)
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.num_processes > 1:
+            self.gather(np.zeros(1))
 
     def empty(self, shape: tuple[int, ...], fill: float = np.nan, dtype=np.float64) -> np.ndarray:
         """An array (slots, *shape), equal on all processes; prompt p of this process belongs into `slot(p)`."""

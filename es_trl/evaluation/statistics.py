@@ -10,6 +10,7 @@ Scores that are missing (NaN) take their image out of the comparison, on both si
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import numpy as np
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _BLOCK_ENTRIES = 2_000_000  # resampled prompt indices held at once: about 50 MB of work space
+_KEPT_ENTRIES = 20_000_000  # resampled counts kept for the next question: 20 MB, enough for PartiPrompts
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,24 @@ def bootstrap_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0):
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1; got {resamples}.")
+    if prompts * resamples <= _KEPT_ENTRIES:
+        yield from (counts.astype(np.float64) for counts in _kept_counts(prompts, resamples, seed, _BLOCK_ENTRIES))
+    else:
+        yield from _draw_counts(prompts, resamples, seed, _BLOCK_ENTRIES)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_counts(prompts: int, resamples: int, seed: int, entries: int) -> list[np.ndarray]:
+    """One table asks for the same resamples a hundred times: drawn once, kept in one or two bytes per count."""
+    return [
+        counts.astype(np.min_scalar_type(int(counts.max())))
+        for counts in _draw_counts(prompts, resamples, seed, entries)
+    ]
+
+
+def _draw_counts(prompts: int, resamples: int, seed: int, entries: int):
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_ENTRIES // prompts)
+    block = max(1, entries // prompts)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         drawn = rng.integers(0, prompts, (rows, prompts))

@@ -1,0 +1,184 @@
+"""`es-trl eval`: base and adapters on the same prompts and noise, with intervals, into one folder."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from ..evaluation import Evaluation, evaluate, find_adapters, run_value
+from ..pipelines import CallSettings
+
+
+@dataclass
+class EvalArguments:
+    r"""
+    What is evaluated, on what, and where the tables go.
+
+    Args:
+        model (`str`, *optional*):
+            Base model: a shipped name, a folder, or a Hub id; by default what the adapters were trained on.
+        adapter (`list[str]`, *optional*):
+            Run folders, LoRA folders or Hub ids; `name=source` names a method, sources of one name are its runs.
+        prompts (`str`):
+            A file, a shipped list, `showcase`, or a Hub id. PartiPrompts: its TSV, or `nateraw/parti-prompts`.
+        rewards (`list[str]`):
+            Rewards, separated by commas or spaces; `seed_metrics` is the four metrics of the seed project.
+        trained_rewards (`list[str]`, *optional*):
+            Which of them were optimised, as named in the table; by default what the run folders say.
+        judge (`str`, *optional*):
+            CLIP checkpoint for retrieval, hard negatives, Frechet distance and diversity.
+        images_per_prompt (`int`, *optional*, defaults to `1`):
+            Images per prompt and seed; more than one also measures diversity.
+        seeds (`list[int]`, *optional*, defaults to `0`):
+            Seeds of the noise, each with its own images of every prompt.
+        num_inference_steps (`int`, *optional*):
+            Steps the adapters were trained for; by default what the run folders say.
+        steps (`list[int]`, *optional*):
+            Numbers of steps of the table; by default num_inference_steps and twice as many.
+        best_of (`list[int]`, *optional*):
+            Rows "best of N of the base by the trained reward".
+        adapter_scales (`list[float]`, *optional*):
+            Rows of the first adapter at other LoRA scales; 0 must equal the base.
+        guidance_scale (`float`, *optional*), height (`int`, *optional*), width (`int`, *optional*),
+        max_sequence_length (`int`, *optional*):
+            Settings of the pipeline call; by default what the run folders say, then the pipeline's own.
+        dtype (`str`, *optional*):
+            Of the model: `float32`, `bfloat16` or `float16`; by default what the run folders say.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Images drawn and scored at once.
+        max_prompts (`int`, *optional*):
+            Only the first so many prompts.
+        output_dir (`str`):
+            Folder of the tables; the same command continues an interrupted evaluation there.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Drop what another evaluation left in output_dir.
+        save_images (`int`, *optional*, defaults to `24`):
+            Prompts whose images are kept: best, typical and worst change.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Leave a GPU alone.
+    """
+
+    prompts: str = field(metadata={"help": "A file, a shipped list, showcase, or a Hub id."})
+    output_dir: str = field(metadata={"help": "Folder of the tables; the same command continues there."})
+    rewards: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Rewards, separated by commas or spaces; seed_metrics is four."},
+    )
+    model: str | None = field(default=None, metadata={"help": "Base model; by default that of the adapters."})
+    adapter: list[str] = field(
+        default_factory=list, metadata={"help": "Run folders, LoRA folders or Hub ids; name=source names a method."}
+    )
+    trained_rewards: list[str] = field(
+        default_factory=list, metadata={"help": "Optimised rewards; by default what the run folders say."}
+    )
+    judge: str | None = field(default=None, metadata={"help": "CLIP checkpoint that judges, never optimised."})
+    images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and seed."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the noise."})
+    num_inference_steps: int | None = field(default=None, metadata={"help": "Steps the adapters were trained for."})
+    steps: list[int] = field(
+        default_factory=list, metadata={"help": "Steps of the table; by default trained for, and twice as many."}
+    )
+    best_of: list[int] = field(default_factory=list, metadata={"help": "Best of N of the base, by trained reward."})
+    adapter_scales: list[float] = field(
+        default_factory=list, metadata={"help": "LoRA scales of the first adapter; 0 is the base."}
+    )
+    guidance_scale: float | None = field(default=None, metadata={"help": "Guidance of the pipeline call."})
+    height: int | None = field(default=None, metadata={"help": "Image height in pixels."})
+    width: int | None = field(default=None, metadata={"help": "Image width in pixels."})
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Text tokens per prompt."})
+    dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
+    batch_size: int = field(default=16, metadata={"help": "Images drawn and scored at once."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Only the first so many prompts."})
+    overwrite: bool = field(default=False, metadata={"help": "Drop another evaluation in output_dir."})
+    save_images: int = field(default=24, metadata={"help": "Prompts whose images are kept."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates from `--config` and the command line; arguments that cannot work are one line and exit code 2."""
+    try:
+        arguments = _parse(argv)
+        run(arguments, shlex.join(["es-trl", "eval", *argv]))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"es-trl eval: {' '.join(str(error).split())}\n")
+        # An error of the operating system has a number (a full disk); a missing data set or checkpoint has none.
+        return 1 if isinstance(error, OSError) and error.errno is not None else 2
+    if _process_index() == 0:
+        sys.stdout.write(f"{os.path.join(arguments.output_dir, 'eval.md')}\n")
+    return 0
+
+
+def _process_index() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _show_messages() -> None:
+    """es_trl's own messages on the first process, unless the program has set up logging itself."""
+    package = logging.getLogger("es_trl")
+    if not logging.getLogger().handlers and not package.handlers:
+        package.addHandler(logging.StreamHandler())
+        package.setLevel(logging.INFO if _process_index() == 0 else logging.WARNING)
+        package.propagate = False
+
+
+def _parse(argv: Sequence[str]) -> EvalArguments:
+    """Raises `ValueError` where argparse would print its usage and leave."""
+    parser = TrlParser([EvalArguments], prog="es-trl eval", description=__doc__.split("\n")[0])
+
+    def refuse(message: str):
+        raise ValueError(message)
+
+    parser.error = refuse
+    (arguments,) = parser.parse_args_and_config(args=list(argv))
+    arguments.rewards = [name for text in arguments.rewards for name in text.split(",") if name]
+    arguments.trained_rewards = [name for text in arguments.trained_rewards for name in text.split(",") if name]
+    if not arguments.rewards:
+        raise ValueError("--rewards is missing: name at least one, for example --rewards pickscore,clip_text.")
+    if arguments.dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype is {arguments.dtype!r}: use float32, bfloat16 or float16.")
+    return arguments
+
+
+def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
+    """Evaluates; the command line's arguments are those of [`evaluate`]."""
+    _show_messages()
+    sources = find_adapters(arguments.adapter)
+    model = arguments.model or run_value(sources, "base_model")
+    if not model:
+        raise ValueError("--model is missing, and no adapter says what it was trained on.")
+    steps = list(arguments.steps)
+    if arguments.num_inference_steps and arguments.num_inference_steps not in steps[:1]:
+        steps = [arguments.num_inference_steps, *(steps or [2 * arguments.num_inference_steps])]
+    settings = CallSettings(
+        num_inference_steps=arguments.num_inference_steps,
+        guidance_scale=arguments.guidance_scale,
+        height=arguments.height,
+        width=arguments.width,
+        max_sequence_length=arguments.max_sequence_length,
+    )
+    return evaluate(
+        model,
+        arguments.prompts,
+        arguments.rewards,
+        images_per_prompt=arguments.images_per_prompt,
+        seed=arguments.seeds,
+        batch_size=arguments.batch_size,
+        judge=arguments.judge,
+        adapters=arguments.adapter,
+        steps=steps or None,
+        best_of=arguments.best_of,
+        adapter_scales=arguments.adapter_scales,
+        trained_rewards=arguments.trained_rewards or None,
+        settings=settings,
+        dtype=arguments.dtype,
+        device="cpu" if arguments.use_cpu else None,
+        max_prompts=arguments.max_prompts,
+        output_dir=arguments.output_dir,
+        overwrite=arguments.overwrite,
+        save_images=arguments.save_images,
+        command=command,
+    )

@@ -1,0 +1,87 @@
+"""What an evaluation leaves in its folder: tables as JSON and Markdown, every score, and the prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .markdown import page
+from .pictures import IMAGES
+
+
+if TYPE_CHECKING:
+    from .result import Evaluation
+
+
+IMAGE_NAME = re.compile(r"\d{5,}-\d{2,}\.jpg")
+
+
+def write_files(result: Evaluation, folder: str | os.PathLike) -> dict[str, Any]:
+    """
+    Writes `eval.json`, `eval.md`, `scores.parquet` and `prompts.jsonl`, each whole or not at all.
+
+    Args:
+        result ([`Evaluation`]): What was found.
+        folder (`str`): Made if needed.
+
+    Returns:
+        `dict`: What `eval.json` holds.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = result.to_dict()
+    entries = [
+        {"index": i, "prompt": prompt, **{name: values[i] for name, values in result.columns.items()}}
+        for i, prompt in enumerate(result.prompts)
+    ]
+    lines = "".join(json.dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in entries)
+    _whole(folder / "prompts.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    _whole(folder / "scores.parquet", lambda path: _write_scores(result, path))
+    _whole(folder / "eval.md", lambda path: path.write_text(page(table), encoding="utf-8"))
+    text = json.dumps(table, indent=2, allow_nan=False) + "\n"
+    _whole(folder / "eval.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return table
+
+
+def remove_images(folder: str | os.PathLike) -> None:
+    """Removes the images of an earlier evaluation, by their names; nothing else."""
+    for path in Path(folder, IMAGES).glob("*/*.jpg"):
+        if IMAGE_NAME.fullmatch(path.name):
+            path.unlink()
+
+
+def _write_scores(result: Evaluation, path: Path) -> None:
+    """One line per row, prompt and image: `reward/<name>` and `judge/<metric>`, NaN where there is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    parts: dict[str, list[np.ndarray]] = {}
+    metrics = list(dict.fromkeys(metric for scores in result.judge_scores.values() for metric in scores))
+    for row in result.rows:
+        prompts, images, _ = result.scores[row.name].shape
+        columns = {
+            "row": np.repeat(row.name, prompts * images),
+            "prompt_index": np.repeat(np.arange(prompts), images),
+            "image": np.tile(np.arange(images), prompts),
+            "image_index": result.image_index[row.name].ravel(),
+        }
+        columns |= {f"reward/{name}": result.of(row.name, name).ravel() for name in result.reward_names}
+        for metric in metrics:
+            values = result.judge_scores.get(row.name, {}).get(metric, np.full((prompts, images), np.nan))
+            columns[f"judge/{metric}"] = np.broadcast_to(values, (prompts, images)).ravel()
+        for name, values in columns.items():
+            parts.setdefault(name, []).append(values)
+    table = pyarrow.table({name: np.concatenate(values) for name, values in parts.items()})
+    pyarrow.parquet.write_table(table, path)
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(beside)
+    os.replace(beside, path)

@@ -1,0 +1,100 @@
+"""The pairs worth looking at, on disk: where an adapter changed most for the better, typically, and for the worse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .protocol import draw_images
+from .statistics import prompt_means
+
+
+if TYPE_CHECKING:
+    from .result import Evaluation
+
+
+IMAGES = "images"
+
+
+def choose_pairs(result: Evaluation, count: int) -> list[dict[str, Any]]:
+    """
+    A third of the pairs with the largest gain, a third around the median, a third with the largest loss.
+
+    The change is that of the first optimised reward (the first reward when nobody said which is) from the base to the
+    adapters with as many steps, averaged over the adapters. Of a prompt's images the one is shown whose change is
+    nearest to the prompt's mean, so that a pair is neither lucky nor unlucky within its prompt.
+
+    Args:
+        result ([`Evaluation`]): With a base and an adapter; without an adapter there are no pairs.
+        count (`int`): Prompts to show, at most; all when there are fewer.
+
+    Returns:
+        `list[dict]`: Best first, worst last, as in `pictures` of `eval.json`, without `files`.
+    """
+    pairs = result.adapter_pairs() if count > 0 else []
+    if not pairs:
+        return []
+    reward = next((name for name in result.reward_names if name in (result.trained or {})), result.reward_names[0])
+    changes = np.stack([result.of(row, reward) - result.of(base, reward) for row, base in pairs]).mean(axis=0)
+    means = prompt_means(changes)
+    order = sorted(np.flatnonzero(np.isfinite(means)).tolist(), key=lambda i: (-means[i], i))
+    third = max(1, count // 3)
+    if len(order) <= count:
+        chosen = order
+        best, worst = len(order) // 3, len(order) - len(order) // 3
+        kinds = ["best"] * best + ["typical"] * (worst - best) + ["worst"] * (len(order) - worst)
+    else:
+        middle = count - 2 * third if count >= 3 else 0
+        start = (len(order) - middle) // 2
+        chosen = order[:third] + order[start : start + middle] + (order[-third:] if count > 1 else [])
+        kinds = ["best"] * third + ["typical"] * middle + ["worst"] * (len(chosen) - third - middle)
+    entries = []
+    for prompt, kind in zip(chosen, kinds, strict=True):
+        distance = np.abs(changes[prompt] - means[prompt])
+        image = int(np.argmin(np.where(np.isfinite(distance), distance, np.inf)))
+        entries.append({
+            "prompt_index": prompt, "image": image, "prompt": result.prompts[prompt], "kind": kind,
+            "change": float(means[prompt]), "reward": reward, "row": pairs[0][0], "against": pairs[0][1],
+        })  # fmt: skip
+    return entries
+
+
+def save_pairs(
+    model, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike, batch_size: int = 16
+) -> list[dict[str, Any]]:
+    """
+    Draws the images of `pairs` again from their keys, for every row, into `folder/images/<draw>/00012-00.jpg`.
+
+    Images that are there already are left alone. File names are made of numbers and checked labels, never of prompts.
+
+    Args:
+        model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What drew the rows.
+        result ([`Evaluation`]), pairs (`list[dict]`): From [`choose_pairs`].
+        folder (`str`): The evaluation's folder.
+        batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
+
+    Returns:
+        `list[dict]`: `pairs` with `files`, paths below `folder` by row name.
+    """
+    pairs = [{**pair, "files": {}} for pair in pairs]
+    for row in result.rows:
+        directory = Path(folder, IMAGES, result.folder_of(row))
+        directory.mkdir(parents=True, exist_ok=True)
+        wanted = {}
+        for pair in pairs:
+            prompt = pair["prompt_index"]
+            key = (prompt, int(result.image_index[row.name][prompt, pair["image"]]))
+            name = f"{key[0]:05d}-{key[1]:02d}.jpg"
+            pair["files"][row.name] = f"{IMAGES}/{result.folder_of(row)}/{name}"
+            wanted[key] = directory / name
+        missing = [key for key, path in wanted.items() if not path.is_file()]
+        for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
+            for key, image in zip(keys, images, strict=True):
+                beside = wanted[key].with_name(f".{wanted[key].name}")
+                image.convert("RGB").save(beside, format="JPEG", quality=92)
+                os.replace(beside, wanted[key])
+    return pairs

@@ -1,0 +1,58 @@
+"""Tests beside the intervals: is a difference more than chance, and does that survive many comparisons?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .statistics import as_scores, prompt_means
+
+
+def wilcoxon_p(model, reference) -> float:
+    """
+    Two-sided p-value of Wilcoxon's signed-rank test (Wilcoxon 1945) on the prompts' differences.
+
+    It asks whether a typical prompt changes, where the bootstrap interval asks whether the mean does: a few prompts
+    that change very much move the mean and hardly move the ranks.
+
+    Args:
+        model, reference (`array-like`): Equal shapes (prompts, images) or (prompts,), NaN where missing.
+
+    Returns:
+        `float`: In [0, 1]; 1 when no prompt differs, NaN when no prompt has both scores.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    from scipy.stats import wilcoxon
+
+    model, reference = as_scores(model), as_scores(reference)
+    if model.shape != reference.shape:
+        raise ValueError(f"paired scores must have one shape; got {model.shape} and {reference.shape}.")
+    differences = prompt_means(model - reference)
+    differences = differences[np.isfinite(differences)]
+    if len(differences) == 0:
+        return math.nan
+    if not differences.any():
+        return 1.0
+    return float(wilcoxon(differences).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """
+    Holm's step-down adjustment (Holm 1979): with it, the chance of even one false claim among all stays below 5 %
+    when only adjusted values below 0.05 are called significant.
+
+    Args:
+        p_values (`Sequence[float]`): One per comparison; a NaN is no comparison and stays NaN.
+
+    Returns:
+        `list[float]`: Adjusted values in [0, 1], in the order given.
+    """
+    values = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(values), np.nan)
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return adjusted.tolist()
