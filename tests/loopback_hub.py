@@ -72,6 +72,21 @@ class LoopbackHub:
         return repo["commits"][repo["branches"].get(revision, revision)]
 
 
+def talk_to(hub: LoopbackHub, monkeypatch, cache) -> None:
+    """Makes this process, which may have read HF_ENDPOINT long ago, talk to `hub`; nothing is cached elsewhere."""
+    import datasets
+    import huggingface_hub
+
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{cache}/hub")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", f"{cache}/datasets")
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LoopbackHub

@@ -14,7 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, talk_to
 from PIL import Image
 from tiny_runs import same, theta_of, tiny_trainer
 
@@ -33,14 +33,8 @@ CHECKPOINT = {"MANIFEST.json", "es_state.safetensors", "optimizer.json", "traine
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub that this process talks to."""
-    constants = huggingface_hub.constants
     with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        talk_to(hub, monkeypatch, tmp_path / "cache")
         monkeypatch.setenv("HF_TOKEN", CANARY)
         monkeypatch.setattr("huggingface_hub.utils._http.time", Impatient())
         yield hub

@@ -1,0 +1,64 @@
+"""Prompts from the Hub, over HTTP: configuration, split and revision, from Python and from a config file."""
+
+import pytest
+from loopback_hub import LoopbackHub, talk_to
+
+from es_trl import ESTrainer
+from es_trl.cli import load_config, prepare
+from es_trl.data import load_prompts
+
+
+README = b"""---
+configs:
+- config_name: plain
+  data_files: [{split: train, path: plain.csv}, {split: test, path: test.csv}]
+- config_name: hard
+  data_files: [{split: train, path: hard.csv}]
+---
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with LoopbackHub() as hub:
+        talk_to(hub, monkeypatch, tmp_path / "cache")
+        files = {"README.md": README, "plain.csv": b"text,tag\na cat,x\n", "test.csv": b"text,tag\na frog,y\n"}
+        repo = hub.create("someone/prompts", "dataset", files=files | {"hard.csv": b"text\nnine cats\nten dogs\n"})
+        hub.first = repo["branches"]["main"]
+        hub.commit(repo, "main", {"hard.csv": b"text\neleven cats\ntwelve dogs\n"})
+        yield hub
+
+
+def test_configuration_split_and_revision(hub):
+    options = {"column": "text", "name": "hard"}
+    assert load_prompts("someone/prompts", **options)["prompt"][:] == ["eleven cats", "twelve dogs"]
+    assert load_prompts("someone/prompts", revision=hub.first, **options)["prompt"][:] == ["nine cats", "ten dogs"]
+    assert load_prompts("someone/prompts", "test", "text", name="plain")[0] == {"prompt": "a frog", "tag": "y"}
+    with pytest.raises(ValueError, match="data set 'someone/prompts', split 'train': .*plain.*hard"):
+        load_prompts("someone/prompts", column="text")
+
+
+@pytest.mark.parametrize(("name", "revision"), [("someone/away", None), ("someone/prompts", "v9")])
+def test_what_is_not_there_says_what_to_do(hub, name, revision):
+    with pytest.raises(OSError, match=f"{name!r} cannot be loaded from the Hub.*give a local file"):
+        load_prompts(name, revision=revision)
+
+
+def test_a_config_file_pins_its_prompts(hub, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"""
+        model_name_or_path: tiny-sana-sprint
+        reward_funcs: [jpeg_compressibility]
+        dataset_name: someone/prompts
+        dataset_config: hard
+        dataset_revision: {hub.first}
+        dataset_prompt_column: text
+        prompts_per_step: 2
+        report_to: none
+        use_cpu: true
+        output_dir: {tmp_path / "run"}
+        """
+    )
+    trainer = prepare(ESTrainer, *load_config(path))
+    assert trainer.train_dataset["prompt"][:] == ["nine cats", "ten dogs"]
