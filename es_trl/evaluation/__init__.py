@@ -7,6 +7,7 @@ from .grids import before_after, contact_sheet, member_strip
 from .inputs import run_value
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
 from .noise import Noise
+from .pictures import choose_pairs, save_pairs
 from .protocol import draw_images
 from .result import Evaluation
 from .rows import EvaluationRow, build_rows, default_rows
@@ -25,6 +26,7 @@ __all__ = [
     "RunsDifference",
     "before_after",
     "build_rows",
+    "choose_pairs",
     "contact_sheet",
     "default_rows",
     "diversity_judge",
@@ -39,6 +41,7 @@ __all__ = [
     "paired_difference",
     "run_value",
     "runs_difference",
+    "save_pairs",
     "wilcoxon_p",
     "wilson_interval",
     "write_files",

@@ -22,23 +22,31 @@ IMAGES = "images"
 
 def choose_pairs(result: Evaluation, count: int) -> list[dict[str, Any]]:
     """
-    A third of the pairs with the largest gain, a third around the median, a third with the largest loss.
+    A third of the pairs with the largest gain, a third around the median, a third with the largest loss; once by the
+    first held-out reward and once by the first optimised one (by the first reward when nobody said which is which).
 
-    The change is that of the first optimised reward (the first reward when nobody said which is) from the base to the
-    adapters with as many steps, averaged over the adapters. Of a prompt's images the one is shown whose change is
-    nearest to the prompt's mean, so that a pair is neither lucky nor unlucky within its prompt.
+    The change is that from the base to the adapters with as many steps, averaged over the adapters. Of a prompt's
+    images the one is shown whose change is nearest to the prompt's mean, so that a pair is neither lucky nor unlucky
+    within its prompt.
 
     Args:
         result ([`Evaluation`]): With a base and an adapter; without an adapter there are no pairs.
-        count (`int`): Prompts to show, at most; all when there are fewer.
+        count (`int`): Prompts to show for each reward, at most; all when there are fewer.
 
     Returns:
-        `list[dict]`: Best first, worst last, as in `pictures` of `eval.json`, without `files`.
+        `list[dict]`: By reward, best first, worst last, as in `pictures` of `eval.json`, without `files`.
     """
     pairs = result.adapter_pairs() if count > 0 else []
     if not pairs:
         return []
-    reward = next((name for name in result.reward_names if name in (result.trained or {})), result.reward_names[0])
+    trained = result.trained or {}
+    held_out = next((name for name in result.reward_names if trained and name not in trained), None)
+    optimised = next((name for name in result.reward_names if name in trained), result.reward_names[0])
+    chosen = [reward for reward in (held_out, optimised) if reward is not None]
+    return [entry for reward in chosen for entry in _pairs_by(result, pairs, reward, count)]
+
+
+def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, count: int) -> list[dict[str, Any]]:
     changes = np.stack([result.of(row, reward) - result.of(base, reward) for row, base in pairs]).mean(axis=0)
     means = prompt_means(changes)
     order = sorted(np.flatnonzero(np.isfinite(means)).tolist(), key=lambda i: (-means[i], i))
@@ -95,6 +103,6 @@ def save_pairs(
         for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
             for key, image in zip(keys, images, strict=True):
                 beside = wanted[key].with_name(f".{wanted[key].name}")
-                image.convert("RGB").save(beside, format="JPEG", quality=92)
+                image.convert("RGB").save(beside, format="JPEG", quality=92, subsampling=0)
                 os.replace(beside, wanted[key])
     return pairs

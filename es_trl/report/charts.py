@@ -48,8 +48,8 @@ def learning_curve(curves, name: str, trained: bool, levels: Sequence[Level] = (
         `Callable[[Palette], Figure]`: For [`inline_svg`] and [`save_png`].
     """
 
-    def draw(palette: Palette):
-        figure, axes = _panel(palette, name, "trained" if trained else "held out", axis, curves)
+    def draw(palette: Palette, axes=None):
+        figure, axes = _panel(palette, name, "trained" if trained else "held out", axis, curves, axes)
         colour = palette.trained if trained else palette.held_out
         mine = curves[curves["name"] == name].sort_values("step")
         scale = _scale(axis, curves)
@@ -71,11 +71,11 @@ def comparison_curve(series: Sequence[Series], name: str, kind: str, axis: str, 
     95 % interval of the mean over runs (Student's t).
     """
 
-    def draw(palette: Palette):
+    def draw(palette: Palette, axes=None):
         import pandas
 
         every = pandas.concat([run for one in series for run in one.runs])
-        figure, axes = _panel(palette, name, note, axis, every)
+        figure, axes = _panel(palette, name, note, axis, every, axes)
         scale, end = _scale(axis, every), float(np.nanmax(every[axis]))
         for one in series:
             colour = palette.series[one.colour % len(palette.series)]
@@ -147,7 +147,9 @@ def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Seque
                     axes.plot([low, high], [y, y], color=colour if row["adapter"] else palette.base, linewidth=2)
                 axes.plot(found["mean"], y, "o", color=colour if row["adapter"] else palette.base, markersize=6)
             kind = "trained" if reward in trained else "held out"
-            axes.set_title(f"{_plain(reward)}  ({kind})" if trained else _plain(reward), color=palette.ink, fontsize=10)
+            axes.set_title(
+                f"{_plain(reward)}  ({kind})" if trained else _plain(reward), color=palette.ink, fontsize=10
+            )
             axes.grid(axis="x", color=palette.line, linewidth=0.8)
         panels[0].set_yticks(range(len(rows)), [_plain(labels.get(row["name"], row["name"])) for row in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -156,17 +158,48 @@ def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Seque
     return draw
 
 
-def _panel(palette: Palette, name: str, note: str, axis: str, curves):
+def side_by_side(draws: Sequence[Any], columns: int = 2, legend: Sequence[tuple[str, int]] = ()):
+    """
+    Several of these charts as one picture, for READMEs.
+
+    Args:
+        draws (`Sequence[Callable]`): From [`learning_curve`] or [`comparison_curve`].
+        columns (`int`, *optional*, defaults to 2): Charts beside each other.
+        legend (`Sequence[tuple[str, int]]`): Label and colour of every series of a comparison.
+    """
+
+    def draw(palette: Palette):
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+
+        width = min(columns, len(draws))
+        height = -(-len(draws) // width)
+        figure = Figure(figsize=(SIZE[0] * width, SIZE[1] * height + 0.3 * bool(legend)), layout="constrained")
+        panels = figure.subplots(height, width, squeeze=False).ravel()
+        for one, axes in zip(draws, panels, strict=False):
+            one(palette, axes)
+        for axes in panels[len(draws) :]:
+            axes.set_axis_off()
+        if legend:
+            lines = [Line2D([], [], color=palette.series[i % len(palette.series)], linewidth=2.2) for _, i in legend]
+            labels = [_plain(label) for label, _ in legend]
+            figure.legend(lines, labels, loc="outside upper left", ncols=4, labelcolor=palette.ink, fontsize=10)
+        return figure
+
+    return draw
+
+
+def _panel(palette: Palette, name: str, note: str, axis: str, curves, axes=None):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=SIZE, layout="constrained") if axes is None else axes.figure
+    axes = figure.subplots() if axes is None else axes
     _style(axes, palette)
     axes.grid(axis="y", color=palette.line, linewidth=0.8)
     axes.set_title(f"{_plain(name)}  ({note})", color=palette.ink, fontsize=10.5)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     label = AXES[axis] + (f", {_unit(curves)}" if axis == "seconds" else "")
     axes.set_xlabel(label, color=palette.muted, fontsize=9)
     if axis == "images":

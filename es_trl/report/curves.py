@@ -41,9 +41,9 @@ def learning_curves(history: Sequence[dict[str, Any]]):
 
 
 def reward_names(curves, trained: Sequence[str] = ()) -> list[str]:
-    """Rewards that have a curve, the trained ones first, diversity last."""
+    """Rewards that have a curve: held out, trained, and diversity last."""
     names = list(dict.fromkeys(curves["name"]))
-    return sorted(names, key=lambda name: (name == "diversity", name not in trained, names.index(name)))
+    return sorted(names, key=lambda name: (name == "diversity", name in trained, names.index(name)))
 
 
 def spent(history: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:

@@ -93,7 +93,9 @@ def read_folder(path: str | os.PathLike) -> Folder:
         state = _json(checkpoints.pop(), dict)
     history = (state or {}).get("log_history") or []
     config = next((found for file in sorted(path.glob("*_config.json")) if (found := _json(file, dict))), {})
-    samples = [entry for entry in _json_lines(path / "samples" / "metadata.jsonl") if {"file_name", "step"} <= set(entry)]
+    samples = [
+        entry for entry in _json_lines(path / "samples" / "metadata.jsonl") if {"file_name", "step"} <= set(entry)
+    ]
     return Folder(
         path,
         evaluation,

@@ -44,8 +44,8 @@ def _write(folder: Folder) -> Path:
     drawn = _curve_charts(folder, learned)
     target = folder.path / "report"
     target.mkdir(parents=True, exist_ok=True)
-    for i, (name, draw) in enumerate(drawn):
-        save_png(draw, target / ("learning_curve.png" if i == 0 else f"learning_curve_{_file_name(name)}.png"))
+    if drawn:
+        save_png(charts.side_by_side([draw for _, draw in drawn]), target / "learning_curve.png")
     if folder.evaluation is not None and folder.evaluation["rows"]:
         save_png(_interval_chart(folder), target / "rewards.png")
     page = target / "index.html"
@@ -170,9 +170,7 @@ def _levels(folder: Folder, reward: str) -> list[charts.Level]:
 def _curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
     trained = folder.trained
     names = curves.reward_names(learned, trained)[:MAX_CHARTS]
-    return [
-        (name, charts.learning_curve(learned, name, name in trained, _levels(folder, name))) for name in names
-    ]
+    return [(name, charts.learning_curve(learned, name, name in trained, _levels(folder, name))) for name in names]
 
 
 def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
@@ -236,7 +234,9 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
             )
         role = None if not trained else "trained" if reward in trained else "held out"
         tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
-        tables.append({"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]})
+        tables.append(
+            {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
+        )
     return tables
 
 
@@ -302,7 +302,9 @@ def category_bars(folder: Folder) -> list[dict[str, Any]]:
         for by in dict.fromkeys(entry["by"] for entry in entries):
             mine = [entry for entry in entries if entry["by"] == by and entry["reward"] == reward]
             mine.sort(key=lambda entry: -entry["delta"])
-            ends = [entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None]
+            ends = [
+                entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None
+            ]
             place = ruler([0.0, *ends])
             lines = [{**e, **place(e["delta"], e.get("ci_low"), e.get("ci_high"))} for e in mine]
             if lines:
@@ -325,7 +327,10 @@ def protocol(folder: Folder) -> list[tuple[str, str]]:
             ("test prompts", prompts),
             ("sha-256 of the prompts", str(entry.get("prompts_sha256", ""))[:16]),
             ("images per prompt", entry.get("images_per_prompt")),
-            ("noise", f"one generator per image from (seed {entry.get('seed')}, prompt, image): the same for all models"),
+            (
+                "noise",
+                f"one generator per image from (seed {entry.get('seed')}, prompt, image): the same for all models",
+            ),
             (
                 "intervals",
                 f"{wording.percent(entry.get('confidence'))}, {wording.whole(entry.get('resamples'))} bootstrap "
@@ -376,7 +381,3 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else " ".join(str(value).split())
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)[:60]

@@ -41,6 +41,11 @@ class Pair:
     height: int
     changes: dict[str, float] = field(default_factory=dict)
 
+    def shown_changes(self) -> list[tuple[str, float]]:
+        """The changes to print, that of the reward the pairs are sorted by first."""
+        found = self.changes or ({self.reward: self.change} if self.reward and self.change is not None else {})
+        return sorted(found.items(), key=lambda item: item[0] != self.reward)
+
 
 def data_uri(image: Image.Image | Path, longest: int = LONGEST) -> tuple[str, int, int] | None:
     """
@@ -68,7 +73,7 @@ def data_uri(image: Image.Image | Path, longest: int = LONGEST) -> tuple[str, in
     if max(picture.size) <= 128:
         picture.save(buffer, "PNG", optimize=True)
         return _uri(buffer.getvalue(), "PNG"), *picture.size
-    picture.save(buffer, "JPEG", quality=88)
+    picture.save(buffer, "JPEG", quality=88, subsampling=0)
     return _uri(buffer.getvalue(), "JPEG"), *picture.size
 
 

@@ -140,9 +140,7 @@ def title(gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> str:
     return "A run without an evaluation" if paired is None else "No clear gain"
 
 
-def lede(
-    reward: str, held_out: bool | None, gap: dict[str, Any] | None, paired: dict[str, Any] | None
-) -> list[str]:
+def lede(reward: str, held_out: bool | None, gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> list[str]:
     """One or two sentences under the title: who judged, what changed, how sure that is."""
     if paired is None:
         return []

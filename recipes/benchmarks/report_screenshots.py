@@ -130,7 +130,12 @@ def try_slider(browser: Browser, phone: bool) -> dict[str, bool]:
     box = browser.value(f"(b => [b.left, b.top, b.width, b.height])({SLIDER}.getBoundingClientRect())")
     at = lambda share: {"x": box[0] + share * box[2], "y": box[1] + box[3] / 2}  # noqa: E731
     if phone:
-        for kind, points in (("touchStart", [at(0.5)]), ("touchMove", [at(0.35)]), ("touchMove", [at(0.2)]), ("touchEnd", [])):
+        for kind, points in (
+            ("touchStart", [at(0.5)]),
+            ("touchMove", [at(0.35)]),
+            ("touchMove", [at(0.2)]),
+            ("touchEnd", []),
+        ):
             browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
         moved["finger"] = abs(browser.value(state)[0] - 20) <= 1
     else:

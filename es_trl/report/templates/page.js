@@ -31,14 +31,14 @@
       show(stage);
     };
     input.addEventListener("input", () => show(stage));
-    input.addEventListener("pointerdown", (event) => {
+    stage.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       event.preventDefault();
       input.focus({ preventScroll: true, focusVisible: false });
-      input.setPointerCapture(event.pointerId);
+      stage.setPointerCapture(event.pointerId);
       follow(event);
     });
-    input.addEventListener("pointermove", (event) => { if (input.hasPointerCapture(event.pointerId)) follow(event); });
+    stage.addEventListener("pointermove", (event) => { if (stage.hasPointerCapture(event.pointerId)) follow(event); });
     show(stage);
   });
   const every = document.getElementById("all");
