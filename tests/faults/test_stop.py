@@ -1,13 +1,13 @@
 """SIGTERM and Ctrl-C (F7, F8): a run stops between two micro-batches, saves, and ends with the signal's exit code."""
 
-import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 from tiny_runs import same, theta_of
-from toy_runs import RUN, history, redness, run_script, toy_trainer, train
+from toy_runs import fork, history, redness, run_script, toy_trainer, train, wait
 
 from es_trl.trainer import TrainingStopped
 from es_trl.trainer.checkpoint import verify_checkpoint
@@ -119,20 +119,39 @@ def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path):
     assert steps == [1] and signal.getsignal(signal.SIGTERM) is before
 
 
+def killed_twice(folder, signum):
+    def slow(images, trainer_state, **_):
+        if trainer_state.global_step == 3:
+            os.kill(os.getpid(), signum)
+            time.sleep(0.05)
+            os.kill(os.getpid(), signum)
+            time.sleep(100)
+        return redness(images)
+
+    train(folder, reward_funcs=slow)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_second_signal_ends_at_once(tmp_path, signum):
     """Both during one micro-batch that would take minutes; nothing half-written is left that a resume would take."""
+    pid = fork(killed_twice, tmp_path, signum, output=tmp_path / "output.log")
+    code, output = wait(pid), (tmp_path / "output.log").read_text()
+    assert "a second signal ends the run at once" in output
+    if signum == signal.SIGTERM:
+        assert code == -signal.SIGTERM
+    else:
+        assert code == 1 and "KeyboardInterrupt" in output  # Python turns it into the signal's exit at the top
+    assert sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name) == ["checkpoint-2"]
+
+
+def test_the_programs_exit_code(tmp_path):
+    """A program of its own: `es-trl train` and recipes let the exception pass."""
     body = (
-        "def slow(images, trainer_state, **_):\n"
-        "    if trainer_state.global_step == 3:\n"
-        f"        os.kill(os.getpid(), {int(signum)}); time.sleep(0.1)\n"
-        f"        os.kill(os.getpid(), {int(signum)}); time.sleep(100)\n"
+        "def reward(images, trainer_state, **_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return redness(images)\n"
-        f"train({str(tmp_path)!r}, reward_funcs=slow)"
+        f"train({str(tmp_path)!r}, reward_funcs=reward)"
     )
-    done = run_script(body, timeout=90)
-    assert done.returncode == -signum, done.stderr
-    assert "a second signal ends the run at once" in done.stderr
-    folders = sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name)
-    assert folders == ["checkpoint-2"]
-    assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["max_steps"] == RUN["max_steps"]
+    done = run_script(body)
+    assert done.returncode == 143, done.stderr
+    verify_checkpoint(tmp_path / "checkpoint-0")

@@ -1,0 +1,97 @@
+"""
+A toy run of 2,000 steps with a checkpoint every 10: memory, open files and disk, as JSON.
+
+    python recipes/benchmarks/long_run.py --output outputs/long_run.json
+
+The slope of the memory is that of a line through the second half of the run, with its standard error: flat means that
+the one is not larger than twice the other, or less than a kilobyte per step.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
+
+from es_trl import ESConfig, ESTrainer  # noqa: E402
+from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
+
+
+class Gauge(TrainerCallback):
+    """Every 20 steps: resident memory, open files, threads, files and bytes in the run folder."""
+
+    def __init__(self):
+        self.rows, self.process = [], psutil.Process()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % 20 == 0:
+            files = [path for path in Path(args.output_dir).rglob("*") if path.is_file()]
+            journal = Path(args.output_dir, "journal.jsonl").stat().st_size
+            self.rows.append({
+                "step": state.global_step,
+                "rss_kb": self.process.memory_info().rss / 1024,
+                "open_files": self.process.num_fds(),
+                "threads": self.process.num_threads(),
+                "files": len(files),
+                "bytes_without_journal": sum(path.stat().st_size for path in files) - journal,
+                "journal_bytes": journal,
+            })  # fmt: skip
+
+
+def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Least-squares slope per step and its standard error."""
+    x = steps - steps.mean()
+    b = (x * values).sum() / (x * x).sum()
+    residuals = values - values.mean() - b * x
+    return float(b), float(np.sqrt((residuals**2).sum() / (len(x) - 2) / (x * x).sum()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--output", default="outputs/long_run.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    gauge, began = Gauge(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="es_trl-long-") as folder:
+        config = ESConfig(
+            output_dir=folder, max_steps=arguments.steps, population_size=6, members_per_forward=2, prompts_per_step=2,
+            lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=200, report_to="none", use_cpu=True,
+            disable_tqdm=True, logging_steps=10, save_strategy="steps", save_steps=10, learning_rate=0.5,
+        )  # fmt: skip
+        prompts = [f"prompt {i}" for i in range(12)]
+        trainer = ESTrainer(toy_pipeline(), redness, args=config, train_dataset=prompts, callbacks=[gauge])
+        trainer.train()
+        checkpoints = sorted(name for name in os.listdir(folder) if name.startswith("checkpoint-"))
+    half = gauge.rows[len(gauge.rows) // 2 :]
+    steps = np.array([row["step"] for row in half], dtype=float)
+    fits = {
+        name: slope(steps, np.array([row[name] for row in half], dtype=float)) for name in half[0] if name != "step"
+    }
+    result = {
+        "steps": trainer.state.global_step,
+        "seconds": round(time.monotonic() - began, 1),
+        "checkpoints_kept": checkpoints,
+        "per_step": {name: {"slope": b, "standard_error": error} for name, (b, error) in fits.items()},
+        "first": gauge.rows[0],
+        "middle": half[0],
+        "last": gauge.rows[-1],
+    }
+    os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
+    Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result["per_step"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Several processes (F7, F9, F11): the same bits for any number of them, and none waits for one that is dead.
+
+The ranks are forks that form a gloo group on this machine; NCCL and several machines are not tested here.
+"""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import same, theta_of
+from toy_runs import history, ranks, redness, toy_trainer, train
+
+from es_trl.trainer.checkpoint import last_checkpoint, verify_checkpoint
+from es_trl.trainer.journal import JOURNAL, read_lines
+
+
+OPTIONS = {"max_steps": 6, "population_size": 10, "gradient_accumulation_steps": 2, "prompts_per_step": 1}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("alone"), **OPTIONS)
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def run(folder, stop_at=None, options=OPTIONS):
+    trainer = toy_trainer(folder, **options)
+    if stop_at is not None:
+        begin = trainer.rollout.micro_batches.begin
+
+        def stopping(theta, step, *args):
+            if step == stop_at and rank() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            begin(theta, step, *args)
+
+        trainer.rollout.micro_batches.begin = stopping
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model()
+    logged = [entry for entry in trainer.state.log_history if "es/comm_bytes" in entry]
+    with open(f"{folder}/result-{rank()}.json", "w") as file:
+        sums = {name: value.tolist() for name, value in theta_of(trainer).items()}
+        json.dump({"theta": sums, "bytes": [entry["es/comm_bytes"] for entry in logged]}, file)
+
+
+def ended_like(folder, processes, alone):
+    expected = {name: value.tolist() for name, value in theta_of(alone).items()}
+    results = [json.loads((folder / f"result-{r}.json").read_text()) for r in range(processes)]
+    ours = [e for e in read_lines(os.path.join(alone.args.output_dir, JOURNAL)) if "step" in e]
+    theirs = [e for e in read_lines(folder / JOURNAL) if "step" in e]
+    return all(result["theta"] == expected for result in results) and ours == theirs
+
+
+def test_f9_two_then_one_then_three_processes(tmp_path, alone):
+    """The first two stop by a SIGTERM that only rank 0 gets (F7): both end with 143, at the same step."""
+    codes, outputs = ranks(2, run, tmp_path, 2, folder=tmp_path)
+    assert codes == [143, 143], outputs
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    codes, outputs = ranks(1, run, tmp_path, 5, folder=tmp_path)
+    assert codes == [143] and "Resuming on 1 processes what 2 began: same numbers" in outputs[0]
+    verify_checkpoint(tmp_path / "checkpoint-5")
+    codes, outputs = ranks(3, run, tmp_path, folder=tmp_path)
+    assert codes == [0, 0, 0], outputs
+    assert ended_like(tmp_path, 3, alone)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("in_flight")]
+
+
+def test_three_processes_send_scores_and_nothing_else(tmp_path, alone):
+    """Bytes per step: what the state of each process and its table of scores take, whatever the LoRA's size."""
+    bytes_sent = []
+    for name, lora_rank, space in (("small", 2, "lora_xs"), ("large", 12, "lora")):
+        folder = tmp_path / name
+        folder.mkdir()
+        options = OPTIONS | {"lora_rank": lora_rank, "es_space": space, "max_steps": 2}
+        codes, outputs = ranks(3, run, folder, None, options, folder=folder)
+        assert codes == [0, 0, 0], outputs
+        bytes_sent.append(json.loads((folder / "result-0.json").read_text())["bytes"])
+        assert (folder / "pytorch_lora_weights.safetensors").stat().st_size > 500
+    # How it fared (8 bytes) and 10 members x 1 prompt x 1 reward of fp64, for each of the prompt batches of a step
+    assert bytes_sent[0] == bytes_sent[1] == [8 + 10 * 8] * 2
+
+
+def test_a_checkpoint_of_three_processes_loads_alone(tmp_path, alone):
+    assert ranks(3, run, tmp_path, 4, folder=tmp_path)[0] == [143] * 3
+    resumed = train(tmp_path, "latest", **OPTIONS)
+    assert same(theta_of(resumed), theta_of(alone))
+    # The Trainer averages the loss over processes, and (a + a + a) / 3 rounds.
+    logs = [[{k: v for k, v in entry.items() if k != "loss"} for entry in history(t)] for t in (resumed, alone)]
+    assert logs[0] == logs[1]
+
+
+def failing(folder, how, rank_to_fail, timeout):
+    """`how` befalls one rank in step 1."""
+
+    def reward(images, trainer_state=None, **_):
+        if trainer_state is not None and trainer_state.global_step == 1 and rank() == rank_to_fail:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "hangs":
+                time.sleep(8)
+            if how == "raises":
+                raise OSError("the server is gone")
+        return redness(images)
+
+    toy_trainer(folder, reward, **(OPTIONS | {"ddp_timeout": timeout, "save_steps": 1})).train()
+
+
+def test_f11_an_error_in_one_process_ends_all_and_is_quoted(tmp_path):
+    started = time.monotonic()
+    codes, outputs = ranks(3, failing, tmp_path, "raises", 1, 600, folder=tmp_path)
+    assert codes == [1, 1, 1] and time.monotonic() - started < 60
+    for output in (outputs[0], outputs[2]):
+        assert "Process 1 failed at step 1: RuntimeError: reward function 'reward' failed" in output
+        assert "the server is gone" in output
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+def test_f11_a_process_that_does_not_come_is_named(tmp_path, how):
+    codes, outputs = ranks(3, failing, tmp_path, how, 2, 3, folder=tmp_path)
+    assert codes[:2] == [1, 1] and codes[2] != 0
+    assert "Process 0 waited for the others at step 1" in outputs[0] and "ddp_timeout=3 s" in outputs[0]
+    assert "2" in outputs[0].split("gloo says:")[1].splitlines()[0]
+    verify_checkpoint(tmp_path / "checkpoint-1")
+    assert load_file(tmp_path / "checkpoint-1" / "pytorch_lora_weights.safetensors")
