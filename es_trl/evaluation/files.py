@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 IMAGE_NAME = re.compile(r"\d{5,}-\d{2,}\.jpg")
 
 
-def write_files(result: Evaluation, folder: str | os.PathLike) -> dict[str, Any]:
+def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Writes `eval.json`, `eval.md`, `scores.parquet` and `prompts.jsonl`, each whole or not at all.
 
     Args:
         result ([`Evaluation`]): What was found.
         folder (`str`): Made if needed.
+        table (`dict`, *optional*): `result.to_dict()`, where it is known already.
 
     Returns:
         `dict`: What `eval.json` holds.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    table = result.to_dict()
+    table = result.to_dict() if table is None else table
     entries = [
         {"index": i, "prompt": prompt, **{name: values[i] for name, values in result.columns.items()}}
         for i, prompt in enumerate(result.prompts)

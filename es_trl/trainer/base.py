@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import load_prompts
-from ..evaluation import EvaluationRow, evaluate
+from ..evaluation import EvaluationRow
 from ..pipelines import (
     DEFAULT_TARGETS,
     CallSettings,
@@ -32,6 +32,7 @@ from ..rewards import RewardSet
 from .adapter_view import AdapterView
 from .callbacks import SampleCallback, StepClock, StepProgressCallback
 from .config import DiffusionConfig
+from .early_warning import EarlyWarningCallback
 from .processes import Peers, warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
 from .pushing import PushingMixin
@@ -121,6 +122,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self.sample_callback = SampleCallback(self)
         self.add_callback(self.sample_callback)
         self.add_callback(RunCallback(self))
+        self.add_callback(EarlyWarningCallback(self))
 
     # ---- input ----
 
@@ -279,28 +281,21 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
         Returns:
             `dict[str, float]`: `eval_reward` (the weighted sum that is trained), `eval_rewards/<name>/mean` for every
-            function, optimised or held out, `eval_images_per_second`.
+            function, optimised or held out, `eval_images_per_second`; with several images per prompt
+            `eval_diversity`.
         """
         dataset = self.eval_dataset if eval_dataset is None else load_prompts(eval_dataset)
         if dataset is None:
             raise ValueError("evaluate() needs an eval_dataset: give one here or to the constructor.")
         started = time.perf_counter()
-        result = evaluate(
-            self.adapter,
-            dataset["prompt"],
-            self.eval_rewards,
-            rows=[EvaluationRow("adapter")],
-            images_per_prompt=self.args.eval_images_per_prompt,
-            seed=self.args.eval_seed,
-            batch_size=self.args.per_device_eval_batch_size,
-            columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
-            n_keep=0,
-            **self.evaluation_share(),
-        )
+        columns = {name: dataset[name] for name in dataset.column_names if name != "prompt"}
+        result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
         scores = result.scores["adapter"]
         metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
         trained = scores[..., : len(self.rewards)]
         metrics["reward"] = float(np.nanmean(self.rewards.total(trained))) if np.isfinite(trained).any() else math.nan
+        if "diversity" in result.judge_scores.get("adapter", {}):
+            metrics["diversity"] = float(result.judge_scores["adapter"]["diversity"].mean())
         metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)

@@ -40,7 +40,7 @@ class StepProgressCallback(ProgressCallback):
             self.training_bar.set_postfix_str(line, refresh=True)
             if self.training_bar.disable:
                 self.training_bar.write(f"Steps {state.global_step}/{state.max_steps} {line}")
-        elif any(key.startswith("eval_") for key in logs):
+        elif any(key.startswith("eval_") and "reward" in key for key in logs):
             shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
             text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             self.training_bar.write(f"Evaluation at step {state.global_step}: {text}")

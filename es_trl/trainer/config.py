@@ -13,6 +13,7 @@ from ..rewards.calling import function_name
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+EARLY_WARNING = ("off", "warn", "stop")
 
 # TrainingArguments that would act on a model the pipeline never calls, or on gradients that do not exist here.
 REJECTED = {
@@ -86,6 +87,9 @@ class DiffusionConfig(TrainingArguments):
             Images per evaluation prompt.
         eval_seed (`int`, *optional*, defaults to `1234`):
             Seed of the evaluation's latents; independent of `seed`, so that runs are compared on the same pictures.
+        early_warning (`str`, *optional*, defaults to `"warn"`):
+            When evaluations see the trained reward rise and a held-out reward or the diversity fall: `"off"`, `"warn"`
+            (log, and the metric `eval_early_warning`) or `"stop"` (and end the training).
         sample_steps (`int`, *optional*, defaults to `50`):
             Every how many steps the fixed sample prompts are drawn, from before the first step; 0 switches it off.
         num_sample_prompts (`int`, *optional*, defaults to `8`):
@@ -163,6 +167,10 @@ class DiffusionConfig(TrainingArguments):
     )
     eval_images_per_prompt: int = field(default=1, metadata={"help": "Images per evaluation prompt."})
     eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's latents."})
+    early_warning: str = field(
+        default="warn",
+        metadata={"help": "When the trained reward rises and held-out ones or diversity fall: off, warn or stop."},
+    )
     sample_steps: int = field(
         default=50, metadata={"help": "Every how many steps sample prompts are drawn, from step 0; 0 is never."}
     )
@@ -253,6 +261,7 @@ class DiffusionConfig(TrainingArguments):
             if not all(math.isfinite(weight) for weight in self.reward_weights):
                 raise ValueError(f"reward_weights must be finite, got {self.reward_weights}.")
         self.require_choice("dtype", DTYPES)
+        self.require_choice("early_warning", EARLY_WARNING)
         self.require_choice("scale_rewards", SCALE_REWARDS)
         self.require_choice("multi_objective_aggregation", AGGREGATIONS)
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..data import load_prompts
-from ..evaluation import Evaluation, EvaluationRow, before_after, default_rows, evaluate, load_judge
+from ..evaluation import Evaluation, EvaluationRow, before_after, default_rows, evaluate, load_judge, write_files
 from ..hub.card import model_card
 from ..hub.environment import environment
 from .trackers import tracker_urls
@@ -17,14 +17,38 @@ from .trackers import tracker_urls
 
 logger = logging.getLogger(__name__)
 
+NUM_PAIRS = 18  # prompts by reward whose pictures stay beside eval.json: best, typical, worst
+
 
 class ReportingMixin:
     """The reporting half of [`DiffusionTrainer`]."""
 
     evaluation: dict[str, Any] | None = None
+    last_evaluation: Evaluation | None = None
     dataset_name: str | None = None
     test_dataset: Any = None
     gallery: Sequence[tuple[str, str]] = ()
+
+    def evaluate_row(self, row: EvaluationRow, prompts: Sequence[str], columns: dict[str, list]) -> Evaluation:
+        """One model on the evaluation's prompts and noise, with every reward, optimised or held out."""
+        return evaluate(
+            self.adapter,
+            prompts,
+            self.eval_rewards,
+            rows=[row],
+            images_per_prompt=self.args.eval_images_per_prompt,
+            seed=self.args.eval_seed,
+            batch_size=self.args.per_device_eval_batch_size,
+            columns=columns,
+            trained_rewards=self.trained_rewards,
+            n_keep=0,
+            **self.evaluation_share(),
+        )
+
+    @property
+    def trained_rewards(self) -> dict[str, float]:
+        """The optimised rewards with their weights."""
+        return dict(zip(self.rewards.names, self.rewards.weights.tolist(), strict=True))
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """The rows of the comparison: base, adapter, base with twice the steps, and what a method adds to them."""
@@ -40,7 +64,8 @@ class ReportingMixin:
     ) -> Evaluation:
         """
         Draws test prompts with the base, the adapter, and the base with twice the steps, from the same latents, scores
-        all of them with every reward function, and writes `eval.json` and `samples/before_after.jpg`.
+        all of them with every reward function, and writes `eval.json`, `eval.md`, `scores.parquet`, `prompts.jsonl`
+        and `samples/before_after.jpg`.
 
         Args:
             test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
@@ -64,13 +89,15 @@ class ReportingMixin:
             seed=self.args.eval_seed + 1 if seed is None else seed,
             batch_size=self.args.per_device_eval_batch_size,
             columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
-            judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
+            trained_rewards=self.trained_rewards,
             n_keep=num_pictures,
             **self.evaluation_share(),
         )
+        result.details |= {"model": self.base_model, "dtype": self.args.dtype}
+        result.details["seconds"] = round(time.perf_counter() - started, 1)
         self.evaluation = result.to_dict()
         if self.is_world_process_zero():
-            result.save(os.path.join(self.args.output_dir, "eval.json"))
+            write_files(result, self.args.output_dir, self.evaluation)
             steps = self.args.num_inference_steps
             labels = ("base, {} step", "adapter, {} step", "base, {} step")
             pictures = {
@@ -85,7 +112,7 @@ class ReportingMixin:
         """The before/after sheet, and the adapter's own pictures for the card's gallery."""
         folder = os.path.join(self.args.output_dir, "samples")
         os.makedirs(folder, exist_ok=True)
-        before_after(pictures, prompts).save(os.path.join(folder, "before_after.jpg"), quality=92)
+        before_after(pictures, prompts).save(os.path.join(folder, "before_after.jpg"), quality=92, subsampling=0)
         self.gallery = []
         for i, (prompt, image) in enumerate(zip(prompts, list(pictures.values())[1], strict=True)):
             scale = max(1, 256 // max(image.size))

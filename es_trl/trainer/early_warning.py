@@ -1,0 +1,110 @@
+"""Early warning: the trained reward rises and what was never optimised falls, as in reward hacking."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import TrainerCallback
+
+from ..evaluation import Evaluation, EvaluationRow, paired_difference
+
+
+logger = logging.getLogger(__name__)
+
+CONFIDENCE = 0.99  # wider than the tables' 95 %: a run is looked at many times, each time for several measures
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Measures:
+    """
+    One evaluation, prompt by prompt.
+
+    Args:
+        step (`int`): When it was.
+        reward (`np.ndarray`): (P, J) the weighted sum that is trained.
+        watched (`dict[str, np.ndarray]`): (P, J) of each held-out reward, (P, 1) of the diversity.
+    """
+
+    step: int
+    reward: np.ndarray
+    watched: dict[str, np.ndarray]
+
+
+class EarlyWarningCallback(TrainerCallback):
+    """
+    Compares every evaluation with the best one so far of each held-out reward, and of the diversity, prompt by prompt.
+    The base model counts as the evaluation of step 0; it is drawn once, at the first evaluation.
+
+    When the trained reward has risen since then and the held-out measure has fallen, both beyond the 99 % interval of
+    the paired difference, it says so in the log, logs `eval_early_warning` 1 (otherwise 0) and, with
+    `early_warning="stop"`, ends the training after this evaluation. Without a held-out reward (`eval_reward_funcs`)
+    and without diversity (`eval_images_per_prompt` above 1 and a reward built on CLIP) it has nothing to compare and
+    is silent. A resumed run starts its comparison from the base again.
+
+    Args:
+        trainer ([`DiffusionTrainer`]): The trainer it watches.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.best: dict[str, Measures] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.best = {}
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        result = self.trainer.last_evaluation
+        if args.early_warning == "off" or "eval_reward" not in (metrics or {}) or result is None:
+            return
+        now = self.measures(result, "adapter", state.global_step)
+        if not now.watched:
+            return
+        if any(name not in self.best or self.best[name].reward.shape != now.reward.shape for name in now.watched):
+            self.best = dict.fromkeys(now.watched, self._base(result))
+        fallen = [line for name in now.watched if (line := self._compare(name, self.best[name], now))]
+        for name, values in now.watched.items():
+            if _mean(values) > _mean(self.best[name].watched[name]):
+                self.best[name] = now
+        metrics["eval_early_warning"] = float(bool(fallen))
+        self.trainer.log({"eval_early_warning": float(bool(fallen))})
+        if fallen:
+            logger.warning(
+                "Early warning at step %d: the trained reward rises and what was not trained falls (%s). The run may "
+                "be hacking its reward: look at samples/, lower the learning rate, or add a reward.%s",
+                state.global_step,
+                "; ".join(fallen),
+                " Stopping, as early_warning='stop' asks." if args.early_warning == "stop" else "",
+            )
+            if args.early_warning == "stop":
+                control.should_training_stop = True
+
+    def measures(self, result: Evaluation, row: str, step: int) -> Measures:
+        """What is compared of one row: the trained sum, the rewards beside it, the diversity."""
+        trained = len(self.trainer.rewards)
+        scores = result.scores[row]
+        watched = {name: result.of(row, name) for name in result.reward_names[trained:]}
+        if "diversity" in result.judge_scores.get(row, {}):
+            watched["diversity"] = result.judge_scores[row]["diversity"]
+        return Measures(step, self.trainer.rewards.total(scores[..., :trained]), watched)
+
+    def _base(self, result: Evaluation) -> Measures:
+        row = EvaluationRow("base", adapter=False)
+        return self.measures(self.trainer.evaluate_row(row, result.prompts, result.columns), "base", 0)
+
+    @staticmethod
+    def _compare(name: str, before: Measures, now: Measures) -> str | None:
+        """One line when the trained reward rose and `name` fell."""
+        seed = {"resamples": RESAMPLES, "confidence": CONFIDENCE}
+        reward = paired_difference(now.reward, before.reward, **seed)
+        watched = paired_difference(now.watched[name], before.watched[name], **seed)
+        if not (reward.low > 0 and watched.high < 0):
+            return None
+        return (
+            f"{name} {watched.delta:+.4g} [{watched.low:.4g}, {watched.high:.4g}] while reward {reward.delta:+.4g} "
+            f"[{reward.low:.4g}, {reward.high:.4g}] since step {before.step}"
+        )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else -np.inf
