@@ -89,6 +89,7 @@ class ReportingMixin:
             seed=self.args.eval_seed + 1 if seed is None else seed,
             batch_size=self.args.per_device_eval_batch_size,
             columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
+            judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
             trained_rewards=self.trained_rewards,
             n_keep=num_pictures,
             **self.evaluation_share(),
