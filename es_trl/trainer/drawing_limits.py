@@ -1,4 +1,4 @@
-"""What can go wrong while drawing and must not reach a reward: too little memory, and pictures that are not numbers."""
+"""What goes wrong while drawing and must not reach a reward: too little memory, pictures that are not numbers."""
 
 import logging
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class MembersInMemory:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning(
-            "Out of memory with %d members per forward: %d from here on. Images are the same up to float rounding; set "
+            "Out of memory with %d members per forward: %d from here on. Images are the same up to rounding; set "
             "members_per_forward=%d for runs that are the same bit by bit.",
             members,
             self.limit,
