@@ -18,6 +18,7 @@ _EXPORTS = {
     "NoArtifacts": "no_artifacts",
     "Ocr": "ocr",
     "Pairwise": "pairwise",
+    "PendingScores": "reward_set",
     "PickScore": "pickscore",
     "REWARD_NAMES": "registry",
     "Remote": "remote",
@@ -41,6 +42,7 @@ __all__ = [
     "NoArtifacts",
     "Ocr",
     "Pairwise",
+    "PendingScores",
     "PickScore",
     "Remote",
     "RewardSet",
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from .pickscore import PickScore
     from .registry import REWARD_NAMES, parse_reward
     from .remote import Remote
-    from .reward_set import RewardSet
+    from .reward_set import PendingScores, RewardSet
     from .vlm_judge import VlmJudge
 
 

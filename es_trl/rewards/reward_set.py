@@ -183,11 +183,6 @@ class RewardSet:
         return pending
 
     @property
-    def waits(self) -> bool:
-        """Whether any reward is `async`, so that something can be done while it is under way. Loads the rewards."""
-        return any(call.is_async for call in self.load()._calls)
-
-    @property
     def group_rewards(self) -> list[int]:
         """Indices of the rewards that compare the images of a group, so must see it whole. Loads the rewards."""
         return [k for k, call in enumerate(self.load()._calls) if call.is_groupwise]

@@ -2,19 +2,23 @@
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..es import Factors, Population, PopulationShapeError, make_generator
 from ..pipelines import PipelineAdapter
-from ..rewards import RewardSet
+from ..rewards import PendingScores, RewardSet
+from .drawing_limits import MembersInMemory, check_pictures
 from .micro_batches import MicroBatches
 
 
 logger = logging.getLogger(__name__)
+
+MAX_UNDER_WAY = 4  # micro-batches whose scores are waited for; more would only hold images in memory
 
 
 @dataclass
@@ -57,9 +61,24 @@ class RolloutTimes:
     reward: float = 0.0
 
 
+@dataclass
+class _Scored:
+    """A micro-batch whose scores are on their way: `rewards` are the columns that it fills."""
+
+    members: list[int]
+    rewards: list[int]
+    pending: PendingScores
+    metrics: list[tuple[str, float]]
+    log_metric: Callable[[str, float], None] | None
+
+
 class PopulationRollout:
     """
     Draws and scores the members of this process.
+
+    While `async` rewards wait for their servers, the next micro-batches are drawn; scores, metrics and errors come in
+    the order of drawing, so nothing but the time changes. Rewards that compare images (`groupwise`) are called once,
+    with all members, when everything is drawn.
 
     Micro-batches are fixed by `members_per_forward`; micro-batch `c` belongs to process `c % num_processes`, so that
     any number of processes computes the same images in the same batches.
@@ -91,6 +110,13 @@ class PopulationRollout:
         self.sigma, self.members_per_forward, self.seed = sigma, members_per_forward, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.micro_batches = MicroBatches()
+        self.memory = MembersInMemory()
+        if num_processes > 1 and rewards.group_rewards:
+            names = ", ".join(rewards.names[k] for k in rewards.group_rewards)
+            raise ValueError(
+                f"{names} in reward_funcs compares the images of all members, but {num_processes} processes draw a "
+                "part each: run one process, or score single images and set fitness_shaping='win_rate'."
+            )
 
     def owner(self, member: int) -> int:
         """The process that draws `member`."""
@@ -106,40 +132,102 @@ class PopulationRollout:
             step, micro (`int`): Part of the latents' keys.
             **reward_context: Passed on to the reward functions (`trainer_state`, `log_extra`, `log_metric`).
 
+        Raises:
+            `RuntimeError`, `ValueError`: a reward failed; names the step and the members.
+
         Returns:
             `(N, J, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
         """
         scores = torch.zeros(self.population.size, len(batch), len(self.rewards.names), dtype=torch.float64)
         times = RolloutTimes()
-        for chunk in self.population.chunks(self.members_per_forward):
-            if self.owner(chunk[0]) != self.process_index:
-                continue
-            earlier = self.micro_batches.earlier(chunk)
-            if earlier is not None:
-                scores[chunk] = earlier
-                continue
-            started = time.perf_counter()
-            images = self.draw(chunk, batch, factors, step, micro)
-            drawn = time.perf_counter()
-            values = self.rewards(
-                batch.prompts * len(chunk),
-                images,
-                {name: column * len(chunk) for name, column in batch.columns.items()},
-                where=f"step {step}, members {chunk[0]}-{chunk[-1]}",
-                **reward_context,
-            )
-            scores[chunk] = torch.from_numpy(np.asarray(values)).view(len(chunk), len(batch), -1)
-            self.micro_batches.finished(chunk, scores[chunk])
-            times.generate += drawn - started
-            times.reward += time.perf_counter() - drawn
+        compared = self.rewards.group_rewards
+        single = [k for k in range(len(self.rewards)) if k not in compared]
+        drawn: list[Image.Image] = []
+        under_way: deque[_Scored] = deque()
+        try:
+            for chunk in self.population.chunks(self.members_per_forward):
+                if self.owner(chunk[0]) != self.process_index:
+                    continue
+                earlier = self.micro_batches.earlier(chunk)
+                if earlier is not None:
+                    scores[chunk] = earlier
+                    continue
+                started = time.perf_counter()
+                images = self.draw(chunk, batch, factors, step, micro)
+                times.generate += time.perf_counter() - started
+                under_way.append(self._submit(chunk, images, batch, step, single, reward_context, times))
+                drawn += images if compared else []
+                while under_way and (under_way[0].pending.done() or len(under_way) > MAX_UNDER_WAY):
+                    self._collect(under_way.popleft(), scores, times, keep=not compared)
+            while under_way:
+                self._collect(under_way.popleft(), scores, times, keep=not compared)
+            if compared:
+                members = list(range(self.population.size))
+                whole = self._submit(members, drawn, batch, step, compared, reward_context, times)
+                under_way.append(whole)
+                self._collect(under_way.popleft(), scores, times, keep=False)
+        except BaseException:
+            for scored in under_way:
+                scored.pending.cancel()
+            raise
         return scores, times
+
+    def _submit(
+        self,
+        members: list[int],
+        images: list[Image.Image],
+        batch: PromptBatch,
+        step: int,
+        rewards: list[int],
+        reward_context: dict,
+        times: "RolloutTimes",
+    ) -> "_Scored":
+        """Starts the scoring of `members`; rewards that wait for a server go on while the next members are drawn."""
+        started = time.perf_counter()
+        metrics: list[tuple[str, float]] = []
+        context = dict(reward_context)
+        log_metric = context.pop("log_metric", None)
+        pending = self.rewards.submit(
+            batch.prompts * len(members),
+            images,
+            {name: column * len(members) for name, column in batch.columns.items()},
+            where=f"step {step}, members {members[0]}-{members[-1]}",
+            groups=list(range(len(batch))) * len(members),
+            only=rewards,
+            log_metric=lambda name, value: metrics.append((name, value)),
+            **context,
+        )
+        times.reward += time.perf_counter() - started
+        return _Scored(members, rewards, pending, metrics, log_metric)
+
+    def _collect(self, scored: "_Scored", scores: torch.Tensor, times: "RolloutTimes", keep: bool) -> None:
+        """Waits for a micro-batch, in the order of drawing, and only then passes its metrics on."""
+        started = time.perf_counter()
+        values = torch.from_numpy(scored.pending.result()).view(len(scored.members), scores.shape[1], -1)
+        rows, columns = torch.tensor(scored.members)[:, None], torch.tensor(scored.rewards)[None]
+        scores.transpose(1, 2)[rows, columns] = values.transpose(1, 2)[:, scored.rewards]
+        for name, value in scored.metrics if scored.log_metric else ():
+            scored.log_metric(name, value)
+        if keep:
+            self.micro_batches.finished(scored.members, scores[scored.members])
+        times.reward += time.perf_counter() - started
 
     def draw(
         self, members: list[int], batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int = 0
     ) -> list[Image.Image]:
-        """The images of `members`, member by member; one member at a time where a batch cannot be shared."""
+        """
+        The images of `members`, member by member; one member at a time where a batch cannot be shared, fewer at a time
+        where memory runs out.
+        """
+        pieces = self.memory.pieces(members)
+        if len(pieces) > 1:
+            return [image for piece in pieces for image in self.draw(piece, batch, factors, step, micro)]
         try:
-            return self._draw_together(members, batch, factors, step, micro)
+            images = self._draw_together(members, batch, factors, step, micro)
+            check_pictures(images, self.adapter.denoiser.dtype, f"step {step}, members {members[0]}-{members[-1]}")
+            return images
+        except torch.OutOfMemoryError:
+            self.memory.halve(len(members), len(batch))
         except PopulationShapeError as error:
             logger.warning(
                 "Members run one after the other from here on (same result, slower), because this pipeline's batch "
@@ -147,7 +235,7 @@ class PopulationRollout:
                 error,
             )
             self._draw_together = self._draw_one_by_one
-            return self._draw_one_by_one(members, batch, factors, step, micro)
+        return self.draw(members, batch, factors, step, micro)  # outside `except`, which holds on to the tensors
 
     def _draw_together(
         self, members: list[int], batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int
