@@ -21,6 +21,7 @@ from tiny_runs import same, theta_of, tiny_trainer
 from es_trl import assets
 from es_trl.cli import main
 from es_trl.hub import find_adapter
+from es_trl.hub.publishing import reason_of
 from es_trl.pipelines import load_pipeline
 from es_trl.trainer.checkpoint import verify_checkpoint
 
@@ -197,6 +198,15 @@ def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, caplog, fault):
     if fault == {"/commit/": "die"}:
         hub.faults.clear()
         retry(hub, last.getMessage().split("push it with: ")[1], tmp_path)
+
+
+@pytest.mark.parametrize("token", [CANARY, "a-token-of-another-form"])
+def test_the_reason_of_a_failure_never_shows_the_token(monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = ConnectionError(f"http://me:CANARY-pass@proxy.example refused Bearer {token}\nand {CANARY}")
+    reason = reason_of(error)
+    assert reason.startswith("ConnectionError: http://***@proxy.example refused Bearer ")
+    assert token not in reason and "CANARY" not in reason
 
 
 def retry(hub, command, tmp_path):

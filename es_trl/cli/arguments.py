@@ -68,16 +68,18 @@ class RunArguments:
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
-    max_train_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
+    max_train_prompts: int | None = field(
+        default=None, metadata={"help": "Use only the first so many training prompts, at least 1."}
+    )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Prompts of the evaluations during training."}
     )
-    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many of them."})
+    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
     test_dataset_name: str | None = field(
         default=None, metadata={"help": "Prompts of the evaluation of base and adapter after training."}
     )
-    max_test_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many of them."})
-    test_images_per_prompt: int = field(default=1, metadata={"help": "Images per test prompt."})
+    max_test_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
+    test_images_per_prompt: int = field(default=1, metadata={"help": "Images per test prompt, at least 1."})
     judge: str | None = field(
         default=None, metadata={"help": "CLIP checkpoint that judges the result and is never optimised."}
     )

@@ -127,12 +127,13 @@ class DiffusionConfig(TrainingArguments):
     )
     num_inference_steps: int = field(default=1, metadata={"help": "Denoising steps per image, at least 1."})
     guidance_scale: float | None = field(
-        default=None, metadata={"help": "Guidance of the pipeline call; None keeps the pipeline's default."}
+        default=None,
+        metadata={"help": "Guidance of the pipeline call, at least 0; None keeps the pipeline's default."},
     )
     height: int | None = field(default=None, metadata={"help": "Image height in pixels; None is the model's own."})
     width: int | None = field(default=None, metadata={"help": "Image width in pixels; None is the model's own."})
     max_sequence_length: int | None = field(
-        default=None, metadata={"help": "Text tokens per prompt; None keeps the pipeline's default."}
+        default=None, metadata={"help": "Text tokens per prompt, at least 1; None keeps the pipeline's default."}
     )
     complex_human_instruction: list[str] | None = field(
         default=None,
@@ -142,12 +143,14 @@ class DiffusionConfig(TrainingArguments):
         default=None, metadata={"help": "Any other keyword of the pipeline call."}
     )
     lora_rank: int = field(default=8, metadata={"help": "LoRA rank, at least 1."})
-    lora_alpha: float | None = field(default=None, metadata={"help": "LoRA alpha; None means lora_rank."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "LoRA alpha, above 0; None means lora_rank, a scale of 1."}
+    )
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Layers that get LoRA; None means the attention projections."}
     )
-    prompts_per_step: int = field(default=8, metadata={"help": "Prompts per step."})
-    images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member."})
+    prompts_per_step: int = field(default=8, metadata={"help": "Prompts per step, at least 1."})
+    images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member, at least 1."})
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; ones by default."}
     )
@@ -158,14 +161,16 @@ class DiffusionConfig(TrainingArguments):
         default="sum_then_normalize",
         metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
     )
-    reward_retries: int = field(default=0, metadata={"help": "How often a raising reward function is called again."})
+    reward_retries: int = field(
+        default=0, metadata={"help": "How often a raising reward function is called again, at least 0."}
+    )
     max_invalid_fraction: float = field(
         default=0.5, metadata={"help": "Largest share of members, in [0, 1), that may lack a reward in a step."}
     )
     eval_reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "Reward functions measured in evaluations and never optimised."}
     )
-    eval_images_per_prompt: int = field(default=1, metadata={"help": "Images per evaluation prompt."})
+    eval_images_per_prompt: int = field(default=1, metadata={"help": "Images per evaluation prompt, at least 1."})
     eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's latents."})
     early_warning: str = field(
         default="warn",
@@ -174,19 +179,23 @@ class DiffusionConfig(TrainingArguments):
     sample_steps: int = field(
         default=50, metadata={"help": "Every how many steps sample prompts are drawn, from step 0; 0 is never."}
     )
-    num_sample_prompts: int = field(default=8, metadata={"help": "Number of sample prompts."})
+    num_sample_prompts: int = field(default=8, metadata={"help": "Number of sample prompts, at least 1."})
     log_images: bool = field(default=True, metadata={"help": "Send images and reward histograms to the trackers."})
 
     # ---- defaults of TrainingArguments that would be wrong here ----
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."}
     )
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images per forward in evaluations."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is off."})
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "Images per forward in evaluations, at least 1."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the gradient, at least 0; 0 is off."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: reward functions read the data set's columns."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every that many steps."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between two logs; below 1, a share of max_steps."}
+    )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept, at least 2 so that one is whole; the best one is kept too."}
     )

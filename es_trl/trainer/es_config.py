@@ -52,22 +52,31 @@ class ESConfig(DiffusionConfig):
             As in TrainingArguments. A constant step lets theta drift in the directions that carry no signal.
     """
 
-    population_size: int = field(default=64, metadata={"help": "Members per step; even if antithetic."})
+    population_size: int = field(default=64, metadata={"help": "Members per step, at least 1; even if antithetic."})
     antithetic: bool = field(
         default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
     )
     sigma: float = field(default=0.1, metadata={"help": "Standard deviation of the perturbation, above 0."})
-    noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix."})
-    noise_reuse: int = field(default=1, metadata={"help": "Consecutive steps that share their perturbations."})
+    noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix, at least 1."})
+    noise_reuse: int = field(
+        default=1, metadata={"help": "Steps in a row that share their perturbations, at least 1."}
+    )
     es_space: str = field(default="lora_xs", metadata={"help": "What is moved: lora, lora_b, lora_xs or weight."})
-    fitness_shaping: str = field(default="z", metadata={"help": "z, centered_rank, sign or win_rate."})
-    members_per_forward: int = field(default=8, metadata={"help": "Members drawn in one batch."})
+    fitness_shaping: str = field(
+        default="z", metadata={"help": "How rewards become fitness: z, centered_rank, sign or win_rate."}
+    )
+    members_per_forward: int = field(
+        default=8, metadata={"help": "Members drawn in one batch, at least 1; sets memory and speed."}
+    )
     anchor_decay: float = field(
         default=0.0, metadata={"help": "Share, in [0, 1), by which theta is pulled to its start after each step."}
     )
-    max_update_norm: float | None = field(default=None, metadata={"help": "Largest norm of one step of theta."})
+    max_update_norm: float | None = field(
+        default=None,
+        metadata={"help": "Largest Euclidean norm of one step of theta, above 0; longer ones are scaled."},
+    )
     max_adapter_norm: float | None = field(
-        default=None, metadata={"help": "Largest distance of theta from its start."}
+        default=None, metadata={"help": "Largest Euclidean distance of theta from its start, above 0."}
     )
     learning_rate: float = field(
         default=0.1, metadata={"help": "With sgd: RMS step per entry in units of sigma; with Adam: absolute step."}
