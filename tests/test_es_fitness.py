@@ -108,6 +108,29 @@ def test_normalize_then_sum_frees_the_weights_from_the_scales():
     np.testing.assert_allclose(other.values, fitness.values)
 
 
+def test_normalize_then_sum_is_trls():
+    """Per function and prompt over the group, weighted, summed; then ours: the mean over prompts, to unit spread."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(6, 3, 2)) * [1.0, 0.05] + rng.normal(size=(1, 3, 2)) * [0.1, 50.0]
+    scores[:, 2, 1] = NAN  # the second function does not apply to the third prompt
+    weights = np.array([1.0, 0.5])
+    per_function = (scores - scores.mean(axis=0)) / scores.std(axis=0)
+    advantages = np.nansum(per_function * weights, axis=2)  # TRL: (group size, prompts)
+    fitness = fitness_of(scores.tolist(), weights=torch.tensor(weights), aggregation="normalize_then_sum")
+    np.testing.assert_allclose(fitness.values, unit(advantages.mean(axis=1)))
+    # The second function rates prompts 50 apart, pictures .05 apart; it still has half the first one's say.
+    alone = unit(per_function[:, :, 0].mean(axis=1))
+    assert np.abs(fitness.values.numpy() - alone).max() > 0.1
+
+
+def test_rounding_is_no_spread():
+    """A function that says 0.1 for everyone, computed in ever another order, must not be blown up to a preference."""
+    jitter = np.array([0.0, 1.4e-17, -1.4e-17, 0.0])
+    scores = np.stack([np.array([1.0, 2, 4, 3]), 0.1 + jitter], axis=1)[:, None]
+    fitness = fitness_of(scores.tolist(), aggregation="normalize_then_sum")
+    np.testing.assert_allclose(fitness.values, unit(scores[:, 0, 0]))
+
+
 def test_a_function_that_applies_to_no_member_of_a_prompt_does_not_count_there():
     """An OCR reward answers None on prompts without text: nobody is dropped for that."""
     scores = [[[1, NAN], [5, 2]], [[2, NAN], [5, 4]], [[4, NAN], [5, 3]], [[3, NAN], [5, 3]]]

@@ -59,7 +59,8 @@ def compute_fitness(
         shaping (`str`): `"z"`; `"centered_rank"` ranks members in [-0.5, 0.5] on their mean; `"sign"` keeps the sign
             of each pair's difference (antithetic only); `"win_rate"` is the share of other members beaten per column.
         aggregation (`str`): TRL's `multi_objective_aggregation`: weight and sum the functions, then normalise, or
-            normalise each function first.
+            normalise each function first, on each column by its own mean and standard deviation whatever
+            `scale_rewards` says.
 
     Raises:
         `ValueError`: for an unknown option, or `"sign"` without pairs.
@@ -89,8 +90,12 @@ def compute_fitness(
         if aggregation == "sum_then_normalize":
             members = score_members(used, scale_rewards)
         else:
+            # A function that is silent on some prompts adds nothing there, so each prompt weighs the same.
+            score_members = _win_rate if shaping == "win_rate" else _z_scores_per_column
             members = sum(
-                weights[k] * score_members(scores[valid][:, applies[:, k], k], scale_rewards)
+                weights[k]
+                * (applies[:, k].sum() / columns.sum())
+                * score_members(scores[valid][:, applies[:, k], k], scale_rewards)
                 for k in range(scores.shape[2])
                 if applies[:, k].any()
             )
@@ -103,6 +108,19 @@ def _z_scores(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
     centre = rewards.mean() if scale_rewards == "batch" else rewards.mean(dim=0)
     spread = rewards.std(correction=0) if scale_rewards != "none" else torch.ones(())
     return ((rewards - centre) / (spread if spread > 0 else 1.0)).mean(dim=1)
+
+
+def _z_scores_per_column(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
+    """
+    `(n, J) -> (n,)`: each column centred and scaled by itself, averaged over columns; `scale_rewards` has no say.
+
+    TRL's definition for one function among several. One standard deviation over all columns would hold the differences
+    between prompts as well: a function that rates prompts, more than pictures, would lose its weight.
+    """
+    centred = rewards - rewards.mean(dim=0)
+    spread = rewards.std(dim=0, correction=0)
+    spread[spread <= 1e-12 * rewards.abs().amax(dim=0)] = torch.inf  # equal but for rounding
+    return (centred / spread).mean(dim=1)
 
 
 def _win_rate(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
