@@ -10,7 +10,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from es_trl.cli import RunArguments, load_config
-from es_trl.trainer import DiffusionConfig, ESConfig
+from es_trl.trainer import METHODS, DiffusionConfig, ESConfig, method_classes
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,8 @@ def own_fields(config: type) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(config) if f.name in vars(config).get("__annotations__", {})]
 
 
-OWN = [(config, field) for config in (RunArguments, DiffusionConfig, ESConfig) for field in own_fields(config)]
+CONFIGS = [RunArguments, DiffusionConfig, *(method_classes(method)[0] for method in METHODS)]
+OWN = [(config, field) for config in CONFIGS for field in own_fields(config)]
 IDS = [f"{config.__name__}.{field.name}" for config, field in OWN]
 
 
@@ -45,9 +46,10 @@ def test_field_explains_itself(config, field):
 
 def test_help_can_be_printed():
     """argparse formats help with `%`: a bare percent sign would break `--help` for every user."""
-    text = HfArgumentParser([RunArguments, ESConfig]).format_help()
-    for _, field in OWN:
-        assert f"--{field.name}" in text
+    for config in CONFIGS[2:]:
+        text = HfArgumentParser([RunArguments, config]).format_help()
+        for field in [*own_fields(RunArguments), *own_fields(DiffusionConfig), *own_fields(config)]:
+            assert f"--{field.name}" in text
 
 
 def test_every_field_is_exercised():

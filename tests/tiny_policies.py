@@ -17,4 +17,5 @@ def tiny_policy(output_dir: Path | str, method: str = "grpo", reward_funcs=redne
     small = {"max_steps": 3, "num_generations": 3, "prompts_per_step": 2, "lora_rank": 2, "learning_rate": 1e-2}
     small |= {"images_per_forward": 3, "guidance_scale": 2.0, "max_sequence_length": 16, "use_cpu": True}
     args = config_class(output_dir=str(output_dir), **(small | quiet | config))
-    return trainer_class("tiny-sana-sprint", reward_funcs, args=args, **({"train_dataset": PROMPTS} | options))
+    options = {"model": "tiny-sana-sprint", "train_dataset": PROMPTS} | options
+    return trainer_class(reward_funcs=reward_funcs, args=args, **options)

@@ -1,0 +1,160 @@
+"""What every method owes its user, in one table: a new method is one row."""
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SanaSprintPipeline
+from tiny_policies import tiny_policy
+from tiny_runs import brightness, redness, same, theta_of
+from transformers import TrainerCallback, TrainingArguments
+
+from es_trl import assets
+from es_trl.es import make_generator
+from es_trl.trainer import METHODS as KNOWN
+from es_trl.trainer import method_classes
+
+
+@dataclass
+class Method:
+    """A row: the method's name, the settings of a tiny run, and how many images that run draws per step."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+    images_per_step: int = 6
+
+
+METHODS = [
+    Method("grpo", {"num_iterations": 2, "beta": 0.01}),
+    Method("ddpo", {"per_prompt_stat_tracking_min_count": 3}),
+    Method("pref_grpo", {"pairwise_judge": "tiny-pickscore"}),
+    Method("dpo", {"num_iterations": 2, "noise_draws": 1}),
+]
+METRICS = {
+    "loss", "grad_norm", "learning_rate", "epoch", "step", "reward", "reward_std", "frac_reward_zero_std",
+    "rewards/redness/mean", "rewards/redness/std", "rewards/brightness/mean", "rewards/brightness/std", "step_time",
+    "images_per_second", "num_images", "memory/peak_gb",
+}  # fmt: skip
+CLOCK = ("time", "runtime", "per_second", "memory", "_gb")
+STEPS = 4
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+
+
+def build(method, output_dir, **options):
+    run = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 2, "reward_weights": [1.0, 0.1]}
+    return tiny_policy(output_dir, method.name, [counted, brightness], **(run | method.options | options))
+
+
+def counted(prompts, images, **_):
+    counted.images += len(images)
+    return redness(images)
+
+
+counted.__name__, counted.images = "redness", 0
+
+
+def history(trainer):
+    """All that was logged, without what a clock or the machine measured."""
+    entries = [{k: v for k, v in e.items() if not any(word in k for word in CLOCK)} for e in trainer.state.log_history]
+    return [entry for entry in entries if "train_loss" not in entry]
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.name)
+def run(request, tmp_path_factory):
+    """A finished run of the method: (row, trainer, theta before, number of images that the reward was shown)."""
+    counted.images = 0
+    trainer = build(request.param, tmp_path_factory.mktemp(request.param.name))
+    before = theta_of(trainer)
+    trainer.train()
+    trainer.save_model()
+    return request.param, trainer, before, counted.images
+
+
+def test_every_method_has_a_row():
+    assert {method.name for method in METHODS} >= set(KNOWN) - {"es"}
+
+
+def test_it_trains_the_adapter_and_nothing_else(run):
+    _, trainer, before, _ = run
+    stock = SanaSprintPipeline.from_pretrained(assets.resolve("tiny-sana-sprint"), dtype=torch.float32)
+    frozen = dict(stock.transformer.named_parameters())
+    for name, parameter in trainer.adapter.denoiser.named_parameters():
+        if "lora" not in name:
+            assert torch.equal(parameter, frozen[name.replace(".base_layer", "")]), name
+    for name, value in theta_of(trainer).items():
+        assert value.dtype == torch.float32 and torch.isfinite(value).all()
+        assert not torch.equal(value, before[name]), name
+
+
+def test_its_budget_is_counted_in_images(run):
+    method, trainer, _, shown = run
+    assert trainer.images_drawn == STEPS * method.images_per_step == shown
+
+
+def test_it_logs_the_agreed_metrics(run):
+    method, trainer, _, _ = run
+    entries = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
+    for entry in entries:
+        assert METRICS <= entry.keys(), METRICS - entry.keys()
+        assert all(math.isfinite(entry[name]) for name in METRICS)
+        assert entry["num_images"] == entry["step"] * method.images_per_step
+        assert entry["reward"] == pytest.approx(entry["rewards/redness/mean"] + 0.1 * entry["rewards/brightness/mean"])
+        assert entry["grad_norm"] > 0
+
+
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(run, tmp_path):
+    method, whole, _, _ = run
+    stopped = build(method, tmp_path)
+    stopped.add_callback(StopAt(2))
+    stopped.train()
+    assert stopped.state.global_step == 2
+    resumed = build(method, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(theta_of(resumed), theta_of(whole))
+    assert history(resumed) == history(whole)
+
+
+def test_its_lora_loads_in_a_stock_pipeline_and_draws_the_same(run, tmp_path):
+    _, trainer, _, _ = run
+    folder = Path(shutil.copytree(trainer.args.output_dir, tmp_path / "run"))
+    call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 64, "width": 64, "guidance_scale": 2.0,
+            "use_resolution_binning": False, "max_sequence_length": 16, "output_type": "pt"}  # fmt: skip
+    prompts = ["a red apple", "two blue cats"]
+    trained = trainer.pipe(prompt=prompts, generator=[make_generator(0, "t", i) for i in range(2)], **call).images
+    stock = SanaSprintPipeline.from_pretrained(assets.resolve("tiny-sana-sprint"), dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    untrained = stock(prompt=prompts, generator=[make_generator(0, "t", i) for i in range(2)], **call).images
+    stock.load_lora_weights(str(folder), use_safetensors=True)
+    drawn = stock(prompt=prompts, generator=[make_generator(0, "t", i) for i in range(2)], **call).images
+    torch.testing.assert_close(drawn, trained, atol=1e-5, rtol=0)
+    assert (trained - untrained).abs().max() > 1e-3
+
+
+def test_its_settings_and_its_card_are_in_the_run_folder(run):
+    method, trainer, _, _ = run
+    folder = Path(trainer.args.output_dir)
+    assert f'"method": "{method.name}"' in (folder / "es_config.json").read_text()
+    assert "lora" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_setting_of_its_own_has_help_and_a_line_in_the_docstring(method):
+    config_class, _ = method_classes(method.name)
+    documented = "\n".join(base.__doc__ or "" for base in config_class.__mro__)
+    inherited = {setting.name for setting in dataclasses.fields(TrainingArguments)}
+    for setting in dataclasses.fields(config_class):
+        if setting.name not in inherited:
+            assert setting.metadata.get("help"), setting.name
+            assert f"\n        {setting.name} (" in documented or f"\n    {setting.name} (" in documented, setting.name
