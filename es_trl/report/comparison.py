@@ -1,5 +1,241 @@
-"""stub"""
+"""The page of several runs: curves against images and seconds, final results with intervals, pictures side by side."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import charts, curves, groups, pictures, wording
+from .folder import read_folder
+from .groups import Method
+from .page import ruler
+from .rendering import chart, render, write_text
+from .svg import save_png
 
 
-def write_comparison():
-    pass
+MAX_REWARDS = 4
+
+
+def write_comparison(
+    runs: Sequence[str | os.PathLike], output_dir: str | os.PathLike, labels: Sequence[str] | None = None
+) -> Path:
+    """
+    Compares runs on one page, `index.html`, with `*.png` for READMEs beside it.
+
+    Runs that differ in nothing but their seed are one method, drawn with the interval over its seeds.
+
+    Args:
+        runs (`Sequence[str]`): Run folders, or output folders of `es-trl eval`.
+        output_dir (`str`): Where the page goes; made if needed.
+        labels (`Sequence[str]`, *optional*): What to call each run; runs of one label are one method.
+
+    Returns:
+        `Path`: The page.
+
+    Raises:
+        ValueError: No runs, a path that is no folder, a folder with neither a log nor an evaluation, or another number
+            of labels than of runs.
+    """
+    if not runs:
+        raise ValueError("there are no runs to compare; give at least one run folder.")
+    folders = [read_folder(path) for path in runs]
+    for folder in folders:
+        if folder.evaluation is None and not folder.history:
+            raise ValueError(f"{str(folder.path)!r} holds neither an evaluation (eval.json) nor the log of a run.")
+    methods = groups.group(folders, labels)
+    target = Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    found = context(methods)
+    for name, draw in found.pop("files").items():
+        save_png(draw, target / name)
+    command = ["es-trl", "compare", *map(str, runs), *(["--labels", *labels] if labels else [])]
+    page = target / "index.html"
+    write_text(
+        page, render("compare.html.j2", **found, command=shlex.join([*command, "--output_dir", str(output_dir)]))
+    )
+    return page
+
+
+def context(methods: Sequence[Method]) -> dict[str, Any]:
+    """Everything the template shows."""
+    trained = list(dict.fromkeys(name for method in methods for run in method.runs for name in run.trained))
+    comparable = groups.same_protocol(methods)
+    drawn = _curves(methods, trained)
+    tables = _tables(methods, trained, comparable)
+    legend = [(f"s{method.colour % 8}", _named(method)) for method in methods]
+    svgs = [
+        (name, chart(draw, f"curve{i}", f"{name} of {len(methods)} methods against {charts.AXES[axis]}"))
+        for i, (name, axis, draw) in enumerate(drawn)
+    ]
+    entries = [(_named(method), method.colour) for method in methods]
+    files = {}
+    if drawn:
+        files["learning_curves.png"] = charts.side_by_side([draw for *_, draw in drawn], 2, entries)
+    pairs, labels, rows = _pairs(methods, comparable)
+    return {
+        "title": "comparison",
+        "methods": methods,
+        "head": _headline(tables),
+        "legend": legend,
+        "curves": svgs,
+        "seeds": any(len(method.runs) > 1 for method in methods),
+        "tables": tables,
+        "comparable": comparable,
+        "pairs": pairs,
+        "row_labels": labels,
+        "pair_rows": rows,
+        "runs": [
+            (method.label, run.name, run.settings.get("seed"), run.evaluation is not None, bool(run.history))
+            for method in methods
+            for run in method.runs
+        ],
+        "files": files,
+    }
+
+
+def _named(method: Method) -> str:
+    count = len(method.runs)
+    return method.label if count == 1 else f"{method.label}, {count} seeds"
+
+
+def _headline(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """Who is ahead under the first (held-out) reward, if the intervals of the gains say so."""
+    lines = [line for line in tables[0]["lines"] if line["found"]] if tables else []
+    if not lines:
+        return {"title": "Learning curves side by side", "lede": "None of these runs has been evaluated yet."}
+    reward, role = tables[0]["reward"], tables[0]["role"]
+    lines = sorted(lines, key=lambda line: -line["found"]["delta"])
+    first, found = lines[0], lines[0]["found"]
+    ends = wording.interval(found["low"], found["high"], lambda v: wording.number(v, sign=True))
+    judged = f"Under {reward}" + (", which training never saw" if role == "held out" else "")
+    lede = f"{judged}, {first['label']} changes the score by {wording.number(found['delta'], sign=True)}"
+    lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})." if ends else "."
+    if len(lines) == 1:
+        return {"title": f"{first['label']}, {first['runs']} run{'' if first['runs'] == 1 else 's'}", "lede": lede}
+    second = lines[1]["found"]
+    known = found["low"] is not None and second["high"] is not None
+    ahead = known and found["low"] > second["high"]
+    title = f"{first['label']} is ahead" if ahead else "No clear winner"
+    lede += f" Next is {lines[1]['label']} with {wording.number(second['delta'], sign=True)}"
+    lede += "." if ahead else "; their intervals overlap."
+    return {"title": title, "lede": lede}
+
+
+def _curves(methods: Sequence[Method], trained: Sequence[str]) -> list[tuple[str, str, Any]]:
+    """Per reward one chart against images and one against seconds."""
+    import pandas
+
+    learned = [(method, [curves.learning_curves(run.history) for run in method.runs]) for method in methods]
+    learned = [(method, [frame for frame in frames if len(frame)]) for method, frames in learned]
+    series = [charts.Series(method.label, frames, method.colour) for method, frames in learned if frames]
+    if not series:
+        return []
+    every = pandas.concat([frame for one in series for frame in one.runs])
+    drawn = []
+    for name in curves.reward_names(every, trained)[:MAX_REWARDS]:
+        mine = every[every["name"] == name]
+        kind = curves.VALIDATION if (mine["kind"] == curves.VALIDATION).any() else curves.TRAINING
+        note = "trained" if name in trained else "held out"
+        if kind == curves.TRAINING:
+            note += ", training batches"
+        for axis in ("images", "seconds"):
+            if mine[axis].notna().any():
+                drawn.append((name, axis, charts.comparison_curve(series, name, kind, axis, note)))
+    return drawn
+
+
+def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool) -> list[dict[str, Any]]:
+    """Per reward a line per method, and lines for the base with more steps and best of N."""
+    evaluated = [run for method in methods for run in method.runs if run.evaluation]
+    if not evaluated:
+        return []
+    rewards = list(
+        dict.fromkeys(name for run in evaluated for name in wording.ordered_rewards(run.evaluation, trained))
+    )
+    tables = []
+    for reward in sorted(rewards, key=lambda name: name in trained):
+        lines = []
+        for method in methods:
+            images, seconds = groups.budget(method)
+            lines.append(
+                {
+                    "label": method.label,
+                    "colour": method.colour % 8,
+                    "runs": len(method.runs),
+                    "images": images,
+                    "seconds": seconds,
+                    "found": groups.result_of(method, reward, comparable),
+                }
+            )
+        references = _references(evaluated[0].evaluation, reward) if comparable else []
+        known = [line["found"] for line in [*lines, *references] if line["found"]]
+        ends = [v for one in known for v in (one["delta"], one["low"], one["high"], *one["deltas"]) if v is not None]
+        place = ruler([0.0, *ends])
+        for line in [*lines, *references]:
+            one = line["found"] or {}
+            line |= place(one.get("delta"), one.get("low"), one.get("high"))
+            line["seeds"] = [place(v)["at"] for v in one.get("deltas", [])] if len(one.get("deltas", [])) > 1 else []
+        tables.append(
+            {
+                "reward": reward,
+                "role": None if not trained else "trained" if reward in trained else "held out",
+                "lines": lines,
+                "references": references,
+                "zero": place(0.0)["at"],
+            }
+        )
+    return tables
+
+
+def _references(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
+    """Rows that cost no training: the base with more steps, and the best of N of its images."""
+    _, base = wording.main_rows(evaluation)
+    found = []
+    for row in evaluation["rows"]:
+        if row.get("adapter") or base is None or row["name"] == base["name"]:
+            continue
+        entry = wording.paired_entry(evaluation, row["name"], base["name"], reward)
+        if entry is None or entry.get("delta") is None:
+            continue
+        result = {
+            "mean": (row["rewards"].get(reward) or {}).get("mean"),
+            "delta": entry["delta"],
+            "low": entry.get("ci_low"),
+            "high": entry.get("ci_high"),
+            "deltas": [],
+            "over": "prompts",
+            "win_rate": entry.get("win_rate"),
+        }
+        found.append({"label": wording.row_label(row), "found": result})
+    return found
+
+
+def _pairs(methods: Sequence[Method], comparable: bool):
+    """Prompts whose pictures every method left, under the base and one run of each method."""
+    if not comparable:
+        return [], {}, []
+    per_method = []
+    for method in methods:
+        run = next((run for run in method.runs if (run.evaluation or {}).get("pictures")), None)
+        if run is None:
+            continue
+        model, base = wording.main_rows(run.evaluation)
+        if model and base:
+            pairs = {(pair.prompt, pair.kind): pair for pair in pictures.pairs(run, limit=18)}
+            per_method.append((method, model["name"], base["name"], pairs))
+    if not per_method:
+        return [], {}, []
+    labels = {"base": "base"} | {f"m{method.colour}": method.label for method, *_ in per_method}
+    shown: dict[str, pictures.Pair] = {}
+    for _, _, base_row, pairs in per_method:
+        for (prompt, kind), pair in pairs.items():
+            if prompt not in shown and base_row in pair.images:
+                images = {"base": pair.images[base_row]}
+                shown[prompt] = pictures.Pair(prompt, kind, None, None, images, pair.width, pair.height)
+    for method, model_row, _, pairs in per_method:
+        for (prompt, _), pair in pairs.items():
+            if prompt in shown and model_row in pair.images:
+                shown[prompt].images[f"m{method.colour}"] = pair.images[model_row]
+    complete = [pair for pair in shown.values() if len(pair.images) == len(labels)]
+    return complete[:18], labels, list(labels)

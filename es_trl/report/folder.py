@@ -102,7 +102,7 @@ def read_folder(path: str | os.PathLike) -> Folder:
         config if "method" in config else {},
         _json(path / "env.json", dict) or {},
         [entry for entry in history if isinstance(entry, dict) and "step" in entry],
-        samples,
+        [entry for entry in samples if {"file_name", "step"} <= set(entry)],
     )
 
 

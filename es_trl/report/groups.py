@@ -1,0 +1,180 @@
+"""Several runs: which of them are training seeds of one method, and what holds for the method."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import curves, wording
+from .folder import Folder
+
+
+# Settings that two seeds of one method may differ in.
+NOT_THE_METHOD = {
+    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "report_to", "resume_from_checkpoint",
+    "hub_model_id",
+    "disable_tqdm", "log_level", "save_total_limit", "push_to_hub", "local_rank", "project", "trackio_space_id",
+}  # fmt: skip
+
+
+@dataclass
+class Method:
+    """
+    The runs of one method.
+
+    Args:
+        label (`str`): What the page calls it.
+        runs (`list[Folder]`): One per training seed.
+        colour (`int`): Its colour in every chart.
+    """
+
+    label: str
+    runs: list[Folder]
+    colour: int = 0
+
+
+def group(folders: Sequence[Folder], labels: Sequence[str] | None = None) -> list[Method]:
+    """
+    Runs of one label, or without labels runs that differ in nothing but their seed, are one method.
+
+    Args:
+        folders (`Sequence[Folder]`): The runs.
+        labels (`Sequence[str]`, *optional*): One per run.
+
+    Raises:
+        ValueError: Another number of labels than of runs.
+    """
+    if labels is not None:
+        if len(labels) != len(folders):
+            raise ValueError(f"there are {len(labels)} labels for {len(folders)} runs; give one per run.")
+        names = dict.fromkeys(labels)
+        found = [[f for f, own in zip(folders, labels, strict=True) if own == name] for name in names]
+        return [Method(name, runs, i) for i, (name, runs) in enumerate(zip(names, found, strict=True))]
+    groups: dict[str, list[Folder]] = {}
+    for folder in folders:
+        groups.setdefault(_fingerprint(folder), []).append(folder)
+    return [
+        Method(label, runs, i) for i, (label, runs) in enumerate(zip(_labels(groups), groups.values(), strict=True))
+    ]
+
+
+def _settings(folder: Folder) -> dict[str, Any]:
+    own = {name: value for name, value in folder.settings.items() if name not in NOT_THE_METHOD}
+    top = ("method", "base_model", "reward_funcs", "reward_weights", "train_prompts")
+    return own | {name: folder.config.get(name) for name in top}
+
+
+def _fingerprint(folder: Folder) -> str:
+    if not folder.config:
+        return str(folder.path.resolve())
+    return json.dumps(_settings(folder), sort_keys=True, default=str)
+
+
+def _labels(groups: dict[str, list[Folder]]) -> list[str]:
+    """The method's name, and what sets it apart from another group of that method."""
+    firsts = [runs[0] for runs in groups.values()]
+    labels = []
+    for folder in firsts:
+        if not folder.config:
+            labels.append(folder.name)
+            continue
+        method, mine = folder.config["method"], _settings(folder)
+        others = [_settings(f) for f in firsts if f is not folder and f.config.get("method") == method]
+        different = [key for key in mine if any(mine[key] != other.get(key) for other in others)]
+        note = ", ".join(f"{key} {_short(mine[key])}" for key in different[:3])
+        labels.append(f"{str(method).upper()}{f' ({note})' if note else ''}")
+    return [label if labels.count(label) == 1 else f"{label} {i + 1}" for i, label in enumerate(labels)]
+
+
+def _short(value: Any) -> str:
+    text = (
+        f"{value:g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else value
+    )
+    return " ".join(str(text).split())[:40]
+
+
+def same_protocol(methods: Sequence[Method]) -> bool:
+    """Whether every evaluated run was measured on the same prompts and noise; only then may they be compared."""
+    keys = ("prompts_sha256", "images_per_prompt", "seed")
+    protocols = [run.evaluation.get("protocol") or {} for method in methods for run in method.runs if run.evaluation]
+    return len({json.dumps([protocol.get(key) for key in keys]) for protocol in protocols}) <= 1
+
+
+def result_of(method: Method, reward: str, comparable: bool = True) -> dict[str, Any] | None:
+    """
+    What a method gains over its base under one reward, over its training seeds.
+
+    With every run's `scores.parquet` the interval covers prompts and seeds ([`~es_trl.evaluation.runs_difference`]);
+    without, several runs give Student's interval of the mean over seeds, and one run its own interval over prompts.
+
+    Returns:
+        `dict`: `mean`, `delta`, `low`, `high`, `deltas` (one per run), `over` (what the interval covers), `win_rate`;
+        `None` when no run was evaluated under this reward.
+    """
+    means, deltas, wins, own = [], [], [], []
+    for run in method.runs:
+        model, base = wording.main_rows(run.evaluation or {})
+        entry = wording.paired_entry(run.evaluation, model["name"], base["name"], reward) if model and base else None
+        if entry is None or entry.get("delta") is None or entry.get("win_rate") is None:
+            continue
+        means.append(model["rewards"][reward]["mean"])
+        deltas.append(entry["delta"])
+        wins.append(entry["win_rate"])
+        own.append(entry)
+    if not deltas:
+        return None
+    delta = float(np.mean(deltas))
+    low, high, over = own[0].get("ci_low"), own[0].get("ci_high"), "prompts"
+    if len(deltas) > 1:
+        found = _over_prompts_and_seeds(method, reward) if comparable and len(deltas) == len(method.runs) else None
+        low, high = found or _over_seeds(deltas)
+        over = "prompts and training seeds" if found else "training seeds"
+    return {
+        "mean": float(np.mean(means)),
+        "delta": delta,
+        "low": low,
+        "high": high,
+        "deltas": deltas,
+        "over": over,
+        "win_rate": float(np.mean(wins)),
+    }
+
+
+def _over_seeds(deltas: Sequence[float]) -> tuple[float, float]:
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(deltas) - 1)) * float(np.std(deltas, ddof=1)) / math.sqrt(len(deltas))
+    return float(np.mean(deltas)) - half, float(np.mean(deltas)) + half
+
+
+def _over_prompts_and_seeds(method: Method, reward: str) -> tuple[float, float] | None:
+    from ..evaluation import runs_difference
+
+    models, references = [], []
+    for run in method.runs:
+        scores, column = run.scores(), f"reward/{reward}"
+        if scores is None or column not in scores.columns:
+            return None
+        rows = [row["name"] for row in wording.main_rows(run.evaluation)]
+        tables = [
+            scores[scores["row"] == row].pivot(index="prompt_index", columns="image", values=column) for row in rows
+        ]
+        models.append(tables[0].to_numpy())
+        references.append(tables[1].to_numpy())
+    protocol = method.runs[0].evaluation.get("protocol") or {}
+    seed = protocol.get("seed")
+    found = runs_difference(models, references[:1], seed=seed if isinstance(seed, int) else 0)
+    return found.low, found.high
+
+
+def budget(method: Method) -> tuple[float | None, float | None]:
+    """Images and seconds of training, the mean over runs."""
+    spent = [curves.spent(run.history) for run in method.runs]
+    means = []
+    for values in zip(*spent, strict=True):
+        known = [value for value in values if value is not None]
+        means.append(float(np.mean(known)) if known else None)
+    return means[0], means[1]
