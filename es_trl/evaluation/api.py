@@ -187,10 +187,15 @@ def evaluate(
     if isinstance(model, str) or device is not None:
         drawer.to(_device(device))
     n_keep = (16 if output_dir is None else 0) if n_keep is None else n_keep
-    measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal)
+    try:
+        measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal)
+        if output_dir is not None and process_index == 0:
+            pairs = choose_pairs(result, save_images)
+            result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size)
+    finally:
+        if isinstance(drawer, LoadedAdapters):
+            drawer.unload()
     if output_dir is not None and process_index == 0:
-        pairs = choose_pairs(result, save_images)
-        result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size)
         details["seconds"] = round(time.perf_counter() - started, 1)
         write_files(result, output_dir)
     share.barrier()

@@ -37,6 +37,12 @@ class LoadedAdapters:
         self.pipe, self.settings = pipe, settings or CallSettings()
         self.settings.check(pipe)
         self.denoiser_name = pipe._lora_loadable_modules[0]
+        carried = getattr(getattr(pipe, self.denoiser_name), "peft_config", None)
+        if carried:
+            raise ValueError(
+                f"The pipeline's {self.denoiser_name} already carries the adapters {list(carried)}: call "
+                "pipe.unload_lora_weights() and give them as adapters, or load the pipeline afresh."
+            )
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -103,6 +109,12 @@ class LoadedAdapters:
             yield
         finally:
             self.pipe.disable_lora()
+
+    def unload(self) -> None:
+        """Leaves the pipeline as it was, without adapters."""
+        if self._names:
+            self.pipe.unload_lora_weights()
+            self._names = {}
 
     def to(self, device: torch.device | str) -> "LoadedAdapters":
         self.pipe.to(device)
