@@ -170,6 +170,13 @@ def test_without_evaluation_the_card_says_so():
     assert "model-index" not in card.data.to_dict() and "widget" not in card.data.to_dict()
 
 
+def test_sample_sheets_stand_in_for_a_comparison_that_was_not_made():
+    sheets = [("Before training", "samples/step-000000.jpg"), ("After step 4", "samples/step-000004.jpg")]
+    text = make_card(evaluation=None, samples=(), sheets=sheets).text
+    assert text.index("![Before training](samples/step-000000.jpg)") < text.index("![After step 4]")
+    assert "step-000000" not in make_card(sheets=sheets, picture="samples/before_after.jpg").text
+
+
 def test_licence_comes_from_the_base_card(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: nvidia\nlicense_link: L.txt\n---\nhello\n")
     assert base_license(str(tmp_path)) == {"license": "other", "license_name": "nvidia", "license_link": "L.txt"}

@@ -18,6 +18,18 @@ configs:
 """
 
 
+CONFIG = """
+model_name_or_path: tiny-sana-sprint
+reward_funcs: [jpeg_compressibility]
+dataset_name: someone/prompts
+dataset_config: hard
+dataset_prompt_column: text
+prompts_per_step: 2
+report_to: none
+use_cpu: true
+"""
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with LoopbackHub() as hub:
@@ -46,19 +58,6 @@ def test_what_is_not_there_says_what_to_do(hub, name, revision):
 
 def test_a_config_file_pins_its_prompts(hub, tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(
-        f"""
-        model_name_or_path: tiny-sana-sprint
-        reward_funcs: [jpeg_compressibility]
-        dataset_name: someone/prompts
-        dataset_config: hard
-        dataset_revision: {hub.first}
-        dataset_prompt_column: text
-        prompts_per_step: 2
-        report_to: none
-        use_cpu: true
-        output_dir: {tmp_path / "run"}
-        """
-    )
-    trainer = prepare(ESTrainer, *load_config(path))
+    path.write_text(CONFIG + f"output_dir: {tmp_path / 'run'}\n")
+    trainer = prepare(ESTrainer, *load_config(path, overrides=["--dataset_revision", hub.first]))
     assert trainer.train_dataset["prompt"][:] == ["nine cats", "ten dogs"]

@@ -45,6 +45,7 @@ def model_card(
     duration_seconds: float | None = None,
     num_images: int | None = None,
     picture: str | None = None,
+    sheets: Sequence[tuple[str, str]] = (),
     license: str | None = None,
     tags: Sequence[str] = (),
     tracker_urls: Mapping[str, str] | None = None,
@@ -66,6 +67,8 @@ def model_card(
         dataset_name (`str`, *optional*): Training prompts: Hub id, shipped name or file.
         duration_seconds (`float`, *optional*), num_images (`int`, *optional*): What training took.
         picture (`str`, *optional*): Relative path of a before/after picture.
+        sheets (`Sequence[tuple[str, str]]`, *optional*): Caption and relative path of sample sheets, shown when there
+            is no before/after picture.
         license (`str`, *optional*): Overrides the licence of the base model's card.
         tags (`Sequence[str]`, *optional*): Further tags.
         tracker_urls (`Mapping[str, str]`, *optional*): Name of a tracker to the page of this run there.
@@ -96,7 +99,9 @@ def model_card(
     )
     sections = [
         introduction(name, adapter_info, config, evaluation, base, num_images, duration_seconds, tracker_urls),
-        pictures_section(samples, relative_url(picture) if picture else None),
+        pictures_section(
+            samples, relative_url(picture) if picture else None, [(text, relative_url(path)) for text, path in sheets]
+        ),
         results_section(evaluation, config),
         usage_section(adapter_info, config, base_model, repo_id, [prompt for prompt, _ in samples], revision),
         training_section(adapter_info, config, dataset, num_images, duration_seconds),

@@ -93,13 +93,20 @@ def gain_lines(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def pictures_section(samples: Sequence[tuple[str, str]], picture: str | None) -> str | None:
-    """The before/after picture and the gallery of samples (prompt, URL)."""
-    if not samples and not picture:
+def pictures_section(
+    samples: Sequence[tuple[str, str]], picture: str | None, sheets: Sequence[tuple[str, str]] = ()
+) -> str | None:
+    """The before/after picture, or else the sample sheets (caption, URL); and the gallery of samples (prompt, URL)."""
+    sheets = () if picture else sheets
+    if not samples and not picture and not sheets:
         return None
     parts = ["## Pictures"]
     if picture:
         parts.append(f"![The same prompts and noise before and after training]({picture})")
+    if sheets:
+        parts.append("Fixed prompts, always from the same noise.")
+    for caption, url in sheets:
+        parts += [f"{md_escape(caption)}:", f"![{md_escape(caption)}]({url})"]
     if samples:
         parts.append("<Gallery />")
         if not picture:  # the gallery is drawn by the Hub only

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -166,6 +167,7 @@ class ReportingMixin:
             env=environment(),
             samples=self.gallery,
             picture=picture if os.path.exists(os.path.join(output_dir, picture)) else None,
+            sheets=sample_sheets(output_dir),
             repo_id=self.hub_model_id or (self.args.hub_model_id if self.args.push_to_hub else None),
             revision=self.args.hub_revision,
             base_model=finetuned_from or self.base_model,
@@ -177,3 +179,11 @@ class ReportingMixin:
             tracker_urls=tracker_urls(self),
         )
         card.save(os.path.join(output_dir, "README.md"))
+
+
+def sample_sheets(folder: str) -> list[tuple[str, str]]:
+    """The first and the last sheet of the sample prompts below `folder`, with captions."""
+    names = [path.name for path in Path(folder, "samples").glob("step-*.jpg") if not path.is_symlink()]
+    steps = sorted((int(name[5:-4]), f"samples/{name}") for name in names if name[5:-4].isdigit())
+    ends = [*steps[:1], *steps[1:][-1:]]
+    return [("Before training" if step == 0 else f"After step {step}", path) for step, path in ends]
