@@ -10,8 +10,11 @@ COMMANDS = {
     "train": ("train", "train from a config: es-trl train --config my_config.yaml"),
     "dry-run": ("dry_run", "does a config work, does it fit, how long would it take: es-trl dry-run --config FILE"),
     "eval": ("eval", "base and adapters on the same prompts and noise: es-trl eval --adapter RUN --prompts FILE ..."),
+    "report": ("report", "the page of a run or an evaluation, written again: es-trl report FOLDER"),
+    "compare": ("compare", "several runs or training seeds on one page: es-trl compare RUN... --output_dir DIR"),
     "verify": ("verify", "prove from its journal that a run's adapter is what its steps give: es-trl verify RUN"),
     "show": ("show", "draw any member of any step again: es-trl show RUN --step 12 --member 3"),
+    "reward": ("reward", "list the rewards, or try one: es-trl reward check NAME or file.py:function"),
     "env": ("env", "versions and hardware, ready to paste into a bug report"),
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 _EXPORTS = {
     "Aesthetic": "aesthetic",
+    "CATALOGUE": "catalogue",
     "ClipAesthetic": "clip_aesthetic",
     "ClipScorer": "clip_features",
     "ClipText": "clip_text",
@@ -33,6 +34,7 @@ _EXPORTS = {
 __all__ = [
     "REWARD_NAMES",
     "Aesthetic",
+    "CATALOGUE",
     "ClipAesthetic",
     "ClipScorer",
     "ClipText",
@@ -55,6 +57,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .aesthetic import Aesthetic
+    from .catalogue import CATALOGUE
     from .clip_aesthetic import ClipAesthetic
     from .clip_features import ClipScorer
     from .clip_text import ClipText

@@ -80,7 +80,7 @@ class Human:
             handler = type("Handler", (_Handler,), {"ballot": self.ballot, "secret": self._secret})
             self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
             self._server.daemon_threads = True
-            threading.Thread(target=self._server.serve_forever, name="es_trl-human", daemon=True).start()
+            threading.Thread(target=self._server.serve_forever, args=(0.05,), name="es_trl-human", daemon=True).start()
             self._finalizer = weakref.finalize(self, _stop, self._server)
         return f"http://127.0.0.1:{self._server.server_address[1]}/{self._secret}/"
 

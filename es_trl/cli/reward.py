@@ -1,0 +1,218 @@
+"""`es-trl reward list | check`: which rewards there are, and whether one does what a run needs."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..rewards import CATALOGUE, RewardSet
+
+
+PROMPTS = ("a red circle on a white background", 'a photo of a dog beside a sign that says "OPEN"')
+SIDE = 256
+
+
+def main(argv: Sequence[str]) -> int:
+    """
+    Lists the rewards, or scores a few synthetic pictures twice and says what came of it.
+
+    Returns:
+        `int`: 0; 1 if the reward fails, or with `--strict` if there is a warning; 2 for an argument that cannot work.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.action == "list":
+        sys.stdout.write(_list())
+        return 0
+    try:
+        rewards = RewardSet(arguments.reward, device=arguments.device)
+    except ValueError as error:
+        return _say(error, 2)
+    try:
+        report = check(rewards, arguments.prompt or PROMPTS, arguments.size)
+    except (RuntimeError, ValueError, OSError, ImportError) as error:
+        return _say(error, 1)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else _text(arguments.reward, report))
+    return int(bool(report["failures"]) or (arguments.strict and bool(report["warnings"])))
+
+
+def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE) -> dict:
+    """
+    Scores every prompt with four pictures, twice together and once one by one.
+
+    Args:
+        rewards (`RewardSet`): One reward.
+        prompts (`Sequence[str]`): At least one prompt.
+        size (`int`): Side of the pictures, in pixels.
+
+    Returns:
+        `dict`: `scores` (a row per prompt, a column per picture, None where missing), `min`, `max`, `missing`,
+        `seconds_to_load`, `milliseconds_per_image`, `largest_change_when_repeated`, `largest_change_one_by_one`,
+        `spread_over_pictures`, `spread_over_prompts`, and the lists `failures`, `warnings` and `notes`.
+
+    Raises:
+        `RuntimeError`, `ValueError`, `OSError`, `ImportError`: the reward cannot be loaded, raises, or returns
+            something else than one number or None per picture.
+    """
+    started = time.perf_counter()
+    rewards.load()
+    loaded = time.perf_counter()
+    pictures = synthetic_pictures(size)
+    texts = [prompt for prompt in prompts for _ in pictures]
+    images = [picture for _ in prompts for picture in pictures]
+    first = rewards(texts, images, where="the first call")[:, 0]
+    seconds = time.perf_counter() - loaded
+    started_again = time.perf_counter()
+    second = rewards(texts, images, where="the second call")[:, 0]
+    seconds = min(seconds, time.perf_counter() - started_again)  # the first call also warms up
+    compares = bool(rewards.group_rewards)
+    alone = first
+    if not compares:
+        rows = [rewards([text], [image], where="one by one") for text, image in zip(texts, images, strict=True)]
+        alone = np.concatenate(rows)[:, 0]
+    table = first.reshape(len(prompts), len(pictures))
+    finite = first[np.isfinite(first)]
+    report = {
+        "reward": rewards.names[0],
+        "prompts": list(prompts),
+        "pictures": list(PICTURES),
+        "scores": [[_number(value) for value in row] for row in table],
+        "min": _number(finite.min()) if len(finite) else None,
+        "max": _number(finite.max()) if len(finite) else None,
+        "missing": int((~np.isfinite(first)).sum()),
+        "seconds_to_load": round(loaded - started, 3),
+        "milliseconds_per_image": round(1000 * seconds / len(images), 3),
+        "largest_change_when_repeated": _largest_change(first, second),
+        "largest_change_one_by_one": None if compares else _largest_change(first, alone),
+        "spread_over_pictures": _spread(table, axis=1),
+        "spread_over_prompts": _spread(table, axis=0),
+    }
+    return report | _judge(report, finite, compares)
+
+
+def _judge(report: dict, finite: np.ndarray, compares: bool) -> dict[str, list[str]]:
+    """What in the numbers would spoil a run (failures), may be meant (warnings), or is good to know (notes)."""
+    failures, warnings, notes = [], [], []
+    if not len(finite):
+        failures.append("no picture got a score: every step would stop the run")
+    elif report["missing"]:
+        notes.append(f"{report['missing']} of the pictures got no score; where all members miss it, it does not apply")
+    spread = report["spread_over_pictures"] or 0.0
+    if len(finite) and spread == 0:
+        warnings.append("the score is the same for every picture of a prompt: there is nothing to learn from it")
+    if report["largest_change_when_repeated"] is None and len(finite):
+        warnings.append("a second call on the same pictures gave no score where the first one did, or the reverse")
+    elif (report["largest_change_when_repeated"] or 0) > 0.01 * spread and spread > 0:
+        warnings.append(
+            "a second call on the same pictures gave other scores: noise that every step has to average out"
+        )
+    alone = report["largest_change_one_by_one"]
+    if not compares and len(finite) and (alone is None or (alone > 0.01 * spread and spread > 0)):
+        warnings.append("a picture's score depends on what else is in the call: it changes with members_per_forward")
+    if len(report["prompts"]) > 1 and report["spread_over_prompts"] == 0 and spread > 0:
+        notes.append("the prompt makes no difference to the score")
+    if compares:
+        notes.append("it compares the pictures of a group, so it needs a single process")
+    return {"failures": failures, "warnings": warnings, "notes": notes}
+
+
+PICTURES = ("white", "red circle", "stripes", "noise")
+
+
+def synthetic_pictures(size: int) -> list[Image.Image]:
+    """Four pictures that any reward should tell apart: nothing, one shape, a pattern, noise."""
+    white, circle, stripes = (Image.new("RGB", (size, size), "white") for _ in range(3))
+    ImageDraw.Draw(circle).ellipse([size // 4, size // 4, 3 * size // 4, 3 * size // 4], fill=(220, 30, 30))
+    for x in range(0, size, 16):
+        ImageDraw.Draw(stripes).rectangle([x, 0, x + 7, size], fill=(30, 60, 160))
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return [white, circle, stripes, Image.fromarray(noise)]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _largest_change(a: np.ndarray, b: np.ndarray) -> float | None:
+    """None where one of the two has a score and the other has not."""
+    if (np.isfinite(a) != np.isfinite(b)).any():
+        return None
+    both = np.isfinite(a)
+    return float(np.abs(a[both] - b[both]).max()) if both.any() else 0.0
+
+
+def _spread(table: np.ndarray, axis: int) -> float | None:
+    """Mean over the other axis of largest minus smallest, where there are two numbers to compare."""
+    rows = [row[np.isfinite(row)] for row in (table if axis == 1 else table.T)]
+    spreads = [row.max() - row.min() for row in rows if len(row) > 1]
+    return float(np.mean(spreads)) if spreads else None
+
+
+def _text(name: str, report: dict) -> str:
+    width = max(len(text) for text in PICTURES) + 2
+    lines = [name, "", " " * 4 + "".join(f"{text:>{width}}" for text in PICTURES)]
+    for prompt, row in zip(report["prompts"], report["scores"], strict=True):
+        numbers = "".join(f"{'none' if value is None else f'{value:.5g}':>{width}}" for value in row)
+        lines += [f"  {prompt}", " " * 4 + numbers]
+    compared = report["largest_change_one_by_one"]
+    lines += [
+        "",
+        f"  returns        one number per picture, {report['missing']} of {4 * len(report['prompts'])} missing",
+        f"  range          {_show(report['min'])} to {_show(report['max'])}",
+        f"  differences    {_show(report['spread_over_pictures'])} between pictures of a prompt, "
+        f"{_show(report['spread_over_prompts'])} between prompts of a picture",
+        f"  repeated       largest change {_show(report['largest_change_when_repeated'])}",
+        f"  one by one     largest change {_show(compared)}",
+        f"  time           {report['milliseconds_per_image']:.4g} ms per picture, "
+        f"{report['seconds_to_load']:.3g} s to load",
+        "",
+    ]
+    lines += [f"  failure: {text}" for text in report["failures"]]
+    lines += [f"  warning: {text}" for text in report["warnings"]]
+    lines += [f"  note: {text}" for text in report["notes"]]
+    if not report["failures"] and not report["warnings"]:
+        lines.append("  ok")
+    return "\n".join(lines) + "\n"
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _list() -> str:
+    width = max(len(entry.name) for entry in CATALOGUE)
+    lines = [f"{entry.name:<{width}}  {entry.measures} ({entry.range})" for entry in CATALOGUE]
+    lines += ["", "Also name:checkpoint, a CLIP checkpoint (scored as pickscore), remote:URL, vlm_judge:MODEL@URL,"]
+    lines += ["and path/to/file.py:function. es-trl reward check NAME tries one."]
+    return "\n".join(lines) + "\n"
+
+
+def _say(error: Exception, code: int) -> int:
+    sys.stderr.write(f"es-trl reward: {' '.join(str(error).split())}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "es-trl reward", description="List the rewards, or try one on synthetic pictures."
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="all names, and what they measure")
+    one = actions.add_parser("check", help="shape, range, time, determinism, constant output")
+    one.add_argument("reward", help="a name, name:checkpoint, remote:URL, vlm_judge:MODEL@URL or file.py:function")
+    one.add_argument("--prompt", action="append", help="a prompt to score with; may be given several times")
+    one.add_argument("--size", type=_size, default=SIDE, help=f"side of the pictures in pixels, 8 to 4096 ({SIDE})")
+    one.add_argument("--device", default="cpu", help="where models run: cpu, cuda, mps (cpu)")
+    one.add_argument("--json", action="store_true", help="write JSON")
+    one.add_argument("--strict", action="store_true", help="warnings give exit code 1")
+    return parser
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or not 8 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"must be an integer from 8 to 4096, not {text!r}")
+    return int(text)
