@@ -11,6 +11,7 @@ from trl import TrlParser
 
 from ..evaluation import Evaluation, evaluate, find_adapters, run_value
 from ..pipelines import CallSettings
+from ..report import write_report
 
 
 @dataclass
@@ -108,7 +109,9 @@ def main(argv: Sequence[str]) -> int:
         # An error of the operating system has a number (a full disk); a missing data set or checkpoint has none.
         return 1 if isinstance(error, OSError) and error.errno is not None else 2
     if _process_index() == 0:
-        sys.stdout.write(f"{os.path.join(arguments.output_dir, 'eval.md')}\n")
+        page = write_report(arguments.output_dir)
+        for path in (os.path.join(arguments.output_dir, "eval.md"), *([page] if page else [])):
+            sys.stdout.write(f"{path}\n")
     return 0
 
 

@@ -6,8 +6,10 @@ import os
 from transformers.trainer_callback import TrainerCallback
 
 from ..data import load_prompts
+from ..report import write_report
 from ..trainer import DiffusionConfig, DiffusionTrainer
 from .arguments import RunArguments
+from .rerun import write_rerun
 
 
 logger = logging.getLogger(__name__)
@@ -54,13 +56,15 @@ def prepare(
 
 def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     """
-    Trains, saves, evaluates and pushes. `output_dir` is then a complete run folder: the LoRA, the card, samples, and
-    (with `test_dataset_name`) `eval.json` with intervals.
+    Trains, saves, evaluates, reports and pushes. `output_dir` is then a complete run folder: the LoRA, the card,
+    samples, (with `test_dataset_name`) `eval.json` with intervals, `rerun.yaml`, and the page `report/index.html`.
 
     Args:
         trainer ([`DiffusionTrainer`]), arguments ([`RunArguments`]): From [`prepare`] and [`parse`].
     """
     config, test = trainer.args, trainer.test_dataset
+    if trainer.is_world_process_zero():
+        write_rerun(arguments, config)
     if test is not None:
         trainer.prepare_prompts(test["prompt"])
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -68,12 +72,13 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     if test is not None:
         trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)
     trainer.save_model()
+    page = write_report(config.output_dir) if trainer.is_world_process_zero() else None
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
     logger.info(
         "The adapter, its card (README.md) and the samples are in %s. Look at %s first.",
         config.output_dir,
-        os.path.join(config.output_dir, "samples", "before_after.jpg" if test is not None else ""),
+        page or os.path.join(config.output_dir, "samples", "before_after.jpg" if test is not None else ""),
     )
     if config.push_to_hub and trainer.push_failed:
         raise SystemExit(1)  # everything is on disk, and the log says how to push it

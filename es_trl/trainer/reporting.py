@@ -10,7 +10,17 @@ from typing import Any
 from PIL import Image
 
 from ..data import load_prompts
-from ..evaluation import Evaluation, EvaluationRow, before_after, default_rows, evaluate, load_judge, write_files
+from ..evaluation import (
+    Evaluation,
+    EvaluationRow,
+    before_after,
+    choose_pairs,
+    default_rows,
+    evaluate,
+    load_judge,
+    save_pairs,
+    write_files,
+)
 from ..hub.card import model_card
 from ..hub.environment import environment
 from .trackers import tracker_urls
@@ -65,8 +75,8 @@ class ReportingMixin:
     ) -> Evaluation:
         """
         Draws test prompts with the base, the adapter, and the base with twice the steps, from the same latents, scores
-        all of them with every reward function, and writes `eval.json`, `eval.md`, `scores.parquet`, `prompts.jsonl`
-        and `samples/before_after.jpg`.
+        all of them with every reward function, and writes `eval.json`, `eval.md`, `scores.parquet`, `prompts.jsonl`,
+        the pictures of the largest, the typical and the smallest changes (`images/`), and `samples/before_after.jpg`.
 
         Args:
             test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
@@ -99,6 +109,9 @@ class ReportingMixin:
         result.details["seconds"] = round(time.perf_counter() - started, 1)
         self.evaluation = result.to_dict()
         if self.is_world_process_zero():
+            pairs, batch_size = choose_pairs(result, NUM_PAIRS), self.args.per_device_eval_batch_size
+            result.pictures = save_pairs(self.adapter, result, pairs, self.args.output_dir, batch_size)
+            self.evaluation["pictures"] = result.pictures
             write_files(result, self.args.output_dir, self.evaluation)
             steps = self.args.num_inference_steps
             labels = ("base, {} step", "adapter, {} step", "base, {} step")

@@ -1,0 +1,23 @@
+"""`es-trl compare`: several runs on one page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..report import write_comparison
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes `index.html` and charts into `--output_dir`; folders that cannot work are one line and exit code 2."""
+    parser = argparse.ArgumentParser("es-trl compare", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or output folders of es-trl eval")
+    parser.add_argument("--labels", nargs="+", help="a name for each run; runs of one name are seeds of one method")
+    parser.add_argument("--output_dir", "--output-dir", required=True, help="folder of the page and its charts")
+    arguments = parser.parse_args(argv)
+    try:
+        page = write_comparison(arguments.runs, arguments.output_dir, arguments.labels)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"es-trl compare: {error}\n")
+        return 2
+    sys.stdout.write(f"{page}\n")
+    return 0

@@ -1,0 +1,55 @@
+"""`rerun.yaml` of a run folder: what was asked for, from the file and the command line, ready to run again."""
+
+import dataclasses
+import os
+from typing import Any
+
+import yaml
+
+from ..trainer import DiffusionConfig
+from .arguments import RunArguments
+
+
+FILE = "rerun.yaml"
+
+
+def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
+    """
+    Writes every argument that is not at its default; `es-trl train --config RUN/rerun.yaml` is then the same run.
+
+    Args:
+        arguments ([`RunArguments`]), config ([`DiffusionConfig`]): What [`parse`] returns.
+
+    Returns:
+        `str`: The path.
+    """
+    chosen = _chosen(arguments, RunArguments) | _chosen(config, type(config)(output_dir=config.output_dir))
+    chosen |= {"output_dir": config.output_dir}
+    os.makedirs(config.output_dir, exist_ok=True)
+    path = os.path.join(config.output_dir, FILE)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("# es-trl train --config rerun.yaml --output_dir NEW_FOLDER\n")
+        yaml.safe_dump(chosen, file, sort_keys=False, allow_unicode=True)
+    return path
+
+
+def _chosen(values: Any, defaults: Any) -> dict[str, Any]:
+    """Fields of a dataclass that differ from `defaults` (an instance or the class), as plain data."""
+    found = {}
+    for field in dataclasses.fields(values):
+        default = getattr(defaults, field.name, dataclasses.MISSING)
+        value = getattr(values, field.name)
+        if field.init and field.name not in ("hub_token", "resume_from_checkpoint") and value != default:
+            found[field.name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = getattr(value, "value", value)  # enumerations of the Trainer
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
