@@ -70,14 +70,19 @@ def test_pair_shares_noise_and_level_and_the_base_is_the_reference():
     ("settings", "mean"),
     [
         ({"min_noise_level": 0.2, "max_noise_level": 0.8}, 0.5),
-        ({"noise_level_sampling": "logit_normal", "logit_mean": 1.0, "logit_std": 0.5}, 0.72),
-        ({"noise_level_sampling": "logit_normal", "logit_std": 3.0, "max_noise_level": 0.5}, 0.17),
+        ({"noise_level_sampling": "logit_normal", "logit_mean": 1.0, "logit_std": 0.5, "min_noise_level": 0.0}, 0.72),
+        (
+            {"noise_level_sampling": "logit_normal", "logit_std": 3.0, "min_noise_level": 0.0, "max_noise_level": 0.5},
+            0.17,
+        ),
     ],
 )
 def test_noise_levels(settings, mean, tmp_path):
     config = DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
     draws = [draw_noise(config, (2, 3), (0, 0, 0, 0, i)) for i in range(400)]
     levels = torch.stack([level for _, level in draws])
+    config_low = DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True, num_inference_steps=4)
+    assert (config_low.min_noise_level, DiffusionDPOConfig(output_dir=str(tmp_path)).min_noise_level) == (0.0, 0.5)
     assert config.min_noise_level <= levels.min() and levels.max() <= config.max_noise_level
     assert levels.mean().item() == pytest.approx(mean, abs=0.04)
     noise, level = draw_noise(config, (2, 3), (0, 0, 0, 0, 7))

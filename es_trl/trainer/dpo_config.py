@@ -29,17 +29,18 @@ class DiffusionDPOConfig(DiffusionConfig):
             Column of the preferred pictures. Offline only.
         rejected_column (`str`, *optional*, defaults to `"rejected"`):
             Column of the other ones. Offline only.
-        beta (`float`, *optional*, defaults to `2000.0`):
+        beta (`float`, *optional*, defaults to `500.0`):
             Strength of the pull to the frozen base, above 0. The error is a mean over a latent's entries, hence the
-            large numbers.
+            large numbers; 2000 to 5000 in the paper, on a data set of pairs.
         loss_type (`str`, *optional*, defaults to `"sigmoid"`):
             `"sigmoid"` (DPO) or `"ipo"` (arXiv 2310.12036).
         noise_draws (`int`, *optional*, defaults to `4`):
             Draws of noise and noise level per pair and update; both images of a pair share each of them.
         noise_level_sampling (`str`, *optional*, defaults to `"uniform"`):
             `"uniform"`, or `"logit_normal"` with `logit_mean` and `logit_std`, restricted to the range below.
-        min_noise_level (`float`, *optional*, defaults to `0.0`):
-            Lowest noise level `s`, in [0, 1).
+        min_noise_level (`float`, *optional*):
+            Lowest noise level `s`, in [0, 1); by default 0.5 when `num_inference_steps` is 1 and 0 otherwise. A one-step
+            picture starts at 1, and what is learnt near 0 hardly reaches it.
         max_noise_level (`float`, *optional*, defaults to `1.0`):
             Highest noise level, at most 1, which is pure noise.
         logit_mean (`float`, *optional*, defaults to `0.0`):
@@ -72,11 +73,13 @@ class DiffusionDPOConfig(DiffusionConfig):
     draw_with: str = field(default="adapter", metadata={"help": "Who draws the pairs: adapter or base."})
     chosen_column: str = field(default="chosen", metadata={"help": "Column of the preferred pictures."})
     rejected_column: str = field(default="rejected", metadata={"help": "Column of the other pictures."})
-    beta: float = field(default=2000.0, metadata={"help": "Strength of the pull to the frozen base, above 0."})
+    beta: float = field(default=500.0, metadata={"help": "Strength of the pull to the frozen base, above 0."})
     loss_type: str = field(default="sigmoid", metadata={"help": "sigmoid or ipo."})
     noise_draws: int = field(default=4, metadata={"help": "Draws of noise and noise level per pair and update."})
     noise_level_sampling: str = field(default="uniform", metadata={"help": "uniform or logit_normal."})
-    min_noise_level: float = field(default=0.0, metadata={"help": "Lowest noise level, in [0, 1)."})
+    min_noise_level: float | None = field(
+        default=None, metadata={"help": "Lowest noise level, in [0, 1); None is 0.5 for one step, else 0."}
+    )
     max_noise_level: float = field(default=1.0, metadata={"help": "Highest noise level; 1 is pure noise."})
     logit_mean: float = field(default=0.0, metadata={"help": "Mean of the logit of the noise level."})
     logit_std: float = field(default=1.0, metadata={"help": "Standard deviation of the logit of the noise level."})
@@ -100,6 +103,8 @@ class DiffusionDPOConfig(DiffusionConfig):
         self.require_number("beta", above=0.0)
         self.require_number("logit_mean")
         self.require_number("logit_std", above=0.0)
+        if self.min_noise_level is None:
+            self.min_noise_level = 0.5 if self.num_inference_steps == 1 else 0.0
         self.require_number("min_noise_level", minimum=0.0, below=1.0)
         self.require_number("max_noise_level", above=self.min_noise_level)
         if self.max_noise_level > 1:
