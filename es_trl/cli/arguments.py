@@ -160,7 +160,7 @@ def _read(path: str) -> dict:
             config = yaml.safe_load(file)
     except FileNotFoundError as error:
         raise ValueError(f"There is no config file {path!r}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(config).__name__}.")

@@ -100,7 +100,7 @@ def _from_jsonl(path: str, text: str) -> tuple[dict[str, list], int]:
             continue
         try:
             rows.append(dict(json.loads(line).items()))
-        except (json.JSONDecodeError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f'prompt file {path!r} needs a JSON object such as {{"prompt": "a cat"}} in line {number}: {error}'
             ) from error

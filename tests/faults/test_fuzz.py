@@ -1,0 +1,71 @@
+"""Whatever is in a file or a reply, a parser takes it or refuses it with the documented error; nothing else happens.
+
+Some hundred inputs each; recipes/benchmarks/fuzz.py has the parsers, the files to start from, and the million.
+"""
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recipes.benchmarks.fuzz import SEEDS, Parsers, answer, damaged
+
+
+FEW = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+QUICK = [kind for kind in SEEDS if kind != "YAML config"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+)
+
+
+@pytest.fixture(scope="module")
+def parsers(tmp_path_factory):
+    return Parsers(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_damaged_files(parsers, kind):
+    said = {answer(parsers, kind, damaged(kind, number)) for number in range(200 if kind in QUICK else 15)}
+    assert said <= {"accepted", "refused"} and "refused" in said
+
+
+@pytest.mark.parametrize("kind", [kind for kind in QUICK if kind not in ("manifest", "YAML config")])
+def test_whole_files_are_accepted(parsers, kind):
+    """So that the parsers above are those that are used; a manifest would need its files."""
+    assert {answer(parsers, kind, data) for data in SEEDS[kind]} == {"accepted"}
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_any_bytes(parsers, kind):
+    @FEW
+    @given(st.binary(max_size=200) | st.text(max_size=99).map(lambda text: text.encode("utf-8", "surrogatepass")))
+    def check(data):
+        assert answer(parsers, kind, data) in ("accepted", "refused")
+
+    check()
+
+
+@pytest.mark.parametrize("kind", [".jsonl prompts", "journal", "manifest", "trainer state", "optimizer state"])
+def test_any_json(parsers, kind):
+    """Well-formed, of any structure, also under the keys that the parser looks for."""
+    import json
+
+    keys = sorted({*json.loads(SEEDS[kind][0].splitlines()[0]), "step", "micro", "run", "size", "sha256"})
+    objects = st.dictionaries(st.sampled_from(keys), JSON, max_size=5) | JSON
+
+    @FEW
+    @given(st.lists(objects, max_size=3))
+    def check(values):
+        assert answer(parsers, kind, "".join(json.dumps(v) + "\n" for v in values).encode()) in ("accepted", "refused")
+
+    check()
+
+
+def test_any_yaml(parsers):
+    @settings(FEW, max_examples=10)
+    @given(st.dictionaries(st.sampled_from(["sigma", "reward_funcs", "env", "max_steps", "method"]) | st.text(), JSON))
+    def check(values):
+        assert answer(parsers, "YAML config", yaml.safe_dump(values).encode()) in ("accepted", "refused")
+
+    check()
