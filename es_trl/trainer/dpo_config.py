@@ -39,8 +39,8 @@ class DiffusionDPOConfig(DiffusionConfig):
         noise_level_sampling (`str`, *optional*, defaults to `"uniform"`):
             `"uniform"`, or `"logit_normal"` with `logit_mean` and `logit_std`, restricted to the range below.
         min_noise_level (`float`, *optional*):
-            Lowest noise level `s`, in [0, 1); by default 0.5 when `num_inference_steps` is 1 and 0 otherwise. A one-step
-            picture starts at 1, and what is learnt near 0 hardly reaches it.
+            Lowest noise level `s`, in [0, 1); by default 0.5 when `num_inference_steps` is 1 and 0 otherwise. A
+            one-step picture starts at 1, and what is learnt near 0 hardly reaches it.
         max_noise_level (`float`, *optional*, defaults to `1.0`):
             Highest noise level, at most 1, which is pure noise.
         logit_mean (`float`, *optional*, defaults to `0.0`):

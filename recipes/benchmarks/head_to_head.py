@@ -268,8 +268,11 @@ def everything(args) -> int:
     settings = yaml.safe_load(Path(args.settings).read_text())
     size = settings["quick" if args.quick else "full"]
     results = args.output / "results.jsonl"
-    done = {row["name"]: row for row in read(results)}
     args.output.mkdir(parents=True, exist_ok=True)
+    done = {row["name"]: row for row in read(results)}
+    whole = results.with_suffix(".tmp")  # without a last line that a kill has cut off
+    whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+    os.replace(whole, results)
     failed = 0
     for jobs in Plan(settings, size, done).stages():
         waiting = [job for job in jobs if job["name"] not in done]
@@ -289,7 +292,7 @@ def everything(args) -> int:
 
 
 def read(results: Path) -> list[dict]:
-    """The finished runs; a last line that was cut off by a kill does not count."""
+    """The finished runs; a line that was cut off by a kill does not count."""
     rows = []
     for line in results.read_text().splitlines() if results.exists() else []:
         try:

@@ -1,0 +1,128 @@
+"""The head to head is fair by construction, resumes, and its tables say what the runs found."""
+
+import argparse
+
+import numpy as np
+import pytest
+import yaml
+from test_benchmarks import FOLDER, load
+
+from es_trl.rewards import RewardSet
+from es_trl.trainer import METHODS, method_classes
+
+
+head_to_head = load("head_to_head")
+SETTINGS = yaml.safe_load((FOLDER / "head_to_head.yaml").read_text())
+
+
+def plan(done=(), size="quick"):
+    return head_to_head.Plan(SETTINGS, SETTINGS[size], {row["name"]: row for row in done})
+
+
+def result(job: dict, reward: float = 1.0) -> dict:
+    """What a finished run writes: the adapter above the base by `reward`."""
+    scores = dict.fromkeys(head_to_head.SCORERS, 0.0) | {"hard_negative_accuracy": 0.5, "diversity": 0.2}
+    better = {name: value + reward for name, value in scores.items()}
+    table = {f"base@{n}": scores for n in (1, 2)} | {f"adapter@{n}": better for n in (1, 2)}
+    if job["stage"] == "base":
+        table = {"base@1": scores, "best of 4": better, "best of 8": better}
+    spent = {"images": job["budget_images"], "cpu_seconds": 20.0, "peak_megabytes": 900}
+    return job | spent | {"table": table}
+
+
+def test_every_method_gets_the_same(tmp_path):
+    """As many trials of settings that exist, the same adapter and prompts per trial, budgets without a remainder."""
+    assert set(SETTINGS["methods"]) == set(METHODS)
+    for method, entry in SETTINGS["methods"].items():
+        assert len(entry["trials"]) == SETTINGS["full"]["trials"], method
+        for trial in entry["trials"]:
+            settings = SETTINGS["shared"] | entry["fixed"] | trial
+            method_classes(method)[0](output_dir=str(tmp_path), **settings)
+            assert not set(SETTINGS["shared"]) & (set(trial) | set(entry["fixed"])), "what is shared is not changed"
+            for size in ("full", "quick"):
+                for budget in ("trial_images", "images"):
+                    assert SETTINGS[size][budget] % head_to_head.images_per_step(settings) == 0, (
+                        method,
+                        trial,
+                        budget,
+                    )
+    for reward in SETTINGS["rewards"].values():
+        RewardSet(reward)
+
+
+def test_the_plan_follows_what_was_found():
+    stages = plan().stages()
+    tuning = next(stages)
+    assert len(tuning) == len(METHODS) * SETTINGS["quick"]["trials"]
+    assert {job["prompts"] for job in tuning} == {"tiny-validation"}
+    done = [result(job, reward=job["trial"] if job["method"] == "dpo" else -job["trial"]) for job in tuning]
+    plan_after = plan(done)
+    assert plan_after.best_trial("dpo") == SETTINGS["quick"]["trials"] - 1 and plan_after.best_trial("es") == 0
+    stages = plan_after.stages()
+    next(stages)
+    final = next(stages)
+    chosen = SETTINGS["methods"]["dpo"]["trials"][plan_after.best_trial("dpo")]
+    assert all(chosen.items() <= job["settings"].items() for job in final if job["method"] == "dpo")
+    assert {job["prompts"] for job in final} == {"tiny-test"}
+    assert {job["seed"] for job in final if job["stage"] == "images"}.isdisjoint({job["seed"] for job in tuning})
+    assert len({job["name"] for job in tuning + final}) == len(tuning) + len(final)
+    plan_after.done |= {job["name"]: result(job) for job in final}
+    for job in next(stages):
+        assert job["budget_images"] == SETTINGS["quick"]["images"] / 20 * SETTINGS["quick"]["seconds"]
+
+
+def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def execute(job, output):
+        started.append(job["name"])
+        if len(started) == 7:
+            return None
+        folder = output / "runs" / job["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        row = result(job)
+        head_to_head.write_per_prompt(
+            {r: {k: np.full((4, 1), v) for k, v in of.items()} for r, of in row["table"].items()}, folder
+        )
+        return row
+
+    monkeypatch.setattr(head_to_head, "execute", execute)
+    args = argparse.Namespace(settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1)
+    assert head_to_head.everything(args) == 1, "a run failed"
+    failed = started[6]
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"name": "cut off by a ki')
+    assert head_to_head.everything(args) == 0
+    assert sorted(name for name in set(started) if started.count(name) > 1) == [failed]
+    finished = len(started)
+    assert head_to_head.everything(args) == 0
+    assert len(started) == finished, "nothing is left to do"
+    text = head_to_head.tables(tmp_path)
+    assert text.count("### Equal images") == len(SETTINGS["rewards"]) and "### Equal seconds" in text
+    for method in METHODS:
+        assert f"| {method} | 1 | 1024 | 20 | 900 | +1.000 [+1.000, +1.000]" in text
+    assert "base, best of 8" in text and "### Trials" in text
+
+
+def test_interval_is_over_seeds_and_prompts():
+    generator = np.random.default_rng(1)
+    deltas = 0.3 + generator.normal(size=(1, 400))
+    mean, low, high = head_to_head.interval(deltas)
+    assert low < mean < high and high - low == pytest.approx(4 * 400**-0.5, rel=0.2)
+    apart = np.concatenate([deltas - 1, deltas, deltas + 1])
+    _, low, high = head_to_head.interval(apart)
+    assert high - low > 1, "seeds that disagree widen it"
+
+
+def test_noisy_reward_is_right_on_average():
+    """The noise belongs to the picture, so the same one scores the same, and it averages out."""
+    noisy = load("noisy_reward")
+    from PIL import Image
+
+    images = [Image.new("RGB", (8, 8), (value % 256, value // 256, 7)) for value in range(500)]
+    noise = np.array([noisy.noise_of(image) for image in images])
+    assert abs(noise.mean()) < 0.15 and noise.std() == pytest.approx(1, abs=0.1)
+    assert noisy.noise_of(images[3].copy()) == noise[3]
+    scores = noisy.noisy_pickscore(["a cat"] * 2, images[:2])
+    exact = RewardSet("tiny-pickscore")(["a cat"] * 2, images[:2])[:, 0]
+    assert scores == pytest.approx(list(exact + noisy.NOISE * noise[:2]), rel=1e-4)
