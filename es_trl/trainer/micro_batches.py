@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class MicroBatches:
         metrics, self._metrics = self._metrics, []
         entry = {"key": self._key, "members": list(members), "metrics": metrics}
         entry |= {"shape": list(scores.shape), "scores": encode_scores(scores)}
+        os.makedirs(self.folder, exist_ok=True)  # another machine's may not be there yet
         with open(self._file(), "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
