@@ -150,48 +150,47 @@ def evaluate(
         pipe = load_pipeline(model, dtype) if isinstance(model, str) else model
         drawer = LoadedAdapters(pipe, {source.label: source.folder for source in sources}, settings)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}
-    described = drawer.describe()
-    first = described.get("num_inference_steps") or pipeline_steps(drawer.pipe)
-    if rows is None:
-        rows = make_rows(None if in_training else labels, first, steps, best_of, adapter_scales)
-    rows = [row if row.num_inference_steps else replace(row, num_inference_steps=first) for row in rows]
-    if isinstance(judge, str):
-        judge = load_judge(judge, prompts, device=_device(device))
-    elif judge is None and noise.images_per_prompt > 1:
-        judge = diversity_judge(rewards, list(trained or ()))
-    checkpoint = judge.scorer.checkpoint if judge is not None else None
-    details |= {
-        "judge": checkpoint if isinstance(judge, ClipJudge) else None,
-        "diversity_features": checkpoint if noise.images_per_prompt > 1 else None,
-        "batch_size": batch_size,
-        "num_processes": num_processes,
-        "command": command,
-        "es_trl": __version__,
-    }
-    result = Evaluation(
-        rows=rows, reward_names=list(rewards.names), prompts=prompts, noise=noise, resamples=resamples,
-        settings=described, trained=trained, columns=columns, adapters=sources, details=details,
-    )  # fmt: skip
-    journal = None
-    if output_dir is not None:
-        if overwrite and process_index == 0:
-            remove_images(output_dir)
-        weights = {source.label: source.sha256 for source in sources}
-        if in_training:
-            weights["adapter"] = weights_checksum(model.lora_state_dict().items())
-        journal = Journal(
-            os.path.join(output_dir, "journal"), _fingerprint(drawer, result, rewards, judge), weights, process_index,
-            overwrite, share.barrier,
-        )  # fmt: skip
-        result.folders = {row.name: journal.stem(row.draw) for row in rows}
-    if isinstance(model, str) or device is not None:
-        drawer.to(_device(device))
-    n_keep = (16 if output_dir is None else 0) if n_keep is None else n_keep
     try:
+        described = drawer.describe()
+        first = described.get("num_inference_steps") or pipeline_steps(drawer.pipe)
+        if rows is None:
+            rows = make_rows(None if in_training else labels, first, steps, best_of, adapter_scales)
+        rows = [row if row.num_inference_steps else replace(row, num_inference_steps=first) for row in rows]
+        if isinstance(judge, str):
+            judge = load_judge(judge, prompts, device=_device(device))
+        elif judge is None and noise.images_per_prompt > 1:
+            judge = diversity_judge(rewards, list(trained or ()))
+        checkpoint = judge.scorer.checkpoint if judge is not None else None
+        details |= {
+            "judge": checkpoint if isinstance(judge, ClipJudge) else None,
+            "diversity_features": checkpoint if noise.images_per_prompt > 1 else None,
+            "batch_size": batch_size,
+            "num_processes": num_processes,
+            "command": command,
+            "es_trl": __version__,
+        }
+        result = Evaluation(
+            rows=rows, reward_names=list(rewards.names), prompts=prompts, noise=noise, resamples=resamples,
+            settings=described, trained=trained, columns=columns, adapters=sources, details=details,
+        )  # fmt: skip
+        journal = None
+        if output_dir is not None:
+            if overwrite and process_index == 0:
+                remove_images(output_dir)
+            weights = {source.label: source.sha256 for source in sources}
+            if in_training:
+                weights["adapter"] = weights_checksum(model.lora_state_dict().items())
+            fingerprint = _fingerprint(drawer, result, rewards, judge)
+            folder = os.path.join(output_dir, "journal")
+            journal = Journal(folder, fingerprint, weights, process_index, overwrite, share.barrier)
+            result.folders = {row.name: journal.stem(row.draw) for row in rows}
+        if isinstance(model, str) or device is not None:
+            drawer.to(_device(device))
+        n_keep = (16 if output_dir is None else 0) if n_keep is None else n_keep
         measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal)
         if output_dir is not None and process_index == 0:
             pairs = choose_pairs(result, save_images)
-            result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size)
+            result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size, reuse=True)
     finally:
         if isinstance(drawer, LoadedAdapters):
             drawer.unload()

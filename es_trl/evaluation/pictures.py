@@ -72,18 +72,25 @@ def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, cou
 
 
 def save_pairs(
-    model, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike, batch_size: int = 16
+    model,
+    result: Evaluation,
+    pairs: Sequence[dict[str, Any]],
+    folder: str | os.PathLike,
+    batch_size: int = 16,
+    reuse: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Draws the images of `pairs` again from their keys, for every row, into `folder/images/<draw>/00012-00.jpg`.
 
-    Images that are there already are left alone. File names are made of numbers and checked labels, never of prompts.
+    File names are made of numbers and checked labels, never of prompts.
 
     Args:
         model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What drew the rows.
         result ([`Evaluation`]), pairs (`list[dict]`): From [`choose_pairs`].
         folder (`str`): The evaluation's folder.
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
+        reuse (`bool`, *optional*, defaults to `False`): Leave images alone that are there already; only where the
+            folders are named after the weights.
 
     Returns:
         `list[dict]`: `pairs` with `files`, paths below `folder` by row name.
@@ -99,7 +106,7 @@ def save_pairs(
             name = f"{key[0]:05d}-{key[1]:02d}.jpg"
             pair["files"][row.name] = f"{IMAGES}/{result.folder_of(row)}/{name}"
             wanted[key] = directory / name
-        missing = [key for key, path in wanted.items() if not path.is_file()]
+        missing = [key for key, path in wanted.items() if not (reuse and path.is_file())]
         for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
             for key, image in zip(keys, images, strict=True):
                 beside = wanted[key].with_name(f".{wanted[key].name}")

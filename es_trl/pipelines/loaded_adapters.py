@@ -49,8 +49,12 @@ class LoadedAdapters:
         pipe.set_progress_bar_config(disable=True)
         # A label may hold dots, the name of a torch module may not.
         self._names = {label: f"adapter_{i}" for i, label in enumerate(folders or {})}
-        for label, folder in (folders or {}).items():
-            self._load(label, folder)
+        try:
+            for label, folder in (folders or {}).items():
+                self._load(label, folder)
+        except ValueError:
+            self.unload()
+            raise
         if self._names:
             pipe.disable_lora()
         self.prompts = PromptEncoder(pipe, self.settings)
