@@ -87,7 +87,8 @@ class SampleCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.sample_steps and self.drawn_at != state.global_step:
-            self.draw()
+            best = state.best_global_step if args.load_best_model_at_end else None  # whose adapter is loaded by now
+            self.draw(state.global_step if best is None else best)
 
     def images(self) -> list:
         """The sample prompts drawn with the current adapter, always from the same latents."""
@@ -98,15 +99,19 @@ class SampleCallback(TrainerCallback):
             images += self.trainer.adapter.generate(self.prompts[i : i + batch], generators[i : i + batch])
         return images
 
-    def draw(self) -> None:
+    def draw(self, adapter_step: int | None = None) -> None:
+        """A sheet by the current adapter; at the end of a run that may be the one of an earlier step, and says so."""
         trainer, step = self.trainer, self.trainer.state.global_step
         self.drawn_at = step
         if not trainer.is_world_process_zero():
             return
-        sheet = sample_sheet(self.images(), self.prompts, f"step {step}")
-        self._save(sheet, f"step-{step:06d}.jpg", {"prompts": self.prompts})
+        earlier = adapter_step not in (None, step)
+        title = f"step {step}: the best adapter, of step {adapter_step}" if earlier else f"step {step}"
+        sheet = sample_sheet(self.images(), self.prompts, title)
+        entry = {"prompts": self.prompts} | ({"adapter_of_step": adapter_step} if earlier else {})
+        self._save(sheet, f"step-{step:06d}.jpg", entry)
         if trainer.args.log_images and has_tracker(trainer):
-            log_media(trainer, {"samples": (sheet, f"step {step}")})
+            log_media(trainer, {"samples": (sheet, title)})
 
     def draw_members(self) -> None:
         """Best, median and worst member of the last step, drawn again on its first prompts, and all rewards."""

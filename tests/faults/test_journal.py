@@ -194,3 +194,12 @@ def test_what_a_journal_cannot_hold_is_said(tmp_path):
     with pytest.raises(ReplayError, match="an optimizer object of its own"):
         verify_run(tmp_path, toy_pipeline)
     assert RUN["max_steps"] == 6
+
+
+def test_the_last_sheet_says_whose_pictures_it_shows(tmp_path):
+    """With `load_best_model_at_end` the adapter of an earlier step draws it."""
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "eval_dataset": PROMPTS[:2],
+               "metric_for_best_model": "eval_reward", "greater_is_better": False, "sample_steps": 4}  # fmt: skip
+    trainer = train(tmp_path, **options)
+    last = [json.loads(line) for line in (tmp_path / "samples" / "metadata.jsonl").read_text().splitlines()][-1]
+    assert (last["file_name"], last["adapter_of_step"]) == ("step-000006.jpg", trainer.state.best_global_step)
