@@ -160,7 +160,7 @@ class RewardSet:
         if groups is not None and len(groups) != len(images):
             raise ValueError(f"there are {len(groups)} entries of groups for {len(images)} images")
         scores = np.full((len(images), len(self)), np.nan)
-        pending = PendingScores(scores, where)
+        pending = PendingScores(scores, where, self)
         chosen = range(len(self)) if only is None else only
         if not images or not chosen:
             return pending
@@ -196,8 +196,9 @@ class RewardSet:
 class PendingScores:
     """Scores under way, from `RewardSet.submit`."""
 
-    def __init__(self, scores: np.ndarray, where: str):
+    def __init__(self, scores: np.ndarray, where: str, rewards: RewardSet):
         self._scores, self._where = scores, where
+        self._rewards = rewards  # its event loop ends with it
         self._future, self._names = None, {}
 
     def start(self, future, names: dict[int, str]) -> None:
