@@ -58,6 +58,20 @@ def test_a_dry_run_counts_what_the_config_would_draw(tmp_path, capsys):
     assert not (tmp_path / "run").exists(), "nothing is written where the real run will write"
 
 
+@pytest.mark.parametrize(("method", "images"), [("grpo", 12), ("dpo", 12)])
+def test_every_method_has_a_dry_run(tmp_path, capsys, method, images):
+    lines = f"method: {method}\nnum_generations: 3\nimages_per_forward: 5\n"
+    arguments = config_in(tmp_path, lines)
+    path = Path(arguments[1])
+    own = ("population_size", "members_per_forward")
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith(own)))
+    assert main(["dry-run", *arguments]) == 0
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["one prompt"].startswith("3 images of one prompt")
+    assert rows["full batch"].startswith("5 images in ")
+    assert rows["a step"].startswith(f"{images} images, ") and rows["20 steps"].startswith(f"{20 * images} images, ")
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "message"),
     [

@@ -4,6 +4,7 @@ import math
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -144,42 +145,47 @@ def _run(
     row("prompts", "{:,} for training, {:,} for evaluations, {:,} for the comparison".format(*counts))
 
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "step_time" in entry]
-    rewards = ", ".join(f"{name} {logs[-1][f'rewards/{name}/mean']:.4g}" for name in trainer.rewards.names)
-    small_images = trainer.images_per_batch
-    row("one pair", f"{small_images} images of one prompt in {_seconds(logs[-1]['step_time'])}; {rewards}")
+    last = [entry for entry in trainer.state.log_history if "step_time" in entry][-1]
+    found = [(name, last.get(f"rewards/{name}/mean")) for name in trainer.rewards.names]
+    rewards = "".join(f"; {name} {value:.4g}" for name, value in found if value is not None)
+    es, small = isinstance(config, ESConfig), trainer.images_per_batch
+    row("one pair" if es else "one prompt", f"{small} images of one prompt in {_seconds(last['step_time'])}{rewards}")
     row("save and load", _round_trip(trainer, folder))
 
-    members = min(config.members_per_forward, config.population_size) if isinstance(config, ESConfig) else 1
-    batch = members * config.prompts_per_step * config.images_per_prompt
+    batch = _images_per_forward(config)
     columns = {name: (trainer.train_dataset[name][:] * batch)[:batch] for name in trainer.train_dataset.column_names}
     prompts = columns.pop("prompt")
     draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch)), device)
     score, _ = _timed(lambda: trainer.rewards(prompts, images, columns, where="the dry run"), device)
     row("full batch", f"{batch} images in {_seconds(draw)}, their rewards in {_seconds(score)}")
-    row(
-        "memory",
-        f"{_peak_gb(device):.2f} GB at the peak, {'of the GPU' if device.type == 'cuda' else 'of the process'}",
-    )
+    of = "of the GPU" if device.type == "cuda" else "of the process"
+    row("memory", f"{_peak_gb(device):.2f} GB at the peak, {of}")
 
-    per_step = small_images * config.prompts_per_step * config.images_per_prompt
-    if isinstance(config, ESConfig):
-        per_step = per_step // 2 * config.population_size
-    per_image = (draw + score) / batch if isinstance(config, ESConfig) else logs[-1]["step_time"] / small_images
+    per_step = small * config.prompts_per_step * config.images_per_prompt
+    per_step = per_step // 2 * config.population_size if es else per_step
+    drawn = (draw + score) / batch / max(1, trainer.args.world_size)
+    trained = drawn if es else last["step_time"] / small / max(1, trainer.args.world_size)
     work = Workload.of(config, per_step, counts[0], counts[1], counts[2] * arguments.test_images_per_prompt)
-    share = max(1, trainer.args.world_size)
-    row("a step", f"{per_step:,} images, {_seconds(per_image * per_step / share)}")
+    row("a step", f"{per_step:,} images, {_seconds(trained * per_step)}")
     total = 0.0
-    for name, amount in [
-        (f"{work.steps:,} steps", work.training),
-        ("evaluations", work.evaluations),
-        ("samples", work.samples),
-        ("comparison", work.comparison),
+    for name, amount, seconds in [
+        (f"{work.steps:,} steps", work.training, trained),
+        ("evaluations", work.evaluations, drawn),
+        ("samples", work.samples, drawn),
+        ("comparison", work.comparison, drawn),
     ]:
         if amount:
-            total += per_image * amount / share
-            row(name, f"{amount:,} images, {_seconds(per_image * amount / share)}")
+            total += seconds * amount
+            row(name, f"{amount:,} images, {_seconds(seconds * amount)}")
     row("in all", f"about {_seconds(total)}, without loading the model and encoding {sum(counts):,} prompts")
+
+
+def _images_per_forward(config: DiffusionConfig) -> int:
+    """Images that training draws in one batch."""
+    if isinstance(config, ESConfig):
+        members = min(config.members_per_forward, config.population_size)
+        return members * config.prompts_per_step * config.images_per_prompt
+    return getattr(config, "images_per_forward", config.prompts_per_step)
 
 
 def _round_trip(trainer: DiffusionTrainer, folder: str) -> str:
@@ -189,13 +195,15 @@ def _round_trip(trainer: DiffusionTrainer, folder: str) -> str:
     (trained,) = adapter.generate(prompt, _generators(1))
     trainer.save_model(folder)
     pipe = adapter.pipe
-    pipe.load_lora_weights(folder, adapter_name="from_file", use_safetensors=True)
-    try:
-        pipe.set_adapters("from_file")
-        (loaded,) = adapter.generate(prompt, _generators(1))
-    finally:
-        pipe.delete_adapters("from_file")
-        pipe.set_adapters("default")
+    with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
+        warnings.simplefilter("ignore", UserWarning)
+        pipe.load_lora_weights(folder, adapter_name="from_file", use_safetensors=True)
+        try:
+            pipe.set_adapters("from_file")
+            (loaded,) = adapter.generate(prompt, _generators(1))
+        finally:
+            pipe.set_adapters("default")
+            pipe.delete_adapters("from_file")
     difference = int(np.abs(np.asarray(trained, np.int16) - np.asarray(loaded, np.int16)).max())
     if difference > (2 if trainer.args.dtype == "float32" else 24):
         raise RuntimeError(
@@ -230,7 +238,7 @@ def _device_name(device: torch.device) -> str:
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
+        else f"{device.type} (threads: {torch.get_num_threads()})"
     )
 
 

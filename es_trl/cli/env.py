@@ -43,7 +43,10 @@ def _lines(found: dict) -> list[tuple[str, str]]:
             for name, version in found["packages"].items()
         ),
         *((name, version) for name, version in ((name, _version(name)) for name in OPTIONAL) if version),
-        ("CPU", f"{found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, {found['memory_gb']} GB"),
+        (
+            "CPU",
+            f"{found['cpu']}, {found['cpu_cores']} cores, threads used: {found['threads']}, {found['memory_gb']} GB",
+        ),
         ("GPU", ", ".join(gpus) or "none"),
     ]
     set_here = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
