@@ -69,3 +69,22 @@ def test_any_yaml(parsers):
         assert answer(parsers, "YAML config", yaml.safe_dump(values).encode()) in ("accepted", "refused")
 
     check()
+
+
+ODD_MANIFESTS = {
+    "brackets without end": b"[" * 5000,
+    "a size without end": b'"size": 1e999}',
+    "a null byte in a name": b'"x\\u0000": {"sha256": "", "size": 1}, "',
+    "a name that is too long": b'"' + b"x" * 5000 + b'": {"sha256": "", "size": 1}, "',
+    "a name out of the folder": b'"a/../../x": {"sha256": "", "size": 1}, "',
+}
+
+
+@pytest.mark.parametrize("kind", ODD_MANIFESTS)
+def test_what_fuzzing_found_in_manifests(parsers, kind):
+    whole = SEEDS["manifest"][0]
+    odd = ODD_MANIFESTS[kind]
+    data = odd if odd.startswith(b"[") else whole.replace(b'"size": 12}', odd, 1) if b"1e999" in odd else (
+        b"{" + odd + whole[2:]
+    )  # fmt: skip
+    assert answer(parsers, "manifest", data) == "refused"

@@ -135,3 +135,18 @@ def test_remote_code_is_off(monkeypatch):
     with pytest.raises(ValueError, match="enough seen"):
         load_pipeline("some/model")
     assert asked["use_safetensors"] is True and not asked.get("trust_remote_code")
+
+
+def test_a_link_to_another_folder_is_not_followed(tmp_path, finished):
+    """The manifest fits; the file it names lies outside."""
+    import shutil
+
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(finished, folder)
+    outside.mkdir()
+    (outside / "passwd").write_text("root")
+    (folder / "checkpoint-2" / "inside").symlink_to(outside)
+    path = folder / "checkpoint-2" / "MANIFEST.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inside/passwd": _fingerprint(outside / "passwd")}))
+    with pytest.raises(CheckpointCorrupt, match="inside/passwd.*not a plain file of the folder"):
+        toy_trainer(folder, max_steps=3).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
