@@ -11,6 +11,8 @@ from .arguments import RunArguments
 
 
 FILE = "rerun.yaml"
+# Secrets, what the Trainer works out by itself from other fields, and where an earlier attempt went on.
+NOT_SAID = {"hub_token", "resume_from_checkpoint", "local_rank", "accelerator_config", "parallelism_config"}
 
 
 def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
@@ -23,8 +25,7 @@ def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
     Returns:
         `str`: The path.
     """
-    chosen = _chosen(arguments, RunArguments) | _chosen(config, type(config)(output_dir=config.output_dir))
-    chosen |= {"output_dir": config.output_dir}
+    chosen = _chosen(arguments) | _chosen(config)
     os.makedirs(config.output_dir, exist_ok=True)
     path = os.path.join(config.output_dir, FILE)
     with open(path, "w", encoding="utf-8") as file:
@@ -33,14 +34,15 @@ def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
     return path
 
 
-def _chosen(values: Any, defaults: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from `defaults` (an instance or the class), as plain data."""
+def _chosen(values: Any) -> dict[str, Any]:
+    """Fields of a dataclass that are not at their default, as plain data."""
     found = {}
     for field in dataclasses.fields(values):
-        default = getattr(defaults, field.name, dataclasses.MISSING)
-        value = getattr(values, field.name)
-        if field.init and field.name not in ("hub_token", "resume_from_checkpoint") and value != default:
-            found[field.name] = _plain(value)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        value = _plain(getattr(values, field.name))
+        if field.init and field.name not in NOT_SAID and value != _plain(default):
+            found[field.name] = value
     return found
 
 

@@ -50,8 +50,10 @@ class Folder:
         if self.config.get("reward_funcs"):
             return list(self.config["reward_funcs"])
         evaluation = self.evaluation or {}
-        marked = [name for name, entry in (evaluation.get("rewards") or {}).items() if entry.get("optimised")]
-        return marked or list((evaluation.get("protocol") or {}).get("trained_rewards") or [])
+        rewards, protocol = evaluation.get("rewards"), evaluation.get("protocol")
+        rewards, protocol = (found if isinstance(found, dict) else {} for found in (rewards, protocol))
+        marked = [name for name, entry in rewards.items() if isinstance(entry, dict) and entry.get("optimised")]
+        return marked or list(protocol.get("trained_rewards") or [])
 
     def file(self, name: str) -> Path | None:
         """A file below this folder by its relative name; `None` when there is none, or the name leads out."""

@@ -39,15 +39,24 @@ def write_report(folder: str | os.PathLike) -> Path | None:
         return None
 
 
+def part(make, otherwise):
+    """What `make()` returns; `otherwise` when a file holds something of another shape, which is logged."""
+    try:
+        return make()
+    except Exception as error:
+        logger.warning("A part of the report is left out (%s: %s).", type(error).__name__, error)
+        return otherwise
+
+
 def _write(folder: Folder) -> Path:
-    learned = curves.learning_curves(folder.history)
-    drawn = _curve_charts(folder, learned)
+    learned = part(lambda: curves.learning_curves(folder.history), curves.learning_curves([]))
+    drawn = part(lambda: _curve_charts(folder, learned), [])
     target = folder.path / "report"
     target.mkdir(parents=True, exist_ok=True)
     if drawn:
-        save_png(charts.side_by_side([draw for _, draw in drawn]), target / "learning_curve.png")
-    if folder.evaluation is not None and folder.evaluation["rows"]:
-        save_png(_interval_chart(folder), target / "rewards.png")
+        part(lambda: save_png(charts.side_by_side([draw for _, draw in drawn]), target / "learning_curve.png"), None)
+    if folder.evaluation is not None:
+        part(lambda: save_png(_interval_chart(folder), target / "rewards.png"), None)
     page = target / "index.html"
     write_text(page, render("run.html.j2", **context(folder, learned, drawn)))
     return page
@@ -55,27 +64,31 @@ def _write(folder: Folder) -> Path:
 
 def context(folder: Folder, learned, drawn) -> dict[str, Any]:
     """Everything the template shows, from a folder, its learning curves and their charts."""
-    images, seconds = curves.spent(folder.history)
+    images, seconds = part(lambda: curves.spent(folder.history), (None, None))
+    head = {"title": "A run without an evaluation", "lede": [], "gaps": [], "wins": None}
     found = {
         "title": folder.name,
         "folder": folder,
-        "head": headline(folder),
-        "facts": _facts(folder, images, seconds),
-        "curves": [
-            (name, chart(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
-            for i, (name, draw) in enumerate(drawn)
-        ],
+        "head": part(lambda: headline(folder), head),
+        "facts": part(lambda: _facts(folder, images, seconds), []),
+        "curves": part(
+            lambda: [
+                (name, chart(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
+                for i, (name, draw) in enumerate(drawn)
+            ],
+            [],
+        ),
         "curve_legend": _curve_legend(folder, learned),
-        "tables": reward_tables(folder),
-        "judge": judge_table(folder),
-        "methods": (folder.evaluation or {}).get("methods") or [],
-        "pairs": pair_groups(folder),
-        "row_labels": row_labels(folder.evaluation),
-        "sheets": pictures.sample_sheets(folder),
-        "populations": pictures.populations(folder),
-        "categories": category_bars(folder),
-        "protocol": protocol(folder),
-        "command": command(folder),
+        "tables": part(lambda: reward_tables(folder), []),
+        "judge": part(lambda: judge_table(folder), None),
+        "methods": part(lambda: method_lines(folder), []),
+        "pairs": part(lambda: pair_groups(folder), []),
+        "row_labels": part(lambda: row_labels(folder.evaluation), {}),
+        "sheets": part(lambda: pictures.sample_sheets(folder), []),
+        "populations": part(lambda: pictures.populations(folder), []),
+        "categories": part(lambda: category_bars(folder), []),
+        "protocol": part(lambda: protocol(folder), []),
+        "command": part(lambda: command(folder), None),
     }
     groups = found["pairs"]
     first = next((pair for group in groups for _, members in group["kinds"] for pair in members), None)
@@ -238,6 +251,13 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
             {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
         )
     return tables
+
+
+def method_lines(folder: Folder) -> list[dict[str, Any]]:
+    """Methods with adapters from several training seeds, their difference to the base and to each other."""
+    keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std")
+    lines = [{key: entry.get(key) for key in keys} for entry in (folder.evaluation or {}).get("methods") or []]
+    return sorted(lines, key=lambda line: line["reward"] in folder.trained)
 
 
 def judge_table(folder: Folder) -> dict[str, Any] | None:

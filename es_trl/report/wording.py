@@ -132,11 +132,11 @@ def title(gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> str:
             return f"{base.capitalize()} {noun} now {score} like {target}"
         if gap["low"] > 0:
             return f"{percent(gap['value'])} of the way from {base} {noun} to {target}"
-        return "Training made the pictures worse" if gap["high"] < 0 else "No clear gain"
+        return "Training made the scores worse" if gap["high"] < 0 else "No clear gain"
     if paired is not None and paired.get("ci_low") is not None:
         if paired["ci_low"] > 0:
             return f"Better on {percent(paired['win_rate'])} of the prompts"
-        return "Training made the pictures worse" if paired["ci_high"] < 0 else "No clear gain"
+        return "Training made the scores worse" if paired["ci_high"] < 0 else "No clear gain"
     return "A run without an evaluation" if paired is None else "No clear gain"
 
 
