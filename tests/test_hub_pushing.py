@@ -254,6 +254,19 @@ def test_the_exit_code_tells_of_a_failed_push(hub, tmp_path):
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
 
 
+def test_a_pushed_adapter_is_evaluated_by_its_hub_id(hub, tmp_path):
+    trainer = pushing_trainer(tmp_path / "run", max_steps=1, model="tiny-sana-sprint", num_inference_steps=1)
+    trainer.train()
+    trainer.push_to_hub()
+    (tmp_path / "prompts.txt").write_text("a red apple\ntwo blue cats\n")
+    arguments = ["--adapter", "someone/tiny", "--prompts", str(tmp_path / "prompts.txt")]
+    arguments += ["--rewards", "jpeg_compressibility", "--use_cpu", "--output_dir", str(tmp_path / "eval")]
+    assert main(["eval", *arguments]) == 0
+    result = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert {"base@1", "adapter@1", "base@2"} <= {row["name"] for row in result["rows"]}
+    assert "someone/tiny" in json.dumps(result)
+
+
 def test_an_adapter_is_found_by_folder_file_and_hub_id(hub, tmp_path):
     lora = "pytorch_lora_weights.safetensors"
     hub.create("someone/tiny", files={lora: b"lora", "es_config.json": b"{}", "other.bin": b"x"})
