@@ -12,7 +12,10 @@ from .arguments import RunArguments
 
 FILE = "rerun.yaml"
 # Secrets, what the Trainer works out by itself from other fields, and where an earlier attempt went on.
-NOT_SAID = {"hub_token", "resume_from_checkpoint", "local_rank", "accelerator_config", "parallelism_config"}
+NOT_SAID = {
+    "hub_token", "resume_from_checkpoint", "local_rank", "accelerator_config", "parallelism_config", "disable_tqdm",
+    "debug", "do_train", "do_eval", "gradient_checkpointing", "activation_checkpointing",
+}  # fmt: skip
 
 
 def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
@@ -42,7 +45,7 @@ def _chosen(values: Any) -> dict[str, Any]:
         default = field.default if factory is dataclasses.MISSING else factory()
         value = _plain(getattr(values, field.name))
         if field.init and field.name not in NOT_SAID and value != _plain(default):
-            found[field.name] = value
+            found[field.name] = value if value != [] else "none"  # `report_to`, which is a list once it is resolved
     return found
 
 

@@ -76,7 +76,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
     return {
         "title": "comparison",
         "methods": methods,
-        "head": _headline(tables),
+        "head": _headline(tables, comparable),
         "legend": legend,
         "curves": svgs,
         "seeds": any(len(method.runs) > 1 for method in methods),
@@ -99,8 +99,10 @@ def _named(method: Method) -> str:
     return method.label if count == 1 else f"{method.label}, {count} seeds"
 
 
-def _headline(tables: list[dict[str, Any]]) -> dict[str, Any]:
+def _headline(tables: list[dict[str, Any]], comparable: bool) -> dict[str, Any]:
     """Who is ahead under the first (held-out) reward, if the intervals of the gains say so."""
+    if not comparable:
+        return {"title": "Several evaluations", "lede": "Each of these runs was measured in its own way."}
     lines = [line for line in tables[0]["lines"] if line["found"]] if tables else []
     if not lines:
         return {"title": "Learning curves side by side", "lede": "None of these runs has been evaluated yet."}
@@ -113,13 +115,18 @@ def _headline(tables: list[dict[str, Any]]) -> dict[str, Any]:
     lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})." if ends else "."
     if len(lines) == 1:
         return {"title": f"{first['label']}, {first['runs']} run{'' if first['runs'] == 1 else 's'}", "lede": lede}
-    second = lines[1]["found"]
-    known = found["low"] is not None and second["high"] is not None
-    ahead = known and found["low"] > second["high"]
-    title = f"{first['label']} is ahead" if ahead else "No clear winner"
-    lede += f" Next is {lines[1]['label']} with {wording.number(second['delta'], sign=True)}"
-    lede += "." if ahead else "; their intervals overlap."
-    return {"title": title, "lede": lede}
+    second = lines[1]
+    lede += f" Next is {second['label']} with {wording.number(second['found']['delta'], sign=True)}"
+    if min(first["runs"], second["runs"]) < 2:
+        title, end = (
+            "Too few seeds to tell",
+            "; with a single run the interval says nothing about another training seed.",
+        )
+    elif found["low"] > second["found"]["high"]:
+        title, end = f"{first['label']} is ahead", "; the intervals do not overlap."
+    else:
+        title, end = "No clear winner", "; the intervals overlap."
+    return {"title": title, "lede": lede + end}
 
 
 def _curves(methods: Sequence[Method], trained: Sequence[str]) -> list[tuple[str, str, Any]]:
