@@ -13,7 +13,14 @@ from tiny_runs import PROMPTS, files_in, same, theta_of, tiny_trainer
 from transformers import TrainerCallback
 
 from es_trl.trainer import CheckpointCorrupt
-from es_trl.trainer.checkpoint import MANIFEST, STATE_FILE, last_checkpoint, verify_checkpoint, writing_checkpoint
+from es_trl.trainer.checkpoint import (
+    MANIFEST,
+    READ_ON_RESUME,
+    STATE_FILE,
+    last_checkpoint,
+    verify_checkpoint,
+    writing_checkpoint,
+)
 
 
 RUN = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4, "logging_steps": 2, "eval_strategy": "steps",
@@ -290,5 +297,7 @@ def test_writing_is_all_or_nothing(tmp_path):
     assert (target / STATE_FILE).read_text() == "1" and os.listdir(tmp_path) == ["checkpoint-1"]
     with writing_checkpoint(target) as folder:
         (folder / STATE_FILE).write_text("3")
+        for name in READ_ON_RESUME[1:]:
+            (folder / name).write_text("{}")
     assert (target / STATE_FILE).read_text() == "3" and os.listdir(tmp_path) == ["checkpoint-1"]
     verify_checkpoint(target)
