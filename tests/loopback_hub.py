@@ -18,6 +18,7 @@ class LoopbackHub:
         requests (`list`): Method, path and Authorization header of everything that was asked.
         faults (`dict`): Part of a path to a status code, or to `"die"`: the connection is cut without an answer.
         token (`str`): When set, every request needs it.
+        lfs (`bool`): Whether safetensors go the way of large files: to a storage first, by name only into the commit.
     """
 
     user = "someone"
@@ -25,6 +26,7 @@ class LoopbackHub:
     def __init__(self):
         self.repos, self.requests, self.faults, self.commits = {}, [], {}, []
         self.token: str | None = None
+        self.lfs, self.large = False, {}
         self.lock = threading.Lock()
         hub = self
 
@@ -35,6 +37,7 @@ class LoopbackHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.storage = self.url.replace("127.0.0.1", "localhost")  # another host, as far as a client can tell
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
@@ -103,6 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self._serve()
 
+    def do_PUT(self):
+        self._serve()
+
     def _serve(self):
         hub = self.hub
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -118,6 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
                     # As careless servers do, the answer repeats what it was sent.
                     self._error(fault, f"fault {fault} for {self.headers.get('Authorization')}")
                     return
+            if path.startswith("/large/"):  # the storage knows its addresses, not who asks
+                self._storage(path.removeprefix("/large/"), body)
+                return
             if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self._error(401, "Invalid username or password.")
                 return
@@ -137,6 +146,12 @@ class _Handler(BaseHTTPRequestHandler):
                     self._error(404, "Repository not found", "RepoNotFound")
                 else:
                     self._api(kind, f"{owner}/{name}", repo, rest, body)
+            case [owner, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
+                objects = [
+                    entry | {"actions": {"upload": {"href": f"{self.hub.storage}/large/{entry['oid']}"}}}
+                    for entry in json.loads(body)["objects"]
+                ]
+                self._json({"transfer": "basic", "objects": objects})
             case ["datasets", owner, name, "resolve", revision, *file]:
                 self._file(f"dataset/{owner}/{name}", revision, "/".join(file))
             case [owner, name, "resolve", revision, *file]:
@@ -190,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
                             "files": [
                                 {
                                     "path": file["path"],
-                                    "uploadMode": "regular",
+                                    "uploadMode": "lfs" if self.hub.lfs and _is_large(file["path"]) else "regular",
                                     "shouldIgnore": False,
                                     "oid": _sha(there[file["path"]]) if file["path"] in there else None,
                                 }
@@ -216,6 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
                 message = entry["value"]["summary"]
             elif entry["key"] == "file":
                 changes[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "lfsFile":
+                changes[entry["value"]["path"]] = self.hub.large[entry["value"]["oid"]]
             elif entry["key"] == "deletedFile":
                 changes[entry["value"]["path"]] = None
         commit = self.hub.commit(repo, branch, changes, message)
@@ -235,6 +252,11 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._error(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit})
             return
+        if self.hub.lfs and _is_large(path):
+            oid = hashlib.sha256(content).hexdigest()
+            headers = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content)), "X-Repo-Commit": commit}
+            self._answer(302, b"", "text/plain", headers | {"Location": f"{self.hub.storage}/large/{oid}"})
+            return
         start, status = 0, 200
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes="):
@@ -245,6 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{total}"
         self._answer(status, content, "application/octet-stream", headers)
+
+    def _storage(self, oid, body):
+        if self.command == "PUT":
+            assert hashlib.sha256(body).hexdigest() == oid
+            self.hub.large[oid] = body
+        self._answer(200, b"" if self.command == "PUT" else self.hub.large[oid], "application/octet-stream")
 
     def _commit_of(self, repo, revision):
         commit = repo["branches"].get(revision, revision)
@@ -267,6 +295,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
 
 
 def _sha(content: bytes) -> str:

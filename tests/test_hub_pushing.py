@@ -221,6 +221,21 @@ def retry(hub, command, tmp_path):
     assert set(hub.files("someone/tiny")) == set(SETTINGS)
 
 
+def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    hub.lfs, hub.token = True, CANARY
+    trainer = pushing_trainer(tmp_path / "run", max_steps=1)
+    hub.faults["/large/"] = "die"
+    assert trainer.push_to_hub() is None and hub.commits == []
+    hub.faults.clear()
+    assert trainer.push_to_hub() is not None
+    lora = "pytorch_lora_weights.safetensors"
+    written = (tmp_path / "run" / lora).read_bytes()
+    assert list(hub.large.values()) == [written] == [hub.files("someone/tiny")[lora]]
+    assert Path(find_adapter("someone/tiny"), lora).read_bytes() == written
+    assert not [a for _, path, a in hub.requests if path.startswith("/large/") and a], "no token for the storage"
+
+
 def test_a_push_that_failed_is_made_up_for_by_the_next(hub, tmp_path):
     trainer = pushing_trainer(tmp_path, max_steps=1)
     hub.faults["/api/"] = 403
@@ -285,6 +300,10 @@ def test_an_adapter_is_found_by_folder_file_and_hub_id(hub, tmp_path):
             find_adapter(name)
     with pytest.raises(ValueError, match="revision"):
         find_adapter("someone/tiny", revision="v9")
+    hub.close()
+    assert find_adapter("someone/tiny") == folder, "what is cached needs no Hub"
+    with pytest.raises(ValueError, match="cannot be had from the Hub"):
+        find_adapter("someone/other")
 
 
 def test_the_shipped_model_is_no_adapter():

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 
 from .base_model import is_hub_id
-from .publishing import LORA_FILE
+from .publishing import LORA_FILE, reason_of
 
 
 def find_adapter(name: str | os.PathLike, revision: str | None = None) -> str:
@@ -41,17 +41,16 @@ def find_adapter(name: str | os.PathLike, revision: str | None = None) -> str:
 
 def _download(repo_id: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
     try:
         path = hf_hub_download(repo_id, LORA_FILE, revision=revision)
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:
         raise ValueError(f"{repo_id!r} on the Hub holds no {LORA_FILE}: it is not an adapter of diffusers.") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(
-            f"adapter {repo_id!r} cannot be had from the Hub ({reason}): check the name, `revision` and the network, "
-            "run `hf auth login` for a private one, or give a folder."
+            f"adapter {repo_id!r} cannot be had from the Hub ({reason_of(error)}): check the name, `revision` and the "
+            "network, run `hf auth login` for a private one, or give a folder."
         ) from error
     commit = os.path.basename(os.path.dirname(path))  # the same commit for both, whatever is pushed in between
     with suppress(EntryNotFoundError):  # other people's adapters have none

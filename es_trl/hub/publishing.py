@@ -95,8 +95,7 @@ def reason_of(error: Exception) -> str:
     """What went wrong in one line without secrets, and what helps."""
     from huggingface_hub import get_token
 
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = redact(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+    text = redact(", from ".join(_first_line(e) for e in (error, error.__cause__) if e is not None))
     token = get_token()
     if token:
         text = text.replace(token, "***")
@@ -107,3 +106,8 @@ def reason_of(error: Exception) -> str:
         404: "the repository is not there or not visible to this token",
     }
     return f"{text}; {hints[status]}" if status in hints else text
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
