@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from es_trl.rewards import REWARD_NAMES
+from es_trl.rewards import CATALOGUE, REWARD_NAMES
 
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -30,3 +30,6 @@ def test_every_reward_has_a_row():
     text = (DOCS / "rewards.md").read_text(encoding="utf-8")
     for name in (*REWARD_NAMES, "tiny-pickscore", "tiny-clip-heldout"):
         assert f"| `{name}` |" in text
+    for e in CATALOGUE:
+        row = f"| `{e.name}` | {e.measures} | {e.range} | {e.checkpoint} | {e.licence} | {e.cost} |\n"
+        assert row in text, f"docs/rewards.md and es_trl/rewards/catalogue.py differ on {e.name}"

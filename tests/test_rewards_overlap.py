@@ -1,8 +1,12 @@
 """Waiting for a reward while drawing on: the same numbers, metrics and errors, in less time."""
 
 import asyncio
+import json
 import math
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,3 +192,12 @@ def test_comparing_rewards_want_one_process(tmp_path):
     compares.load()._calls[0].is_groupwise = True
     with pytest.raises(ValueError, match="lambda in reward_funcs compares the images of all members, but 2 processes"):
         PopulationRollout(trainer.adapter, compares, trainer.population, 0.1, 2, 0, 0, 2)
+
+
+def test_the_benchmark_compares_equal_work(tmp_path):
+    script = Path(__file__).parent.parent / "recipes" / "benchmarks" / "reward_overlap.py"
+    sizes = "--population_size 4 --members_per_forward 2 --prompts 1 --repeats 1 --delay 0.01".split()
+    done = subprocess.run([sys.executable, script, *sizes], capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["same_scores"] is True and report["settings"]["requests_per_rollout"] == 2
+    assert report["seconds_waiting"]["sequential"] >= 0.02

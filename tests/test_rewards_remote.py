@@ -250,6 +250,7 @@ def test_skipped_failures_give_no_score(serve, caplog):
         ("file:///etc/passwd", {}, "must start with https://"),
         ("https:///x", {}, "name a host"),
         (f"https://me:{CANARY}@example.com/", {}, "holds a user name or password"),
+        (f"https://example.com/score?api_key={CANARY}", {}, r"holds a secret \(api_key=...\)"),
         ("https://example.com", {"retries": -1}, "retries of the endpoint must be an integer of at least 0"),
         ("https://example.com", {"timeout": 0}, "timeout of the endpoint must be a positive"),
         ("https://example.com", {"batch_size": 0}, "batch_size of the remote reward"),

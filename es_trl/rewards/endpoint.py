@@ -8,16 +8,18 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import weakref
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 
 logger = logging.getLogger(__name__)
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 MAX_PAUSE_SECONDS = 30.0
+SECRET_NAME = re.compile("key|token|secret|passw|signature", re.IGNORECASE)
 
 
 class EndpointError(RuntimeError):
@@ -34,7 +36,7 @@ class Endpoint:
     Args:
         url (`str`):
             `https://...`, or `http://` to this machine (`localhost`, `127.0.0.1`) or, with `allow_private_hosts`, to a
-            private address. No user name or password in it.
+            private address. No user name, password or key in it.
         token_env (`str`, *optional*):
             Name of the environment variable whose value is sent as a bearer token, if it is set. The value is read at
             each request and kept nowhere. It travels over https or within this machine only.
@@ -228,6 +230,9 @@ def _check_url(url: str, allow_private_hosts: bool):
         )
     if parts.username or parts.password:
         raise ValueError(f"the URL of {host!r} holds a user name or password: give a token in an environment variable")
+    secret = next((name for name, _ in parse_qsl(parts.query) if SECRET_NAME.search(name)), None)
+    if secret:  # a URL stands in configs, logs and cards
+        raise ValueError(f"the URL of {host!r} holds a secret ({secret}=...): give it in an environment variable")
     if parts.scheme == "http" and not _is_loopback_name(host) and not allow_private_hosts:
         raise ValueError(
             f"http://{host} is not this machine: use https, or allow_private_hosts=True for a server of your network"
