@@ -83,6 +83,22 @@ def test_a_convolution_has_gradients_too():
     assert all(value.grad.any() for value in adapter.theta.values())
 
 
+def test_switching_the_adapter_off_and_on_changes_no_bit():
+    """A run that has asked the base something continues as one that has not: resuming is bit-identical."""
+    adapter = adapter_on(fresh_sprint(), guidance_scale=2.0, num_inference_steps=1)
+
+    def draw() -> torch.Tensor:
+        return adapter.generate(PROMPTS, [make_generator(0, "latents", i) for i in range(3)], output_type="latent")
+
+    first = draw()
+    with adapter.adapter_disabled():
+        assert not torch.equal(draw(), first)
+    assert torch.equal(draw(), first)
+    with adapter.adapter_scale(0.5):
+        assert not torch.equal(draw(), first)
+    assert torch.equal(draw(), first)
+
+
 def test_weight_space_is_refused():
     with pytest.raises(ValueError, match="es_space='weight'.*lora_xs"):
         DifferentiableForward(adapter_on(fresh_sprint(), "weight"))

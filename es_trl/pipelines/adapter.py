@@ -135,11 +135,14 @@ class PipelineAdapter:
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """Inside, the frozen base model draws."""
+        # peft lets the LoRA weights require gradients when it switches an adapter on, and then torch picks other kernels
+        # for them, even without gradients: pictures would differ in their last bits from those before.
         self.denoiser.disable_adapters()
         try:
             yield
         finally:
             self.denoiser.enable_adapters()
+            self.denoiser.requires_grad_(False)
 
     @contextmanager
     def adapter_scale(self, scale: float) -> Iterator[None]:
@@ -149,6 +152,7 @@ class PipelineAdapter:
             yield
         finally:
             self.denoiser.set_adapters(ADAPTER_NAME, 1.0)
+            self.denoiser.requires_grad_(False)
 
     # ---- theta ----
 
