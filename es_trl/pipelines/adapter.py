@@ -135,8 +135,8 @@ class PipelineAdapter:
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """Inside, the frozen base model draws."""
-        # peft lets the LoRA weights require gradients when it switches an adapter on, and then torch picks other kernels
-        # for them, even without gradients: pictures would differ in their last bits from those before.
+        # Switching an adapter on, peft lets its weights require gradients, and torch then computes with other kernels,
+        # even under no_grad: pictures would differ in their last bits from those before.
         self.denoiser.disable_adapters()
         try:
             yield
