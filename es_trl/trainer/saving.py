@@ -17,6 +17,7 @@ from .checkpoint import (
     CheckpointCorrupt,
     check_trainer_state,
     find_checkpoint,
+    last_checkpoint,
     load_adapter_state,
     load_logs,
     load_optimizer_state,
@@ -76,8 +77,11 @@ class SavingMixin:
         self.peers.stop_if_any(self.stop_signals.received is not None, f"step {self.state.global_step}")
 
     def check_own_stop(self) -> None:
-        """As `check_stop`, for this process alone, inside work that `peers.together` ends for all."""
-        if self.stop_signals.received is not None:
+        """
+        As `check_stop`, for this process alone, inside work that `peers.together` ends for all. A method that has made
+        some of a step's several updates (`theta_is_whole` is False) finishes the step first.
+        """
+        if self.stop_signals.received is not None and self.theta_is_whole:
             raise StopRequested
 
     def _stop(self) -> TrainingStopped:
@@ -87,11 +91,12 @@ class SavingMixin:
             self._save_together(folder)
         self.is_in_train = False
         signum = self.stop_signals.received or signal.SIGTERM
+        newest = folder if _is_whole(folder) else last_checkpoint(self.args.output_dir)
         logger.warning(
-            "Stopped by %s at step %d. %s holds all of it; continue with resume_from_checkpoint=latest.",
+            "Stopped by %s at step %d. %s",
             signal.Signals(signum).name,
             self.state.global_step,
-            folder,
+            f"Continue from {newest} with resume_from_checkpoint=latest." if newest else "There is no checkpoint.",
         )
         return TrainingStopped(128 + signum)
 

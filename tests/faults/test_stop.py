@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from tiny_policies import tiny_policy
 from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, run_script, toy_trainer, train, wait
 
@@ -155,3 +156,27 @@ def test_the_programs_exit_code(tmp_path):
     done = run_script(body)
     assert done.returncode == 143, done.stderr
     verify_checkpoint(tmp_path / "checkpoint-0")
+
+
+@pytest.mark.parametrize(("at", "step"), [("_draw", 1), ("_update_now", 2)], ids=["rollout", "between updates"])
+def test_other_methods_stop_and_go_on_too(tmp_path, at, step):
+    """GRPO with two updates a step; SIGTERM in step 1 while it draws, or between the updates, which it then makes."""
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "num_iterations": 2}
+    whole = tiny_policy(tmp_path / "whole", **options)
+    whole.train()
+    trainer = tiny_policy(tmp_path / "run", **options)
+    method = getattr(trainer, at)
+
+    def interrupted(*args):
+        if trainer.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return method(*args)
+
+    setattr(trainer, at, interrupted)
+    with pytest.raises(TrainingStopped):
+        trainer.train()
+    assert trainer.state.global_step == step
+    verify_checkpoint(tmp_path / "run" / f"checkpoint-{step}")
+    resumed = tiny_policy(tmp_path / "run", **options)
+    resumed.train(resume_from_checkpoint="latest")
+    assert same(theta_of(resumed), theta_of(whole))
