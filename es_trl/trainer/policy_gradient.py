@@ -81,7 +81,7 @@ class PolicyGradientTrainer(DiffusionTrainer):
         rows = default_rows(self.args.num_inference_steps)
         for steps in self.args.eval_num_inference_steps:
             rows += [EvaluationRow(f"base@{steps}", False, steps), EvaluationRow(f"adapter@{steps}", True, steps)]
-        return list({row.name: row for row in reversed(rows)}.values())[::-1]
+        return list({row.name: row for row in rows}.values())
 
     # ---- what a method says ----
 

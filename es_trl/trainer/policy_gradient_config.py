@@ -34,8 +34,8 @@ class PolicyGradientConfig(DiffusionConfig):
         noise_level (`float`, *optional*, defaults to `0.7`):
             Flow-matching models: `a` of the rollout's SDE.
         eval_num_inference_steps (`list[int]`, *optional*):
-            Step counts of the comparison with the base after training; by default `num_inference_steps` and
-            `sample_num_steps`.
+            Step counts of the comparison with the base after training; by default `num_inference_steps`, and
+            `sample_num_steps` if that is more.
         init_same_noise (`bool`, *optional*, defaults to `True`):
             The images of a group start from the same latents, so that they differ by the policy's own noise only.
         num_iterations (`int`, *optional*, defaults to `1`):
@@ -129,7 +129,8 @@ class PolicyGradientConfig(DiffusionConfig):
         if self.sample_num_steps is None:
             self.sample_num_steps = 2 if self.num_inference_steps == 1 else self.num_inference_steps
         if self.eval_num_inference_steps is None:
-            self.eval_num_inference_steps = list(dict.fromkeys([self.num_inference_steps, self.sample_num_steps]))
+            counts = [self.num_inference_steps, max(self.num_inference_steps, self.sample_num_steps)]
+            self.eval_num_inference_steps = list(dict.fromkeys(counts))
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
         super().__post_init__()
