@@ -75,7 +75,7 @@ def test_the_mean_curve_of_seeds_has_students_interval(runs):
 def test_the_page_has_both_methods_against_images_and_time(compared):
     page = opened(compared)
     assert "ES (sigma 0.1) is ahead" in page.text
-    assert page.text.count("images drawn in training") >= 2 and page.text.count("training time, minutes") >= 2
+    assert page.text.count("images drawn in training") >= 2 and page.text.count("training time, seconds") >= 2
     assert "3 seeds" in page.text and "over prompts and training seeds" in page.text
     assert "base, 2 steps" in page.text and "es-trl compare" in page.text
     images = [a for a in page.of("img") if "data-row" in a]

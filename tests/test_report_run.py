@@ -63,18 +63,14 @@ def test_the_population_is_kept_as_pictures(trained):
         assert len(entry["prompts"]) == 2
 
 
-def test_rerun_yaml_is_the_same_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+def test_rerun_yaml_is_the_same_run(tmp_path):
     arguments, config = parse(None, [
         "--model_name_or_path", "tiny-sana-sprint", "--reward_funcs", "tiny-pickscore", "clip_text:tiny-clip-heldout",
         "--reward_weights", "1", "0.5", "--dataset_name", "tiny-train", "--max_steps", "7", "--sigma", "0.2",
         "--eval_dataset_name", "tiny-validation", "--eval_strategy", "steps", "--eval_steps", "3", "--use_cpu", "true",
         "--lora_target_modules", "to_q", "to_k", "--report_to", "none", "--output_dir", str(tmp_path / "run"),
-        "--hub_token", "hf_secretsecretsecretsecret",
     ])  # fmt: skip
     path = write_rerun(arguments, config)
-    assert "hf_" not in open(path).read()
     again, same = parse(None, ["--config", path])
     assert dataclasses.asdict(again) == dataclasses.asdict(arguments)
-    left, right = ({k: v for k, v in c.to_dict().items() if k != "hub_token"} for c in (same, config))
-    assert left == right
+    assert same.to_dict() == config.to_dict()

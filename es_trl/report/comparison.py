@@ -109,14 +109,14 @@ def _headline(tables: list[dict[str, Any]], comparable: bool) -> dict[str, Any]:
     reward, role = tables[0]["reward"], tables[0]["role"]
     lines = sorted(lines, key=lambda line: -line["found"]["delta"])
     first, found = lines[0], lines[0]["found"]
-    ends = wording.interval(found["low"], found["high"], lambda v: wording.number(v, sign=True))
+    ends = wording.interval(found["low"], found["high"], wording.signed)
     judged = f"Under {reward}" + (", which training never saw" if role == "held out" else "")
-    lede = f"{judged}, {first['label']} changes the score by {wording.number(found['delta'], sign=True)}"
+    lede = f"{judged}, {first['label']} changes the score by {wording.signed(found['delta'])}"
     lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})." if ends else "."
     if len(lines) == 1:
         return {"title": f"{first['label']}, {first['runs']} run{'' if first['runs'] == 1 else 's'}", "lede": lede}
     second = lines[1]
-    lede += f" Next is {second['label']} with {wording.number(second['found']['delta'], sign=True)}"
+    lede += f" Next is {second['label']} with {wording.signed(second['found']['delta'])}"
     if min(first["runs"], second["runs"]) < 2:
         title, end = (
             "Too few seeds to tell",

@@ -1,6 +1,7 @@
 """`report/index.html` of one folder: the headline, the curves, the tables, the pictures, the protocol."""
 
 import logging
+import math
 import os
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from .svg import save_png
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARTS = 6
+MAX_CHARTS, MAX_GAPS = 6, 8
 
 
 def write_report(folder: str | os.PathLike) -> Path | None:
@@ -65,7 +66,7 @@ def _write(folder: Folder) -> Path:
 def context(folder: Folder, learned, drawn) -> dict[str, Any]:
     """Everything the template shows, from a folder, its learning curves and their charts."""
     images, seconds = part(lambda: curves.spent(folder.history), (None, None))
-    head = {"title": "A run without an evaluation", "lede": [], "gaps": [], "wins": None}
+    head = {"title": "A run without an evaluation", "lede": [], "gaps": []}
     found = {
         "title": folder.name,
         "folder": folder,
@@ -107,29 +108,39 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
 
 def headline(folder: Folder) -> dict[str, Any]:
     """Title and first sentences, from the first held-out reward if there is one, and a gap for every reward."""
-    evaluation = folder.evaluation
-    if evaluation is None:
-        return {"title": wording.title(None, None), "lede": [], "gaps": [], "wins": None}
-    trained = folder.trained
+    evaluation, trained = folder.evaluation, folder.trained
+    found: dict[str, Any] = {"title": wording.title(None, None), "lede": [], "gaps": []}
+    model, base = wording.main_rows(evaluation or {})
+    if evaluation is None or model is None or base is None:
+        return found
     rewards = wording.ordered_rewards(evaluation, trained)
-    model, base = wording.main_rows(evaluation)
-    gaps = [gap for reward in rewards if (gap := wording.gap_of(evaluation, reward))]
-    reward = gaps[0]["reward"] if gaps else rewards[0] if rewards else None
-    paired = wording.paired_entry(evaluation, model["name"], base["name"], reward) if model and base else None
-    gap = gaps[0] if gaps else None
-    held_out = None if not trained else reward not in trained
-    for one in gaps:
-        one["held_out"] = None if not trained else one["reward"] not in trained
-    ends = [v for one in gaps for v in (0.0, 1.0, one["value"], one["low"], one["high"]) if v is not None]
-    scale = ruler(ends)
-    return {
-        "title": wording.title(gap, paired),
-        "lede": wording.lede(reward, held_out, gap, paired) if paired else [],
-        "gaps": [{**one, **scale(one["value"], one["low"], one["high"])} for one in gaps[:4]],
-        "zero": scale(0.0)["at"] if gaps else None,
-        "one": scale(1.0)["at"] if gaps else None,
-        "wins": paired,
-    }
+    gaps = [gap for reward in rewards for gap in wording.gaps_of(evaluation, reward)]
+    reward = gaps[0]["reward"] if gaps else rewards[0]
+    held_out = {name: None if not trained else name not in trained for name in rewards}
+    mine = [gap for gap in gaps if gap["reward"] == reward]
+    models = [gap["row"] for gap in mine] or [model["name"]]
+    paired = [wording.paired_entry(evaluation, row, base["name"], reward) for row in models]
+    paired = [entry for entry in paired if entry is not None]
+    # Of several training seeds the least convincing one has the word.
+    weakest = min(mine, key=lambda gap: -math.inf if gap["low"] is None else gap["low"], default=None)
+    found["title"] = wording.title(weakest, paired[0] if paired else None)
+    if paired:
+        found["lede"] = wording.lede(reward, held_out[reward], mine, paired)
+    for entry in method_lines(folder):
+        if entry["reward"] == reward and entry["against"] == base["name"] and (entry["runs"] or 0) > 1:
+            found["lede"].append(wording.over_seeds(entry))
+    scale = ruler([v for gap in gaps for v in (0.0, 1.0, gap["value"], gap["low"], gap["high"]) if v is not None])
+    labels, several = row_labels(evaluation), len(models) > 1
+    found["gaps"] = [
+        {
+            **gap,
+            **scale(gap["value"], gap["low"], gap["high"]),
+            "held_out": held_out[gap["reward"]],
+            "label": labels[gap["row"]] if several else None,
+        }
+        for gap in gaps[:MAX_GAPS]
+    ]
+    return found | {"zero": scale(0.0)["at"], "one": scale(1.0)["at"]}
 
 
 def ruler(values: list[float], pad: float = 0.06):
@@ -336,7 +347,12 @@ def category_bars(folder: Folder) -> list[dict[str, Any]]:
 
 
 def protocol(folder: Folder) -> list[tuple[str, str]]:
-    """How it was measured, as terms and values."""
+    """How it was measured and trained, as terms and values."""
+    found = part(lambda: _measured(folder), []) + part(lambda: _trained(folder), [])
+    return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _measured(folder: Folder) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     entry = (folder.evaluation or {}).get("protocol") or {}
     if entry:
@@ -362,6 +378,11 @@ def protocol(folder: Folder) -> list[tuple[str, str]]:
         pipeline = {k: v for k, v in (entry.get("pipeline") or {}).items() if v is not None}
         found += [("pipeline", pipeline.pop("pipeline", None))]
         found += [("call and adapter", ", ".join(f"{name} = {_short(value)}" for name, value in pipeline.items()))]
+    return found
+
+
+def _trained(folder: Folder) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
     settings = folder.settings
     if folder.config:
         rewards = folder.config.get("reward_funcs") or []
@@ -377,7 +398,7 @@ def protocol(folder: Folder) -> list[tuple[str, str]]:
         versions = [f"{name} {packages[name]}" for name in ("torch", "diffusers", "transformers") if name in packages]
         found += [("software", ", ".join([f"es_trl {folder.env.get('es_trl', '?')}", *versions]))]
         found += [("commit", folder.env.get("git_commit")), ("hardware", folder.env.get("cpu"))]
-    return [(name, str(value)) for name, value in found if value not in (None, "")]
+    return found
 
 
 def _missing(evaluation: dict[str, Any]) -> str:
@@ -391,10 +412,9 @@ def _missing(evaluation: dict[str, Any]) -> str:
 
 def command(folder: Folder) -> str | None:
     """The line that does it again, as far as the folder knows it."""
-    entry = (folder.evaluation or {}).get("protocol") or {}
     if folder.file("rerun.yaml") is not None:
         return f"es-trl train --config {shlex.quote(str(folder.path / 'rerun.yaml'))}"
-    return entry.get("command") or None
+    return ((folder.evaluation or {}).get("protocol") or {}).get("command") or None
 
 
 def _short(value: Any) -> str:

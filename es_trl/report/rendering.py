@@ -27,7 +27,7 @@ def _environment():
     environment.globals |= {
         "interval": wording.interval,
         "as_percent": wording.percent,
-        "signed": lambda value: wording.number(value, sign=True),
+        "signed": wording.signed,
     }
     return environment
 

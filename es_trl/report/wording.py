@@ -23,6 +23,11 @@ def number(value: float | None, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''},.{decimals}f}".replace("-", MINUS)
 
 
+def signed(value: float | None) -> str:
+    """A number with its sign."""
+    return number(value, sign=True)
+
+
 def percent(value: float | None, decimals: int = 0) -> str:
     """A share in per cent."""
     return DASH if value is None or value != value else f"{100 * value:.{decimals}f}{NBSP}%".replace("-", MINUS)
@@ -94,22 +99,35 @@ def main_rows(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[s
     return (models[0] if models else None, bases[0] if bases else None)
 
 
-def gap_of(evaluation: dict[str, Any], reward: str) -> dict[str, Any] | None:
-    """Gap closure of a reward: `value`, `low`, `high` (the ends may be `None`), `base_steps`, `target_steps`."""
-    value = (evaluation.get("gap_closure") or {}).get(reward)
+def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
+    """
+    Gap closures of a reward, one per adapter.
+
+    Returns:
+        `list[dict]`: `row`, `value`, `low`, `high` (the ends may be `None`), `base_steps`, `target_steps`.
+    """
     rows = evaluation.get("gap_closure_rows")
-    if value is None or not rows:
-        return None
-    low, high = (evaluation.get("gap_closure_ci") or {}).get(reward) or (None, None)
+    if not rows:
+        return []
     steps = {row["name"]: row.get("num_inference_steps") for row in evaluation["rows"]}
-    return {
-        "reward": reward,
-        "value": value,
-        "low": low,
-        "high": high,
-        "base_steps": steps.get(rows["base"]),
-        "target_steps": steps.get(rows["target"]),
-    }
+    entries = [entry for entry in evaluation.get("gap_closures") or [] if entry.get("reward") == reward]
+    if not entries:
+        low, high = (evaluation.get("gap_closure_ci") or {}).get(reward) or (None, None)
+        value = (evaluation.get("gap_closure") or {}).get(reward)
+        entries = [{"row": rows["model"], **rows, "value": value, "ci_low": low, "ci_high": high}]
+    return [
+        {
+            "reward": reward,
+            "row": entry["row"],
+            "value": entry["value"],
+            "low": entry.get("ci_low"),
+            "high": entry.get("ci_high"),
+            "base_steps": steps.get(entry["base"]),
+            "target_steps": steps.get(entry["target"]),
+        }
+        for entry in entries
+        if entry.get("value") is not None
+    ]
 
 
 def ordered_rewards(evaluation: dict[str, Any], trained: Sequence[str]) -> list[str]:
@@ -140,29 +158,55 @@ def title(gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> str:
     return "A run without an evaluation" if paired is None else "No clear gain"
 
 
-def lede(reward: str, held_out: bool | None, gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> list[str]:
-    """One or two sentences under the title: who judged, what changed, how sure that is."""
-    if paired is None:
-        return []
+def lede(
+    reward: str, held_out: bool | None, gaps: Sequence[dict[str, Any]], paired: Sequence[dict[str, Any]]
+) -> list[str]:
+    """
+    Two sentences under the title: who judged and how often it chose the trained model; by how much, and how sure.
+
+    Args:
+        reward (`str`): The judge.
+        held_out (`bool`, *optional*): Whether training never saw it; `None` when nobody said.
+        gaps (`Sequence[dict]`): Its gap closures, one per adapter.
+        paired (`Sequence[dict]`): Its differences to the base, one per adapter.
+    """
     judge = f"Judged by {reward}"
     if held_out is not None:
         judge += ", which training never saw" if held_out else ", the reward it was trained on"
-    wins = f"scores higher than the base model on {percent(paired['win_rate'])} of {whole(paired['prompts'])} prompts"
-    sentences = [f"{judge}, the trained model {wins}, drawn from the same noise."]
-    if gap is not None:
-        extra = gap["target_steps"] - gap["base_steps"]
+    who = "the trained model scores" if len(paired) == 1 else f"each of the {len(paired)} trained models scores"
+    wins = _range([entry["win_rate"] for entry in paired], percent)
+    prompts = whole(paired[0]["prompts"])
+    sentences = [
+        f"{judge}, {who} higher than the base model on {wins} of {prompts} prompts, drawn from the same noise."
+    ]
+    if gaps:
+        extra = gaps[0]["target_steps"] - gaps[0]["base_steps"]
         more = f"{_count(extra)} more step{'' if extra == 1 else 's'}"
-        found = f"Its gain is {percent(gap['value'])} of what {more} would give the base model"
-        if gap["low"] is None:
+        found = (
+            f"The gain is {_range([gap['value'] for gap in gaps], percent)} of what {more} would give the base model"
+        )
+        if len(gaps) == 1 and gaps[0]["low"] is None:
             found += "; the gap is too small for an interval"
-        else:
-            found += f" (95{NBSP}% interval {interval(gap['low'], gap['high'], percent)})"
+        elif len(gaps) == 1:
+            found += f" (95{NBSP}% interval {interval(gaps[0]['low'], gaps[0]['high'], percent)})"
         sentences.append(found + ".")
     else:
-        change = f"The mean score changes by {number(paired['delta'], sign=True)}"
-        ends = interval(paired.get("ci_low"), paired.get("ci_high"), lambda v: number(v, sign=True))
+        change = f"The mean score changes by {_range([entry['delta'] for entry in paired], signed)}"
+        ends = interval(paired[0].get("ci_low"), paired[0].get("ci_high"), signed) if len(paired) == 1 else ""
         sentences.append(f"{change} (95{NBSP}% interval {ends})." if ends else f"{change}.")
     return sentences
+
+
+def over_seeds(entry: dict[str, Any]) -> str:
+    """What several training seeds of a method say together, from `methods` of `eval.json`."""
+    ends = interval(entry.get("ci_low"), entry.get("ci_high"), signed)
+    text = f"Over {_count(entry['runs'])} training seeds the mean gain is {signed(entry['delta'])}"
+    return f"{text} (95{NBSP}% interval {ends}, over prompts and seeds)." if ends else f"{text}."
+
+
+def _range(values: Sequence[float], show) -> str:
+    shown = list(dict.fromkeys(show(value) for value in (min(values), max(values))))
+    return " to ".join(shown)
 
 
 def _count(value: int | None) -> str:
