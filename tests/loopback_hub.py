@@ -16,7 +16,8 @@ class LoopbackHub:
         url (`str`): The value for `HF_ENDPOINT`.
         repos (`dict`): `"model/user/name"` to `{"private", "branches": {name: commit}, "commits": {commit: files}}`.
         requests (`list`): Method, path and Authorization header of everything that was asked.
-        faults (`dict`): Part of a path to a status code, or to `"die"`: the connection is cut without an answer.
+        faults (`dict`): Part of a path to a status code, to `"die"` (the connection is cut without an answer), or to
+            `"hang"` (no answer until the server is closed).
         token (`str`): When set, every request needs it.
         lfs (`bool`): Whether safetensors go the way of large files: to a storage first, by name only into the commit.
     """
@@ -27,7 +28,7 @@ class LoopbackHub:
         self.repos, self.requests, self.faults, self.commits = {}, [], {}, []
         self.token: str | None = None
         self.lfs, self.large = False, {}
-        self.lock = threading.Lock()
+        self.lock, self.closed = threading.Lock(), threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -41,6 +42,7 @@ class LoopbackHub:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -113,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urlsplit(self.path).path
+        if any(part in path and fault == "hang" for part, fault in hub.faults.items()):
+            hub.closed.wait()
         with hub.lock:
             hub.requests.append((self.command, path, self.headers.get("Authorization")))
             for part, fault in list(hub.faults.items()):

@@ -221,6 +221,21 @@ def retry(hub, command, tmp_path):
     assert set(hub.files("someone/tiny")) == set(SETTINGS)
 
 
+@pytest.mark.parametrize("silent", ["repos/create", "/preupload/"])
+def test_a_hub_that_never_answers_holds_nobody(hub, tmp_path, monkeypatch, caplog, silent):
+    monkeypatch.setattr("es_trl.trainer.pushing.OPEN_SECONDS", 0.3)
+    monkeypatch.setattr("es_trl.trainer.pushing.PUSH_SECONDS", 0.3)
+    hub.faults[silent] = "hang"
+    trainer = pushing_trainer(tmp_path, max_steps=1, hub_strategy="every_save", save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.push_to_hub() is None and trainer.push_failed and trainer.state.global_step == 1
+    assert "the Hub did not answer for 0.3 seconds" in caplog.records[-1].getMessage()
+    hub.faults.clear()
+    monkeypatch.setattr("es_trl.trainer.pushing.OPEN_SECONDS", 20)
+    monkeypatch.setattr("es_trl.trainer.pushing.PUSH_SECONDS", 20)
+    assert trainer.push_to_hub() is not None and not trainer.push_failed
+
+
 def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     hub.lfs, hub.token = True, CANARY

@@ -11,11 +11,15 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..hub.background import Background
 from ..hub.publishing import collect, open_repository, reason_of, retry_command
 from .checkpoint import MANIFEST
 
 
 logger = logging.getLogger(__name__)
+
+OPEN_SECONDS = 60  # for creating or finding the repository
+PUSH_SECONDS = 3600  # for an upload, where training would wait for it
 
 
 class PushingMixin:
@@ -32,14 +36,14 @@ class PushingMixin:
 
     push_in_progress: PushInProgress | None = None
     push_failed = False
-    _hub: HfApi | None = None
+    _background: Background | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in the Trainer; a Hub that cannot be reached is a warning, and the next push tries again."""
         if not self.is_world_process_zero():
             return
         try:
-            self._open_repository(token, private)
+            self._wait(self._submit(lambda: self._open_repository(token, private)), OPEN_SECONDS)
         except Exception as error:  # network, rights, a bad name: none of them may cost the training
             logger.warning(
                 "The Hub repository %s cannot be opened now (%s). Training goes on; each push tries again.",
@@ -69,7 +73,7 @@ class PushingMixin:
         if self.is_world_process_zero():
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             try:
-                self._open_repository(token, private, revision)
+                self._wait(self._submit(lambda: self._open_repository(token, private, revision)), OPEN_SECONDS)
             except Exception as failure:
                 error = failure
         self.save_model(_internal_call=True)
@@ -82,8 +86,14 @@ class PushingMixin:
             return None
         folder = tempfile.mkdtemp(prefix="es_trl-push-")
         collect(self.args.output_dir, folder)
-        push = self._in_background(folder, self.args.output_dir, commit_message, token, revision, private, last=True)
-        return push.result() if blocking else push
+        push = self._upload(folder, self.args.output_dir, commit_message, token, revision, private, last=True)
+        if not blocking:
+            return push
+        try:
+            return self._wait(push, PUSH_SECONDS)
+        except TimeoutError as failure:
+            self._report_failed_push(failure, self.args.output_dir, revision, private, last=True)
+            return None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The checkpoint's adapter and card become the repository's newest state, while training goes on."""
@@ -107,37 +117,47 @@ class PushingMixin:
             self._report_failed_push(error, checkpoint_folder)
             return
         message = f"Training in progress, step {self.state.global_step}"
-        push = self._in_background(folder, checkpoint_folder, message)
+        push = self._upload(folder, checkpoint_folder, message)
         if busy:
             self.push_in_progress.jobs.append(push)
         else:
             self.push_in_progress = PushInProgress([push])
 
+    def _finish_current_push(self) -> None:
+        """Waits for the pushes of checkpoints, which the end of the program would cut off."""
+        for push in self.push_in_progress.jobs if self.push_in_progress is not None else ():
+            try:
+                self._wait(push, PUSH_SECONDS)
+            except TimeoutError as error:
+                logger.warning("A push of a checkpoint is given up: %s.", error)
+                break
+        self.push_in_progress = None
+
     # ---- the upload itself ----
+
+    def _submit(self, work):
+        self._background = self._background or Background()
+        return self._background.submit(work)
+
+    def _wait(self, future, seconds: float):
+        return self._background.wait(future, seconds)
 
     def _repo_name(self) -> str:
         return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
-    def _api(self, token: str | None) -> HfApi:
-        if token is not None:
-            return HfApi(token=token)
-        self._hub = self._hub or HfApi()
-        return self._hub
-
     def _open_repository(self, token: str | None = None, private: bool | None = None, revision: str | None = None):
         private = self.args.hub_private_repo if private is None else private
         revision = revision or self.args.hub_revision
-        self.hub_model_id = open_repository(self._api(token), self._repo_name(), private, revision)
+        self.hub_model_id = open_repository(HfApi(token=token), self._repo_name(), private, revision)
 
-    def _in_background(self, folder, source, message, token=None, revision=None, private=None, last=False):
+    def _upload(self, folder, source, message, token=None, revision=None, private=None, last=False):
         """A future that is None when the upload of `folder`, a clean copy of `source`, has failed."""
-        api = self._api(token)
 
         def upload():
             try:
                 if self.hub_model_id is None:
                     self._open_repository(token, private, revision)
-                commit = api.upload_folder(
+                commit = HfApi(token=token).upload_folder(
                     repo_id=self.hub_model_id,
                     folder_path=folder,
                     commit_message=message,
@@ -152,7 +172,7 @@ class PushingMixin:
             logger.info("Pushed to %s", commit.commit_url)
             return commit
 
-        return api.run_as_future(upload)
+        return self._submit(upload)
 
     def _report_failed_push(self, error, folder, revision=None, private=None, last=False) -> None:
         self.push_failed = True
