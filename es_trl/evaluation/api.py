@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..hub.escaping import redact
 from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, load_pipeline
 from ..rewards import RewardSet
 from ..rewards.clip_features import as_torch_dtype
@@ -166,7 +167,7 @@ def evaluate(
             "diversity_features": checkpoint if noise.images_per_prompt > 1 else None,
             "batch_size": batch_size,
             "num_processes": num_processes,
-            "command": command,
+            "command": redact(command) if command else None,
             "es_trl": __version__,
         }
         result = Evaluation(
