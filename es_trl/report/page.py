@@ -98,6 +98,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "pair_rows": rows,
         "pair_left": rows[0] if rows else None,
         "pair_right": rows[1] if rows else None,
+        "typical": _typical(groups),
         "pair_rewards": [(group["reward"], f"{group['reward']} ({group['role']})") for group in groups],
     }
     return found
@@ -314,6 +315,12 @@ def pair_groups(folder: Folder) -> list[dict[str, Any]]:
         }
         for reward in rewards
     ]
+
+
+def _typical(groups: list[dict[str, Any]]) -> list[pictures.Pair]:
+    """Two or four pairs from the middle of the first ranking, for the top of the page."""
+    found = [pair for group in groups[:1] for kind, members in group["kinds"] if kind == "typical" for pair in members]
+    return found[: 4 if len(found) >= 4 else 2]
 
 
 def category_bars(folder: Folder) -> list[dict[str, Any]]:

@@ -41,6 +41,10 @@ class Pair:
     height: int
     changes: dict[str, float] = field(default_factory=dict)
 
+    def only(self, *rows: str) -> dict[str, str]:
+        """The pictures of some rows."""
+        return {row: self.images[row] for row in rows if row in self.images}
+
     def shown_changes(self) -> list[tuple[str, float]]:
         """The changes to print, that of the reward the pairs are sorted by first."""
         found = self.changes or ({self.reward: self.change} if self.reward and self.change is not None else {})

@@ -47,7 +47,7 @@
     show(stage);
   }));
 
-  const choose = (side, select) => stages.forEach((stage) => {
+  const choose = (side, select) => all(".pairs .stage").forEach((stage) => {
     stage.dataset[side] = select.value;
     all("img", stage).forEach((image) => {
       const row = image.dataset.row;
