@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/es_trainer.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/es_trainer.md", "docs/dpo.md"])
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -98,7 +98,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert head_to_head.everything(args) == 0
     assert len(started) == finished, "nothing is left to do"
     text = head_to_head.tables(tmp_path)
-    assert text.count("### Equal images") == len(SETTINGS["rewards"]) and "### Equal seconds" in text
+    assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
     for method in METHODS:
         assert f"| {method} | 1 | 1024 | 20 | 900 | +1.000 [+1.000, +1.000]" in text
     assert "base, best of 8" in text and "### Trials" in text

@@ -191,7 +191,8 @@ class Plan:
 
     def __init__(self, settings: dict, size: dict, done: dict[str, dict]):
         self.settings, self.size, self.done = settings, size, done
-        self.first_reward = next(iter(settings["rewards"]))
+        self.rewards = list(settings["rewards"])[: size["rewards"]]
+        self.first_reward = self.rewards[0]
 
     def stages(self):
         """Lists of jobs; those of a list do not depend on each other, but on the lists before."""
@@ -201,11 +202,11 @@ class Plan:
         best = {method: self.best_trial(method) for method in self.settings["methods"]}
         images = [
             self.job("images", method, best[method], reward, seed, self.size["images"])
-            for reward in self.settings["rewards"]
+            for reward in self.rewards
             for seed in self.size["seeds"]
             for method in best
         ]
-        bases = [self.job(BASE, BASE, None, reward, 0, 0) for reward in self.settings["rewards"] if reward in SCORERS]
+        bases = [self.job(BASE, BASE, None, reward, 0, 0) for reward in self.rewards if reward in SCORERS]
         yield bases + images
         yield [self.job("seconds", method, best[method], self.first_reward, seed, self.images_in_time(method))
                for seed in self.size["seeds"] for method in best]  # fmt: skip
