@@ -9,9 +9,9 @@ from typing import Any
 from . import charts, curves, groups, pictures, wording
 from .folder import read_folder
 from .groups import Method
-from .page import ruler
 from .rendering import chart, render, write_text
 from .svg import save_png
+from .tables import ruler
 
 
 MAX_REWARDS = 4

@@ -11,6 +11,7 @@ from . import charts, curves, pictures, wording
 from .folder import Folder, read_folder
 from .rendering import chart, render, write_text
 from .svg import save_png
+from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels, ruler
 
 
 logger = logging.getLogger(__name__)
@@ -144,19 +145,6 @@ def headline(folder: Folder) -> dict[str, Any]:
     return found | {"zero": scale(0.0)["at"], "one": scale(1.0)["at"]}
 
 
-def ruler(values: list[float], pad: float = 0.06):
-    """A function that places a value (and its interval) between the ends of `values`, in per cent of the width."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    width = (high - low) or 1.0
-    low, width = low - pad * width, width * (1 + 2 * pad)
-
-    def place(value: float | None, start: float | None = None, end: float | None = None) -> dict[str, float | None]:
-        at = [None if v is None else round(100 * (v - low) / width, 2) for v in (value, start, end)]
-        return dict(zip(("at", "start", "end"), at, strict=True))
-
-    return place
-
-
 def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[tuple[str, str]]:
     """Short facts above the headline."""
     evaluation = (folder.evaluation or {}).get("protocol") or {}
@@ -222,75 +210,6 @@ def _curve_label(learned, name: str, trained) -> str:
     )
 
 
-# ---- tables ----
-
-
-def row_labels(evaluation: dict[str, Any] | None) -> dict[str, str]:
-    """What the page calls each row."""
-    rows = (evaluation or {}).get("rows") or []
-    alone = len({row.get("label") or row["name"].split("@")[0] for row in rows if row.get("adapter")}) <= 1
-    return {row["name"]: wording.row_label(row, alone) for row in rows}
-
-
-def reward_tables(folder: Folder) -> list[dict[str, Any]]:
-    """Per reward the rows with mean, interval, difference to the base, win rate, and where to draw them."""
-    evaluation, trained = folder.evaluation, folder.trained
-    if evaluation is None:
-        return []
-    _, base = wording.main_rows(evaluation)
-    labels, tables = row_labels(evaluation), []
-    for reward in wording.ordered_rewards(evaluation, trained):
-        found = [(row, row["rewards"].get(reward) or {}) for row in evaluation["rows"]]
-        keys = ("mean", "ci_low", "ci_high")
-        place = ruler([entry[key] for _, entry in found for key in keys if entry.get(key) is not None])
-        lines = []
-        for row, entry in found:
-            paired = wording.paired_entry(evaluation, row["name"], base["name"], reward) if base else None
-            lines.append(
-                {
-                    "label": labels[row["name"]],
-                    "adapter": bool(row.get("adapter")),
-                    "mean": entry.get("mean"),
-                    "low": entry.get("ci_low"),
-                    "high": entry.get("ci_high"),
-                    "paired": paired,
-                    **place(*(entry.get(key) for key in keys)),
-                }
-            )
-        role = None if not trained else "trained" if reward in trained else "held out"
-        tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
-        tables.append(
-            {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
-        )
-    return tables
-
-
-def method_lines(folder: Folder) -> list[dict[str, Any]]:
-    """Methods with adapters from several training seeds, their difference to the base and to each other."""
-    keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std")
-    lines = [{key: entry.get(key) for key in keys} for entry in (folder.evaluation or {}).get("methods") or []]
-    return sorted(lines, key=lambda line: line["reward"] in folder.trained)
-
-
-def judge_table(folder: Folder) -> dict[str, Any] | None:
-    """The judge's metrics, one line per metric, one column per row."""
-    rows = [row for row in (folder.evaluation or {}).get("rows") or [] if row.get("judge")]
-    labels = row_labels(folder.evaluation)
-    metrics = list(dict.fromkeys(name for row in rows for name in row["judge"]))
-    if not metrics:
-        return None
-    lines = []
-    for metric in metrics:
-        show = (lambda v: wording.percent(v, 1)) if metric.endswith("accuracy") else wording.number
-        cells = []
-        for row in rows:
-            entry = row["judge"].get(metric) or {}
-            ends = wording.interval(entry.get("ci_low"), entry.get("ci_high"), show)
-            cells.append((show(entry.get("mean")), ends))
-        lines.append((wording.METRICS.get(metric, metric), cells))
-    return {"columns": [labels[row["name"]] for row in rows], "lines": lines}
-
-
 def _interval_chart(folder: Folder):
     rewards = wording.ordered_rewards(folder.evaluation, folder.trained)[:4]
     return charts.intervals(folder.evaluation, rewards, folder.trained, row_labels(folder.evaluation))
@@ -321,33 +240,6 @@ def _typical(groups: list[dict[str, Any]]) -> list[pictures.Pair]:
     """Two or four pairs from the middle of the first ranking, for the top of the page."""
     found = [pair for group in groups[:1] for kind, members in group["kinds"] if kind == "typical" for pair in members]
     return found[: 4 if len(found) >= 4 else 2]
-
-
-def category_bars(folder: Folder) -> list[dict[str, Any]]:
-    """Per grouping (category, challenge) and reward the difference of the trained model to the base, with interval."""
-    exploratory = (folder.evaluation or {}).get("exploratory") or {}
-    model, base = wording.main_rows(folder.evaluation or {})
-    if not exploratory or not model or not base:
-        return []
-    entries = [
-        entry
-        for entry in exploratory.get("entries") or []
-        if (entry.get("row"), entry.get("against")) == (model["name"], base["name"]) and entry.get("delta") is not None
-    ]
-    order = wording.ordered_rewards(folder.evaluation, folder.trained)
-    groups = []
-    for reward in order:
-        for by in dict.fromkeys(entry["by"] for entry in entries):
-            mine = [entry for entry in entries if entry["by"] == by and entry["reward"] == reward]
-            mine.sort(key=lambda entry: -entry["delta"])
-            ends = [
-                entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None
-            ]
-            place = ruler([0.0, *ends])
-            lines = [{**e, **place(e["delta"], e.get("ci_low"), e.get("ci_high"))} for e in mine]
-            if lines:
-                groups.append({"by": by, "reward": reward, "lines": lines, "zero": place(0.0)["at"]})
-    return groups
 
 
 # ---- protocol ----

@@ -1,0 +1,117 @@
+"""Tables of the page: rows with their numbers, and where on a line each of them stands."""
+
+from typing import Any
+
+from . import wording
+from .folder import Folder
+
+
+def ruler(values: list[float], pad: float = 0.06):
+    """A function that places a value (and its interval) between the ends of `values`, in per cent of the width."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    width = (high - low) or 1.0
+    low, width = low - pad * width, width * (1 + 2 * pad)
+
+    def place(value: float | None, start: float | None = None, end: float | None = None) -> dict[str, float | None]:
+        at = [None if v is None else round(100 * (v - low) / width, 2) for v in (value, start, end)]
+        return dict(zip(("at", "start", "end"), at, strict=True))
+
+    return place
+
+
+def row_labels(evaluation: dict[str, Any] | None) -> dict[str, str]:
+    """What the page calls each row."""
+    rows = (evaluation or {}).get("rows") or []
+    alone = len({row.get("label") or row["name"].split("@")[0] for row in rows if row.get("adapter")}) <= 1
+    return {row["name"]: wording.row_label(row, alone) for row in rows}
+
+
+def reward_tables(folder: Folder) -> list[dict[str, Any]]:
+    """Per reward the rows with mean, interval, difference to the base, win rate, and where to draw them."""
+    evaluation, trained = folder.evaluation, folder.trained
+    if evaluation is None:
+        return []
+    _, base = wording.main_rows(evaluation)
+    labels, tables = row_labels(evaluation), []
+    for reward in wording.ordered_rewards(evaluation, trained):
+        found = [(row, row["rewards"].get(reward) or {}) for row in evaluation["rows"]]
+        keys = ("mean", "ci_low", "ci_high")
+        place = ruler([entry[key] for _, entry in found for key in keys if entry.get(key) is not None])
+        lines = []
+        for row, entry in found:
+            paired = wording.paired_entry(evaluation, row["name"], base["name"], reward) if base else None
+            lines.append(
+                {
+                    "label": labels[row["name"]],
+                    "adapter": bool(row.get("adapter")),
+                    "mean": entry.get("mean"),
+                    "low": entry.get("ci_low"),
+                    "high": entry.get("ci_high"),
+                    "paired": paired,
+                    **place(*(entry.get(key) for key in keys)),
+                }
+            )
+        role = None if not trained else "trained" if reward in trained else "held out"
+        tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
+        tables.append(
+            {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
+        )
+    return tables
+
+
+def method_lines(folder: Folder) -> list[dict[str, Any]]:
+    """Methods with adapters from several training seeds, their difference to the base and to each other."""
+    keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std")
+    lines = [{key: entry.get(key) for key in keys} for entry in (folder.evaluation or {}).get("methods") or []]
+    labels = row_labels(folder.evaluation)
+    for line in lines:
+        line["reference"] = labels.get(line["against"], line["against"])
+    return sorted(lines, key=lambda line: line["reward"] in folder.trained)
+
+
+def judge_table(folder: Folder) -> dict[str, Any] | None:
+    """The judge's metrics: a line per metric, a column per row of `eval.json`; with many rows the other way round."""
+    rows = [row for row in (folder.evaluation or {}).get("rows") or [] if row.get("judge")]
+    labels = row_labels(folder.evaluation)
+    metrics = list(dict.fromkeys(name for row in rows for name in row["judge"]))
+    if not metrics:
+        return None
+
+    def cell(row: dict[str, Any], metric: str) -> tuple[str, str]:
+        entry = row["judge"].get(metric) or {}
+        show = (lambda v: wording.percent(v, 1)) if metric.endswith("accuracy") else wording.number
+        return show(entry.get("mean")), wording.interval(entry.get("ci_low"), entry.get("ci_high"), show)
+
+    cells = [[cell(row, metric) for row in rows] for metric in metrics]
+    names, columns = [wording.METRICS.get(metric, metric) for metric in metrics], [labels[row["name"]] for row in rows]
+    if len(rows) > 4:
+        cells, names, columns = [list(line) for line in zip(*cells, strict=True)], columns, names
+    corner = "metric" if len(rows) <= 4 else "model"
+    return {"columns": columns, "lines": list(zip(names, cells, strict=True)), "corner": corner}
+
+
+def category_bars(folder: Folder) -> list[dict[str, Any]]:
+    """Per grouping (category, challenge) and reward the difference of the trained model to the base, with interval."""
+    exploratory = (folder.evaluation or {}).get("exploratory") or {}
+    model, base = wording.main_rows(folder.evaluation or {})
+    if not exploratory or not model or not base:
+        return []
+    entries = [
+        entry
+        for entry in exploratory.get("entries") or []
+        if (entry.get("row"), entry.get("against")) == (model["name"], base["name"]) and entry.get("delta") is not None
+    ]
+    order = wording.ordered_rewards(folder.evaluation, folder.trained)
+    groups = []
+    for reward in order:
+        for by in dict.fromkeys(entry["by"] for entry in entries):
+            mine = [entry for entry in entries if entry["by"] == by and entry["reward"] == reward]
+            mine.sort(key=lambda entry: -entry["delta"])
+            ends = [
+                entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None
+            ]
+            place = ruler([0.0, *ends])
+            lines = [{**e, **place(e["delta"], e.get("ci_low"), e.get("ci_high"))} for e in mine]
+            if lines:
+                groups.append({"by": by, "reward": reward, "lines": lines, "zero": place(0.0)["at"]})
+    return groups
