@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import PROMPTS, redness, tiny_trainer
+from transformers.integrations import TrackioCallback
+
+from es_trl.trainer.trackers import tracker_urls
 
 
 # Read once, when trackio is imported.
@@ -66,6 +69,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     try:
         trainer.train()
         summary, config = dict(wandb.run.summary), dict(wandb.config)
+        assert tracker_urls(trainer) == {}, "an offline run has no page"
     finally:
         wandb.finish()
     assert {"train/reward", "eval/reward", "reward_histogram", "samples", "members"} <= set(summary)
@@ -85,6 +89,10 @@ def test_trackio(tmp_path):
         with sqlite3.connect(database) as connection:
             rows = [str(row) for row in connection.execute("SELECT * FROM metrics")]
         logged = "".join(rows)
+        (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrackioCallback)]
+        assert tracker_urls(trainer) == {}, "a local run has no page"
+        callback._space_id = "me/space"
+        assert tracker_urls(trainer) == {"Trackio": "https://huggingface.co/spaces/me/space"}
         for name in ("train/reward", "eval/reward", "reward_histogram", "members", "samples"):
             assert name in logged, name
         assert "best, median and worst member" in logged, "captions"
