@@ -150,8 +150,10 @@ def test_texts_of_users_are_shown_and_do_nothing(tmp_path, without_png):
     folder = run_folder(tmp_path / "a<b>&'\"run", prompts=HOSTILE, note="</script><script>alert(2)</script>")
     evaluation = json.loads((folder / "eval.json").read_text())
     evaluation["exploratory"]["entries"][0]["value"] = HOSTILE[0]
-    text = json.dumps(evaluation).replace(TRAINED, "<script>alert(3)</script>$x_1$")
-    (folder / "eval.json").write_text(text)
+    (folder / "eval.json").write_text(json.dumps(evaluation))
+    for name in ("eval.json", "trainer_state.json", "es_config.json"):
+        text = (folder / name).read_text().replace(TRAINED, "<script>alert(3)</script>$x_1$")
+        (folder / name).write_text(text)
     page = opened(write_report(folder))
     assert len(page.of("script")) == 1 and len(page.of("style")) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)

@@ -9,8 +9,8 @@ from typing import Any
 from . import charts, curves, groups, pictures, wording
 from .folder import read_folder
 from .groups import Method
-from .rendering import chart, render, write_text
-from .svg import save_png
+from .rendering import render, write_text
+from .svg import inline_svg, save_png
 from .tables import ruler
 
 
@@ -65,7 +65,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
     tables = _tables(methods, trained, comparable)
     legend = [(f"s{method.colour % 8}", _named(method)) for method in methods]
     svgs = [
-        (name, chart(draw, f"curve{i}", f"{name} of {len(methods)} methods against {charts.AXES[axis]}"))
+        (name, inline_svg(draw, f"curve{i}", f"{name} of {len(methods)} methods against {charts.AXES[axis]}"))
         for i, (name, axis, draw) in enumerate(drawn)
     ]
     entries = [(_named(method), method.colour) for method in methods]

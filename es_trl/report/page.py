@@ -9,8 +9,8 @@ from typing import Any
 
 from . import charts, curves, pictures, wording
 from .folder import Folder, read_folder
-from .rendering import chart, render, write_text
-from .svg import save_png
+from .rendering import render, write_text
+from .svg import inline_svg, save_png
 from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels, ruler
 
 
@@ -75,7 +75,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "facts": part(lambda: _facts(folder, images, seconds), []),
         "curves": part(
             lambda: [
-                (name, chart(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
+                (name, inline_svg(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
                 for i, (name, draw) in enumerate(drawn)
             ],
             [],
@@ -103,9 +103,6 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "pair_rewards": [(group["reward"], f"{group['reward']} ({group['role']})") for group in groups],
     }
     return found
-
-
-# ---- headline ----
 
 
 def headline(folder: Folder) -> dict[str, Any]:
@@ -164,9 +161,6 @@ def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[
     return [(name, str(value)) for name, value in found if value is not None]
 
 
-# ---- curves ----
-
-
 def _levels(folder: Folder, reward: str) -> list[charts.Level]:
     if folder.evaluation is None:
         return []
@@ -215,9 +209,6 @@ def _interval_chart(folder: Folder):
     return charts.intervals(folder.evaluation, rewards, folder.trained, row_labels(folder.evaluation))
 
 
-# ---- pictures ----
-
-
 def pair_groups(folder: Folder) -> list[dict[str, Any]]:
     """The pairs by the reward they are sorted by: held-out rewards first, as in the tables."""
     found = pictures.pairs(folder)
@@ -240,9 +231,6 @@ def _typical(groups: list[dict[str, Any]]) -> list[pictures.Pair]:
     """Two or four pairs from the middle of the first ranking, for the top of the page."""
     found = [pair for group in groups[:1] for kind, members in group["kinds"] if kind == "typical" for pair in members]
     return found[: 4 if len(found) >= 4 else 2]
-
-
-# ---- protocol ----
 
 
 def protocol(folder: Folder) -> list[tuple[str, str]]:

@@ -33,11 +33,8 @@ def _environment():
 
 
 def render(template: str, **context: Any) -> str:
-    """Fills a template. Everything in `context` is text and is escaped, but for charts (`markupsafe.Markup`)."""
-    from markupsafe import Markup
-
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    script = Markup((TEMPLATES / "page.js").read_text(encoding="utf-8"))
+    """Fills a template. Everything in `context` is text and is escaped, but for the SVG of charts."""
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     return _environment().get_template(template).render(style=style, script=script, **context)
 
 
@@ -47,12 +44,3 @@ def write_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
-
-
-def chart(draw, name: str, label: str):
-    """A chart of [`charts`](charts.py) as markup for [`render`]."""
-    from markupsafe import Markup
-
-    from .svg import inline_svg
-
-    return Markup(inline_svg(draw, name, label))
