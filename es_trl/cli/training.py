@@ -71,7 +71,7 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     trainer.save_state()
     if test is not None:
         trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushed once, below
     page = write_report(config.output_dir) if trainer.is_world_process_zero() else None
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
