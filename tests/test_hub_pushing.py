@@ -144,7 +144,7 @@ def test_only_the_runs_own_files_are_pushed_in_one_commit(hub, tmp_path, monkeyp
     files = hub.files("someone/tiny")
     assert json.loads(files["es_config.json"])["config"]["output_dir"] == "~/run"
     assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
-    assert b"![After step 2](samples/step-000002.jpg)" in files["README.md"]
+    assert b"![At step 2](samples/step-000002.jpg)" in files["README.md"]
     assert b"- mine" in files["README.md"] and b'load_lora_weights("someone/tiny"' in files["README.md"]
 
 

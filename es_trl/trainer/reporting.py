@@ -199,4 +199,4 @@ def sample_sheets(folder: str) -> list[tuple[str, str]]:
     names = [path.name for path in Path(folder, "samples").glob("step-*.jpg") if not path.is_symlink()]
     steps = sorted((int(name[5:-4]), f"samples/{name}") for name in names if name[5:-4].isdigit())
     ends = [*steps[:1], *steps[1:][-1:]]
-    return [("Before training" if step == 0 else f"After step {step}", path) for step, path in ends]
+    return [("Before training" if step == 0 else f"At step {step}", path) for step, path in ends]
