@@ -61,11 +61,14 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
 
 def method_lines(folder: Folder) -> list[dict[str, Any]]:
     """Methods with adapters from several training seeds, their difference to the base and to each other."""
-    keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std")
+    keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std", "num_inference_steps")
     lines = [{key: entry.get(key) for key in keys} for entry in (folder.evaluation or {}).get("methods") or []]
     labels = row_labels(folder.evaluation)
+    if all((line["runs"] or 0) < 2 for line in lines):
+        return []  # of single runs the other tables say everything
     for line in lines:
         line["reference"] = labels.get(line["against"], line["against"])
+        line["method"] = ", ".join(filter(None, (line["method"], wording.steps_of(line["num_inference_steps"]))))
     return sorted(lines, key=lambda line: line["reward"] in folder.trained)
 
 
