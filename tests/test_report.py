@@ -281,6 +281,7 @@ def test_curves_know_what_was_spent(tmp_path):
 
 def test_logs_without_a_budget_in_every_line_are_filled_in():
     log = [
+        {"step": 1, "eval_rewards/r/mean": 0.5},
         {"step": 2, "rewards/r/mean": 1.0, "step_time": 3.0, "num_images": 20},
         {"step": 3, "eval_rewards/r/mean": 1.5},
         {"step": 4, "rewards/r/mean": 2.0, "step_time": 5.0, "num_images": 40},
@@ -288,8 +289,8 @@ def test_logs_without_a_budget_in_every_line_are_filled_in():
     ]
     curves = learning_curves(log)
     evaluated = curves[curves["kind"] == VALIDATION]
-    assert evaluated["images"].tolist() == [30, 40]
-    assert evaluated["seconds"].tolist() == [11, 16]
+    assert evaluated["images"].tolist() == [10, 30, 40]
+    assert evaluated["seconds"].tolist() == [3, 11, 16]
     assert spent(log) == (40, 16)
     assert spent([]) == (None, None)
 
