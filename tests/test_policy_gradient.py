@@ -135,7 +135,9 @@ def test_the_divergence_pulls_back_to_the_base(tmp_path):
     def constant(images, **_):
         return [1.0] * len(images)
 
-    trainer = tiny_policy(tmp_path, reward_funcs=constant, beta=1.0, learning_rate=1e-2, max_steps=8, weight_decay=0.0)
+    trainer = tiny_policy(
+        tmp_path, reward_funcs=constant, beta=1.0, learning_rate=3e-3, max_steps=8, train_dataset=PROMPTS[:2]
+    )
     with torch.no_grad():
         for i, parameter in enumerate(trainer.adapter.theta.values()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))

@@ -1,5 +1,7 @@
 """PrefGRPOTrainer: GRPO whose reward is how often an image beats the others of its group."""
 
+import math
+
 import numpy as np
 
 from .advantages import group_advantages, win_rates
@@ -54,6 +56,6 @@ class PrefGRPOTrainer(GRPOTrainer):
         if wins is None:
             wins = win_rates(rollout.scores @ self.rewards.weights, self.args.win_rate_temperature)
         finite = np.isfinite(wins)
-        if finite.any():
-            self.add_metric("policy/win_rate_std", float(np.mean([row[np.isfinite(row)].std() for row in wins])))
+        spreads = [row[np.isfinite(row)].std() for row in wins if np.isfinite(row).any()]
+        self.add_metric("policy/win_rate_std", float(np.mean(spreads)) if spreads else math.nan)
         return np.where(finite, group_advantages(wins, self.args.scale_rewards), 0.0)
