@@ -80,6 +80,7 @@ FAULTS = [
     ({"gradient_checkpointing": True}, "gradient_checkpointing=True is not supported: nothing is kept"),
     ({"torch_compile": True}, "torch_compile=True is not supported: .*compile_denoiser=True"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size=True is not supported"),
+    ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint=True is not supported: SIGTERM stops and saves anyway"),
     ({"save_total_limit": 1}, "save_total_limit must be at least 2, got 1"),
 ]
 

@@ -27,6 +27,7 @@ REJECTED = {
     "auto_find_batch_size": "halving batches would break prompt groups; lower the images drawn per forward instead",
     "fsdp": "the adapter is small and the frozen model is replicated; launch with torchrun or accelerate",
     "deepspeed": "the adapter is small and the frozen model is replicated; launch with torchrun or accelerate",
+    "enable_jit_checkpoint": "SIGTERM stops and saves anyway, between two micro-batches",
     "neftune_noise_alpha": "there is no embedding to add noise to",
     "use_liger_kernel": "Liger kernels are for language models",
     "hub_token": "tokens do not belong into configs; run `hf auth login` or set HF_TOKEN",

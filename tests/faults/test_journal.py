@@ -70,6 +70,9 @@ def test_the_adapter_follows_from_the_journal(tmp_path, name):
     assert result.proven and result.steps == trainer.state.global_step
     assert {"pytorch_lora_weights.safetensors", f"checkpoint-{result.steps}"} <= result.matches.keys()
     assert result.digest == tensor_digest(trainer.adapter.lora_state_dict())
+    if trainer.args.max_update_norm is not None:  # what is logged is the step that was made
+        norms = [entry["es/update_norm"] for entry in trainer.state.log_history if "es/update_norm" in entry]
+        assert norms and max(norms) <= trainer.args.max_update_norm
 
 
 def test_a_resumed_run_has_the_journal_of_an_uninterrupted_one(tmp_path, recorded):
