@@ -3,8 +3,7 @@
 import asyncio
 import json
 import math
-import subprocess
-import sys
+import runpy
 import threading
 from pathlib import Path
 
@@ -194,10 +193,10 @@ def test_comparing_rewards_want_one_process(tmp_path):
         PopulationRollout(trainer.adapter, compares, trainer.population, 0.1, 2, 0, 0, 2)
 
 
-def test_the_benchmark_compares_equal_work(tmp_path):
+def test_the_benchmark_compares_equal_work(capsys):
     script = Path(__file__).parent.parent / "recipes" / "benchmarks" / "reward_overlap.py"
-    sizes = "--population_size 4 --members_per_forward 2 --prompts 1 --repeats 1 --delay 0.01".split()
-    done = subprocess.run([sys.executable, script, *sizes], capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
+    main = runpy.run_path(str(script), run_name="reward_overlap")["main"]
+    main("--population_size 4 --members_per_forward 2 --prompts 1 --repeats 1 --delay 0.01".split())
+    report = json.loads(capsys.readouterr().out)
     assert report["same_scores"] is True and report["settings"]["requests_per_rollout"] == 2
     assert report["seconds_waiting"]["sequential"] >= 0.02
