@@ -27,7 +27,10 @@ def no_model(monkeypatch):
 
 FAULTS = [
     # es_trl's own fields
-    ({"population_size": 5, "antithetic": True}, "population_size must be even.*got 5; use 6, or set antithetic=False"),
+    (
+        {"population_size": 5, "antithetic": True},
+        "population_size must be even.*got 5; use 6, or set antithetic=False",
+    ),
     ({"population_size": 12.5}, "population_size must be a whole number of at least 1, got 12.5"),
     ({"population_size": True}, "population_size must be a whole number.*got True"),
     ({"population_size": 1}, "population_size must be at least 2, got 1"),
