@@ -95,7 +95,8 @@ def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(tmp_path):
         assert CANARY not in done.stdout + done.stderr
         assert f"Pushed to {hub.url}/someone/tiny-es/commit/" in done.stderr
         assert hub.repos["model/someone/tiny-es"]["private"]
-        assert [message for _, _, message, _ in hub.commits] == ["End of training"]
+        messages = [message for _, _, message, _ in hub.commits]
+        assert messages == ["Training in progress, step 1", "End of training"], "the last checkpoint, and once the end"
         files = hub.files("someone/tiny-es")
         assert CANARY.encode() not in b"".join(files.values())
         pictures = {"samples/metadata.jsonl", "samples/step-000000.jpg", "samples/step-000001.jpg"}
