@@ -114,7 +114,8 @@ def _headline(tables: list[dict[str, Any]], comparable: bool) -> dict[str, Any]:
     lede = f"{judged}, {first['label']} changes the score by {wording.signed(found['delta'])}"
     lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})." if ends else "."
     if len(lines) == 1:
-        return {"title": f"{first['label']}, {first['runs']} run{'' if first['runs'] == 1 else 's'}", "lede": lede}
+        gains = found["low"] is not None and found["low"] > 0
+        return {"title": f"{first['label']} outscores its base" if gains else "No clear gain", "lede": lede}
     second = lines[1]
     lede += f" Next is {second['label']} with {wording.signed(second['found']['delta'])}"
     if min(first["runs"], second["runs"]) < 2:
