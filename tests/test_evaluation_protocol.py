@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from es_trl.evaluation import ClipJudge, EvaluationRow, draw_images, evaluate
+from es_trl.evaluation import ClipJudge, EvaluationRow, Noise, draw_images, evaluate
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 from es_trl.rewards import RewardSet
 from es_trl.rewards.clip_features import get_scorer
@@ -155,6 +155,21 @@ def test_different_seed_draws_different_pictures(adapter, rewards, result):
     assert np.abs(pixels(other.images["base@1"])[0, 0] - pixels(result.images["base@1"])[0, 0]).mean() > 1
 
 
+def test_seeds_add_images_and_tries_go_on_behind_them():
+    """Two seeds are the images of each; tries of best-of-N come in rounds behind, and no image is used twice."""
+
+    def state(noise, prompt, image):
+        return noise.generator(prompt, image).initial_seed()
+
+    both, first, second = Noise((0, 5), 2), Noise((0,), 2), Noise((5,), 2)
+    assert both.images_per_prompt == 4
+    of_both = [state(both, 3, image) for image in range(12)]
+    assert of_both[:4] == [state(first, 3, 0), state(first, 3, 1), state(second, 3, 0), state(second, 3, 1)]
+    assert of_both[4:6] == [state(first, 3, 2), state(first, 3, 3)]
+    assert len(set(of_both)) == 12
+    assert [state(Noise((0,)), 3, image) for image in range(4)] == [state(first, 3, image) for image in range(4)]
+
+
 def test_missing_scores_are_counted_and_columns_stay_aligned(adapter):
     def by_answer(prompts, images, answer):
         assert [PROMPTS.index(prompt) for prompt in prompts] == answer
@@ -203,7 +218,7 @@ def test_a_failing_reward_says_where(adapter):
 )
 def test_wrong_input_is_named(adapter, rewards, changed, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(**({"adapter": adapter, "prompts": PROMPTS, "rewards": rewards} | changed))
+        evaluate(**({"model": adapter, "prompts": PROMPTS, "rewards": rewards} | changed))
 
 
 def test_a_judge_loaded_for_other_prompts_is_refused(adapter, rewards):
