@@ -158,17 +158,24 @@ def test_the_programs_exit_code(tmp_path):
     verify_checkpoint(tmp_path / "checkpoint-0")
 
 
-@pytest.mark.parametrize(("at", "step"), [("_draw", 1), ("_update_now", 2)], ids=["rollout", "between updates"])
-def test_other_methods_stop_and_go_on_too(tmp_path, at, step):
-    """GRPO with two updates a step; SIGTERM in step 1 while it draws, or between the updates, which it then makes."""
-    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "num_iterations": 2}
-    whole = tiny_policy(tmp_path / "whole", **options)
-    whole.train()
-    trainer = tiny_policy(tmp_path / "run", **options)
+POLICY = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2, "num_generations": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_policy(tmp_path_factory):
+    trainer = tiny_policy(tmp_path_factory.mktemp("policy"), **POLICY)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("at", "step"), [("_draw", 1), ("_update_now", 1)], ids=["rollout", "between updates"])
+def test_other_methods_stop_and_go_on_too(tmp_path, uninterrupted_policy, at, step):
+    """GRPO with two updates a step; SIGTERM in a step while it draws, or between the updates, which it then makes."""
+    trainer = tiny_policy(tmp_path, **POLICY)
     method = getattr(trainer, at)
 
     def interrupted(*args):
-        if trainer.state.global_step == 1:
+        if trainer.state.global_step == (1 if at == "_draw" else 0):
             os.kill(os.getpid(), signal.SIGTERM)
         return method(*args)
 
@@ -176,7 +183,7 @@ def test_other_methods_stop_and_go_on_too(tmp_path, at, step):
     with pytest.raises(TrainingStopped):
         trainer.train()
     assert trainer.state.global_step == step
-    verify_checkpoint(tmp_path / "run" / f"checkpoint-{step}")
-    resumed = tiny_policy(tmp_path / "run", **options)
+    verify_checkpoint(tmp_path / f"checkpoint-{step}")
+    resumed = tiny_policy(tmp_path, **POLICY)
     resumed.train(resume_from_checkpoint="latest")
-    assert same(theta_of(resumed), theta_of(whole))
+    assert same(theta_of(resumed), theta_of(uninterrupted_policy))
