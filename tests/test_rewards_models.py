@@ -90,7 +90,7 @@ def test_aesthetic_refuses_a_head_of_another_clip_and_one_that_runs_code(tmp_pat
 )  # fmt: skip
 def test_default_checkpoints_offline_are_named_with_the_fix(spec, file, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=f"{file} cannot be loaded: HF_HUB_OFFLINE is set.*hf download.*that folder"):
+    with pytest.raises(OSError, match=f"{file} cannot be loaded: HF_HUB_OFFLINE is set.*hf download.*folder'"):
         RewardSet(spec).load()
 
 

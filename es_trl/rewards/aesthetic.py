@@ -40,7 +40,12 @@ class Aesthetic:
         folder = os.path.expanduser(checkpoint or "")
         if head is None and any(os.path.isfile(os.path.join(folder, name)) for name in HEAD_FILES):
             head = folder
-        path = find_file(head or self.default_head, HEAD_FILES, self.__name__)
+        path = find_file(
+            head or self.default_head,
+            HEAD_FILES,
+            self.__name__,
+            f"put it into a folder with {checkpoint or self.default_checkpoint}, 'aesthetic:path/to/that/folder'",
+        )
         self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)
         self.head = linear_head(self.scorer.model.config.projection_dim)
         fill(self.head, numbered(read_tensors(path, self.__name__)), path, self.__name__)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_file(checkpoint: str, names: str | tuple[str, ...], reward: str) -> str:
+def find_file(checkpoint: str, names: str | tuple[str, ...], reward: str, otherwise: str = "") -> str:
     """
     The local path of one file of a checkpoint, downloaded if needed.
 
@@ -25,6 +25,7 @@ def find_file(checkpoint: str, names: str | tuple[str, ...], reward: str) -> str
         checkpoint (`str`): a folder or a Hub id `org/name`.
         names (`str` or `tuple`): the file's name; of several, the first that a folder has (the last one on the Hub).
         reward (`str`): the reward's name, for messages.
+        otherwise (`str`, *optional*): what to do with a file that was copied by hand, if not the usual.
 
     Raises:
         `ValueError`: the folder does not hold the file, or `checkpoint` is neither a folder nor a Hub id.
@@ -39,10 +40,10 @@ def find_file(checkpoint: str, names: str | tuple[str, ...], reward: str) -> str
         raise ValueError(f"reward {reward!r}: the folder {folder!r} has no {' or '.join(names)}")
     if not HUB_ID.fullmatch(checkpoint):
         raise ValueError(f"reward {reward!r}: {checkpoint!r} is neither an existing folder nor a Hub id 'org/name'")
-    return download(checkpoint, names[-1], reward)
+    return download(checkpoint, names[-1], reward, otherwise or f"give that folder, '{reward}:path/to/folder'")
 
 
-def download(repo_id: str, name: str, reward: str) -> str:
+def download(repo_id: str, name: str, reward: str, otherwise: str) -> str:
     """One file of a Hub repository, from the local cache where it is there already."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -57,8 +58,7 @@ def download(repo_id: str, name: str, reward: str) -> str:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise OSError(
         f"reward {reward!r}: {name} of {repo_id!r} cannot be loaded: {reason}, and it is not in the local cache. "
-        f"Connect once, or copy the result of `hf download {repo_id} {name}` here and give that folder, "
-        f"'{reward}:path/to/folder'"
+        f"Connect once, or copy the result of `hf download {repo_id} {name}` here and {otherwise}"
     )
 
 
