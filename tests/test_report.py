@@ -220,6 +220,28 @@ def test_a_report_never_ends_a_run(finished, monkeypatch, caplog, tmp_path):
     assert "could not be written" in caplog.text and "no disk" in caplog.text
 
 
+def test_an_early_warning_stands_at_the_top(tmp_path, without_png):
+    folder = run_folder(tmp_path / "run")
+    assert "Early warning" not in opened(write_report(folder)).text
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["log_history"][-1]["eval_early_warning"] = 1.0
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    assert "Early warning at step 4: the trained reward rose" in opened(write_report(folder)).text
+
+
+def test_a_run_that_was_killed_is_read_from_its_newest_checkpoint(tmp_path, without_png):
+    folder = run_folder(tmp_path / "run")
+    for step in (2, 10):
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text('{"log_history": []}')
+    for name in ("trainer_state.json", "es_config.json"):
+        shutil.move(folder / name, folder / "checkpoint-10" / name)
+    (folder / "eval.json").unlink()
+    page = opened(write_report(folder))
+    assert "sigma = 0.1" in page.text and "images drawn in training" in page.text
+    assert "A run without an evaluation" in page.text
+
+
 def test_the_same_folder_gives_the_same_bytes(finished):
     folder, path = finished
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}

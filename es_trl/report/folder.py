@@ -94,7 +94,12 @@ def read_folder(path: str | os.PathLike) -> Folder:
     while state is None and checkpoints:
         state = _json(checkpoints.pop(), dict)
     history = (state or {}).get("log_history") or []
-    config = next((found for file in sorted(path.glob("*_config.json")) if (found := _json(file, dict))), {})
+    places = [
+        path,
+        *(file.parent for file in sorted(path.glob("checkpoint-*/trainer_state.json"), key=_step_of)[::-1]),
+    ]
+    files = [file for place in places for file in sorted(place.glob("*_config.json"))]
+    config = next((found for file in files if (found := _json(file, dict))), {})
     samples = [
         entry for entry in _json_lines(path / "samples" / "metadata.jsonl") if {"file_name", "step"} <= set(entry)
     ]

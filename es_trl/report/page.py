@@ -72,6 +72,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "title": folder.name,
         "folder": folder,
         "head": part(lambda: headline(folder), head),
+        "warned": [entry["step"] for entry in folder.history if entry.get("eval_early_warning") == 1.0],
         "facts": part(lambda: _facts(folder, images, seconds), []),
         "curves": part(
             lambda: [
