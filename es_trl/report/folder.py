@@ -89,20 +89,13 @@ def read_folder(path: str | os.PathLike) -> Folder:
     if evaluation is not None and not isinstance(evaluation.get("rows"), list):
         logger.warning("%s has no rows; it is left out.", path / "eval.json")
         evaluation = None
-    state = _json(path / "trainer_state.json", dict)
-    checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=_step_of)
-    while state is None and checkpoints:
-        state = _json(checkpoints.pop(), dict)
-    history = (state or {}).get("log_history") or []
-    places = [
-        path,
-        *(file.parent for file in sorted(path.glob("checkpoint-*/trainer_state.json"), key=_step_of)[::-1]),
-    ]
+    checkpoints = sorted((file.parent for file in path.glob("checkpoint-*/trainer_state.json")), key=_step_of)[::-1]
+    places = [path, *checkpoints]  # what a run that was killed left is in its newest checkpoint
+    state = next((found for place in places if (found := _json(place / "trainer_state.json", dict))), {})
+    history = state.get("log_history") or []
     files = [file for place in places for file in sorted(place.glob("*_config.json"))]
     config = next((found for file in files if (found := _json(file, dict))), {})
-    samples = [
-        entry for entry in _json_lines(path / "samples" / "metadata.jsonl") if {"file_name", "step"} <= set(entry)
-    ]
+    samples = _json_lines(path / "samples" / "metadata.jsonl")
     return Folder(
         path,
         evaluation,
@@ -114,7 +107,7 @@ def read_folder(path: str | os.PathLike) -> Folder:
 
 
 def _step_of(path: Path) -> int:
-    found = re.search(r"checkpoint-(\d+)", str(path.parent.name))
+    found = re.search(r"checkpoint-(\d+)", path.name)
     return int(found.group(1)) if found else -1
 
 
