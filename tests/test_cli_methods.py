@@ -60,6 +60,7 @@ def test_a_run_of_another_method(tmp_path):
     [
         ("method: gprod\n", ["method", "gprod", "es, ", "dpo"]),
         ("method: dp\n", ["Did you mean 'dpo'?"]),
+        ("method: [es, dpo]\n", ["method must be one of", "['es', 'dpo']"]),
         ("method: dpo\npopulation_size: 8\n", ["population_size", "belongs to method es", "this is dpo"]),
         ("beta: 3\n", ["beta", "dpo", "this is es"]),
         ("method: dpo\nnum_generation: 8\n", ["Did you mean 'num_generations'?"]),
@@ -72,6 +73,13 @@ def test_what_cannot_work_is_one_sentence(lines, words, tmp_path, capsys):
     assert [word for word in words if word not in error] == []
     assert error.startswith("es-trl: ") and "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"output_dir: \xff\xfe\n")
+    for path in (tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(ValueError, match="cannot be read as text"):
+            load_config(str(path))
 
 
 def test_a_recipe_script_refuses_the_file_of_another_method(tmp_path):

@@ -160,6 +160,8 @@ def _read(path: str) -> dict:
             config = yaml.safe_load(file)
     except FileNotFoundError as error:
         raise ValueError(f"There is no config file {path!r}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config file {path!r} cannot be read as text: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):

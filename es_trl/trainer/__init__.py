@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 
 def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
     """The config class and the trainer class of a method. Raises `ValueError` for an unknown one."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:  # a config file may hold anything
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.{hint}")
