@@ -137,7 +137,7 @@ def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
         `ValueError`: if there is none.
         `CheckpointCorrupt`: if a folder was named and is not whole.
     """
-    if resume_from_checkpoint is True or resume_from_checkpoint == "latest":
+    if resume_from_checkpoint is True or str(resume_from_checkpoint).lower() in ("latest", "true"):
         folder = last_checkpoint(output_dir)
         if folder is None:
             raise ValueError(

@@ -10,6 +10,7 @@ from tiny_policies import tiny_policy
 from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, run_script, toy_trainer, train, wait
 
+from es_trl.cli import main
 from es_trl.trainer import TrainingStopped
 from es_trl.trainer.checkpoint import verify_checkpoint
 
@@ -156,6 +157,30 @@ def test_the_programs_exit_code(tmp_path):
     done = run_script(body)
     assert done.returncode == 143, done.stderr
     verify_checkpoint(tmp_path / "checkpoint-0")
+
+
+def test_the_command_line_stops_and_goes_on(tmp_path):
+    """`es-trl train` on the shipped model; its second call says `--resume_from_checkpoint latest`."""
+    (tmp_path / "reward.py").write_text(
+        "import os, signal\n"
+        "def reward(images, trainer_state=None, **_):\n"
+        "    if trainer_state.global_step == 1 and not os.path.exists(__file__ + '.sent'):\n"
+        "        open(__file__ + '.sent', 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return [float(image.getpixel((0, 0))[0]) for image in images]\n"
+    )
+    arguments = (
+        f"train --model_name_or_path tiny-sana-sprint --reward_funcs {tmp_path}/reward.py:reward "
+        f"--dataset_name tiny-train --output_dir {tmp_path}/run --max_steps 3 --population_size 2 "
+        "--prompts_per_step 1 --sample_steps 0 "
+        "--report_to none --disable_tqdm true --use_cpu true --guidance_scale 2 --max_sequence_length 16"
+    ).split()
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 143
+    verify_checkpoint(tmp_path / "run" / "checkpoint-2")  # the step had one micro-batch only
+    assert main([*arguments, "--resume_from_checkpoint", "latest"]) == 0
+    assert main(["verify", str(tmp_path / "run")]) == 0
 
 
 POLICY = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2, "num_generations": 2}
