@@ -98,7 +98,7 @@ def test_everything_that_was_found_is_on_the_page(finished):
     for row in table["rows"]:
         for found in row["rewards"].values():
             assert number(found["mean"]) in page.text
-    assert "Largest gains" in page.text and "Typical" in page.text and "Largest losses" in page.text
+    assert "Largest gains" in page.text and "Typical" in page.text and "Smallest gains" in page.text
     assert all(prompt in page.text for prompt in PROMPTS)
     assert "Food & Beverage" in page.text and "exploratory" in page.text
     assert "step 4" in page.text and "median" in page.text
@@ -115,6 +115,13 @@ def test_worst_pairs_come_last_and_are_the_worst(finished):
     captions = re.findall(r'<p class="prompt" dir="auto">(.*?)</p>', path.read_text(encoding="utf-8"))
     assert captions == [pair["prompt"] for pair in pairs]
     assert pairs[-1]["change"] == min(pair["change"] for pair in pairs)
+
+
+def test_what_got_worse_is_called_a_loss(tmp_path, without_png):
+    page = opened(write_report(run_folder(tmp_path / "run", gain=-1.0)))
+    assert "Training made the scores worse" in page.text
+    assert "Smallest losses" in page.text and "Largest losses" in page.text
+    assert "Largest gains" not in page.text and "Smallest gains" not in page.text and "The gain is" not in page.text
 
 
 def test_a_slider_shows_the_base_on_the_left_and_the_adapter_on_the_right(finished):
@@ -171,7 +178,7 @@ def test_texts_of_users_are_shown_and_do_nothing(tmp_path, without_png):
         ("trainer_state.json", "there is no curve to draw"),
         ("images", "nothing to slide"),
         ("samples", "holds no pictures of a population"),
-        ("scores.parquet", "Largest losses"),
+        ("scores.parquet", "Smallest gains"),
         ("env.json", "sigma = 0.1"),
         ("es_config.json", "Judged by"),
     ],

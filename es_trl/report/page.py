@@ -94,7 +94,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "command": part(lambda: command(folder), None),
     }
     groups = found["pairs"]
-    first = next((pair for group in groups for _, members in group["kinds"] for pair in members), None)
+    first = next((pair for group in groups for *_, members in group["kinds"] for pair in members), None)
     rows = list(first.images) if first else []
     found |= {
         "pair_rows": rows,
@@ -219,7 +219,7 @@ def pair_groups(folder: Folder) -> list[dict[str, Any]]:
             "reward": reward,
             "role": None if not folder.trained else "trained" if reward in folder.trained else "held out",
             "kinds": [
-                (kind, members)
+                (kind, _heading(kind, members), members)
                 for kind in ("best", "typical", "worst")
                 if (members := [pair for pair in found if pair.reward == reward and pair.kind == kind])
             ],
@@ -228,9 +228,19 @@ def pair_groups(folder: Folder) -> list[dict[str, Any]]:
     ]
 
 
+def _heading(kind: str, members: list[pictures.Pair]) -> str:
+    """What the pairs of a kind are called; nothing is a loss that gained."""
+    changes = [pair.change or 0.0 for pair in members]
+    if kind == "best":
+        return "Largest gains" if max(changes) > 0 else "Smallest losses"
+    return "Typical" if kind == "typical" else "Largest losses" if min(changes) < 0 else "Smallest gains"
+
+
 def _typical(groups: list[dict[str, Any]]) -> list[pictures.Pair]:
     """Two or four pairs from the middle of the first ranking, for the top of the page."""
-    found = [pair for group in groups[:1] for kind, members in group["kinds"] if kind == "typical" for pair in members]
+    found = [
+        pair for group in groups[:1] for kind, _, members in group["kinds"] if kind == "typical" for pair in members
+    ]
     return found[: 4 if len(found) >= 4 else 2]
 
 
