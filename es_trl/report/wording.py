@@ -176,15 +176,14 @@ def lede(
     who = "the trained model scores" if len(paired) == 1 else f"each of the {len(paired)} trained models scores"
     wins = _range([entry["win_rate"] for entry in paired], percent)
     prompts = whole(paired[0]["prompts"])
-    sentences = [
-        f"{judge}, {who} higher than the base model on {wins} of {prompts} prompts, drawn from the same noise."
-    ]
+    noise = "drawn from the same noise"
+    sentences = [f"{judge}, {who} higher than the base model on {wins} of {prompts} prompts, {noise}."]
     if gaps:
         extra = gaps[0]["target_steps"] - gaps[0]["base_steps"]
         more = f"{_count(extra)} more step{'' if extra == 1 else 's'}"
-        found = (
-            f"The gain is {_range([gap['value'] for gap in gaps], percent)} of what {more} would give the base model"
-        )
+        change = "gain" if min(gap["value"] for gap in gaps) >= 0 else "change"
+        share = _range([gap["value"] for gap in gaps], percent)
+        found = f"The {change} is {share} of what {more} would give the base model"
         if len(gaps) == 1 and gaps[0]["low"] is None:
             found += "; the gap is too small for an interval"
         elif len(gaps) == 1:
