@@ -14,6 +14,7 @@ from tiny_pipelines import PROMPTS, fresh_sprint, sana
 from tiny_policies import tiny_policy
 from tiny_runs import redness, same, theta_of
 
+from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, DenoisingModel, PipelineAdapter
 from es_trl.rewards import RewardSet
 from es_trl.trainer import DiffusionDPOConfig
@@ -167,7 +168,7 @@ def test_an_update_more_on_the_same_pairs(tmp_path):
         )
         trainer.train()
         assert trainer.images_drawn == 2 * 3
-        moved[iterations] = max(float(value.abs().max()) for value in trainer.adapter.theta.values())
+        moved[iterations] = max(float(value.abs().max()) for value in theta_of(trainer).values())
     assert moved[2] > 1.5 * moved[1]
 
 
@@ -215,6 +216,20 @@ def test_best_against_worst():
     nan = math.nan
     values = np.array([[1.0, 3.0, 2.0], [2.0, 2.0, 2.0], [nan, 5.0, nan], [nan, 1.0, 4.0]])
     assert best_and_worst(values) == [(0, 1, 0), (3, 2, 1)]
+
+
+def test_latents_of_a_pair_are_those_of_its_images(tmp_path):
+    trainer = tiny_policy(tmp_path, "dpo", num_generations=4, images_per_forward=4)
+    pipe = trainer.adapter.pipe
+    pairs, total = trainer._draw_pairs([{"prompt": p} for p in PROMPTS], [slice(i, i + 1) for i in range(3)], 0, 0)
+    assert total == len(pairs) == 3
+    for block, prompt in enumerate(PROMPTS):
+        generators = [make_generator(trainer.args.seed, "latents", 0, 0, block, g) for g in range(4)]
+        scores = redness(trainer.adapter.generate([prompt] * 4, generators))
+        for latents, expected in ((pairs[block].chosen, max(scores)), (pairs[block].rejected, min(scores))):
+            with torch.no_grad():
+                decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+            assert redness(pipe.image_processor.postprocess(decoded)) == pytest.approx([expected], abs=0.1)
 
 
 def test_several_rewards_are_scaled_before_they_are_summed_if_asked():

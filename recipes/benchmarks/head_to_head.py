@@ -222,6 +222,7 @@ class Plan:
             "stage": stage,
             "method": method,
             "trial": trial,
+            "tried": entry["trials"][trial] if trial is not None else {},
             "settings": settings,
             "reward": reward,
             "reward_funcs": self.settings["rewards"][reward],
@@ -378,9 +379,8 @@ def trial_table(trials: list[dict]) -> str:
     """Every trial on the validation prompts, so that the choice can be checked."""
     lines = ["| method | trial | settings | " + " | ".join(SCORERS) + " | CPU s |", "|---" * (len(SCORERS) + 4) + "|"]
     for row in sorted(trials, key=lambda row: (row["method"], row["trial"])):
-        own = yaml.safe_load(HERE.with_suffix(".yaml").read_text())["methods"][row["method"]]["trials"][row["trial"]]
         scores = " | ".join(cell([row], "adapter@1", name) for name in SCORERS)
-        shown = ", ".join(f"{key} {value}" for key, value in own.items())
+        shown = ", ".join(f"{key} {value}" for key, value in row["tried"].items())
         lines.append(f"| {row['method']} | {row['trial']} | {shown} | {scores} | {row['cpu_seconds']:.0f} |")
     return "\n".join(lines)
 
