@@ -8,7 +8,9 @@ from tiny_runs import PROMPTS, redness
 from es_trl.trainer import PolicyGradientTrainer, method_classes
 
 
-def tiny_policy(output_dir: Path | str, method: str = "grpo", reward_funcs=redness, **options) -> PolicyGradientTrainer:
+def tiny_policy(
+    output_dir: Path | str, method: str = "grpo", reward_funcs=redness, **options
+) -> PolicyGradientTrainer:
     """Two prompts, groups of three, three steps; keywords that are not the trainer's go to the config."""
     config_class, trainer_class = method_classes(method)
     fields = {field.name for field in dataclasses.fields(config_class)}
