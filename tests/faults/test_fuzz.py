@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipes.benchmarks.fuzz import SEEDS, Parsers, answer, damaged
 
 
-FEW = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 QUICK = [kind for kind in SEEDS if kind != "YAML config"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -26,7 +26,7 @@ def parsers(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_damaged_files(parsers, kind):
-    said = {answer(parsers, kind, damaged(kind, number)) for number in range(200 if kind in QUICK else 15)}
+    said = {answer(parsers, kind, damaged(kind, number)) for number in range(120 if kind in QUICK else 10)}
     assert said <= {"accepted", "refused"} and "refused" in said
 
 
@@ -63,7 +63,7 @@ def test_any_json(parsers, kind):
 
 
 def test_any_yaml(parsers):
-    @settings(FEW, max_examples=10)
+    @settings(FEW, max_examples=5)
     @given(st.dictionaries(st.sampled_from(["sigma", "reward_funcs", "env", "max_steps", "method"]) | st.text(), JSON))
     def check(values):
         assert answer(parsers, "YAML config", yaml.safe_dump(values).encode()) in ("accepted", "refused")

@@ -8,7 +8,7 @@ import time
 import pytest
 from tiny_policies import tiny_policy
 from tiny_runs import same, theta_of
-from toy_runs import fork, history, redness, run_script, toy_trainer, train, wait
+from toy_runs import fork, history, redness, toy_trainer, train, wait
 
 from es_trl.cli import main
 from es_trl.trainer import TrainingStopped
@@ -144,19 +144,6 @@ def test_a_second_signal_ends_at_once(tmp_path, signum):
     else:
         assert code == 1 and "KeyboardInterrupt" in output  # Python turns it into the signal's exit at the top
     assert sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name) == ["checkpoint-2"]
-
-
-def test_the_programs_exit_code(tmp_path):
-    """A program of its own: `es-trl train` and recipes let the exception pass."""
-    body = (
-        "def reward(images, trainer_state, **_):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return redness(images)\n"
-        f"train({str(tmp_path)!r}, reward_funcs=reward)"
-    )
-    done = run_script(body)
-    assert done.returncode == 143, done.stderr
-    verify_checkpoint(tmp_path / "checkpoint-0")
 
 
 def test_the_command_line_stops_and_goes_on(tmp_path):

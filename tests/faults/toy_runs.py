@@ -5,8 +5,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from recipes.benchmarks.toy_pipeline import redness, toy_pipeline
 
 
 PROMPTS = ["a red apple", "two blue cats", "a green frog", "a pink dog", "three yellow stars", "a brown chair"]
-ROOT = Path(__file__).parent.parent.parent
 RUN = {
     "max_steps": 6, "population_size": 6, "members_per_forward": 2, "prompts_per_step": 2, "lora_rank": 2,
     "lora_target_modules": ["to_q", "to_out"], "sample_steps": 0, "report_to": "none", "disable_tqdm": True,
@@ -46,24 +43,6 @@ def history(trainer):
     """All that was logged, without what a clock measured."""
     entries = [{k: v for k, v in e.items() if not any(word in k for word in CLOCK)} for e in trainer.state.log_history]
     return [entry for entry in entries if "loss" in entry or "eval_reward" in entry]
-
-
-def script(body: str) -> str:
-    """A program that may use everything of this file."""
-    paths = [str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)]
-    return f"import os, signal, sys, time\nsys.path[:0] = {paths!r}\nfrom toy_runs import *\n{body}"
-
-
-def run_script(body: str, processes: int = 0, folder: Path | None = None, timeout: float = 300, **environment):
-    """Runs `body` as a program, under torchrun with `processes` of them."""
-    command = [sys.executable, "-c", script(body)]
-    if processes:
-        path = Path(folder, "program.py")
-        path.write_text(script(body))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *launch, str(path)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
 
 def fork(function, *args, output: Path | None = None, **environment) -> int:
