@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_policies import tiny_policy
@@ -13,6 +14,7 @@ from tiny_runs import PROMPTS, redness, same, theta_of
 from transformers import TrainerCallback
 
 from es_trl import DDPOConfig, GRPOConfig, PrefGRPOConfig
+from es_trl.trainer.group_rollout import GroupBatch, Rollout
 
 
 class Gradients(TrainerCallback):
@@ -281,3 +283,26 @@ def test_two_processes_are_bit_identical_to_one(tmp_path):
             assert theirs.keys() == ours.keys()
             for name in {"loss", "reward", "reward_std", "policy/approx_kl", "policy/clip_fraction"} & ours.keys():
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-6, abs=1e-9), name
+
+
+# --- DDPO's statistics ---
+
+
+def test_ddpo_without_statistics_of_prompts_uses_those_of_the_batch(tmp_path):
+    trainer = tiny_policy(tmp_path, "ddpo", per_prompt_stat_tracking=False)
+    scores = np.array([[1.0, 2.0, 6.0], [0.0, 5.0, 4.0]])
+    batch = GroupBatch(PROMPTS[:2], {}, 3, 0, 0)
+    advantages = trainer.advantages(Rollout(batch, scores[..., None]))
+    np.testing.assert_allclose(advantages, (scores - scores.mean()) / (scores.std() + 1e-4))
+    assert not trainer.statistics[0].rewards, "nothing is remembered"
+
+
+def test_ddpo_remembers_as_many_rewards_as_the_buffer_holds(tmp_path):
+    trainer = tiny_policy(
+        tmp_path, "ddpo", per_prompt_stat_tracking_buffer_size=4, per_prompt_stat_tracking_min_count=2
+    )
+    for first in (0.0, 10.0):
+        scores = np.array([[first, first + 1, first + 5]])
+        advantages = trainer.advantages(Rollout(GroupBatch(PROMPTS[:1], {}, 3, 0, 0), scores[..., None]))
+    kept = np.array([5.0, 10.0, 11.0, 15.0])
+    np.testing.assert_allclose(advantages, (scores - kept.mean()) / (kept.std() + 1e-4))

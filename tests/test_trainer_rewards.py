@@ -27,7 +27,8 @@ def failing_on(members, value, per_member=2):
 @pytest.mark.parametrize("value", [None, math.nan, math.inf], ids=str)
 def test_a_missing_score_drops_its_pair_and_nothing_else(tmp_path, value):
     """The step equals the one by hand from the remaining pairs."""
-    options = {"population_size": 6, "members_per_forward": 6, "max_steps": 1, "optim_args": "momentum=0", "antithetic": True}
+    options = {"population_size": 6, "members_per_forward": 6, "max_steps": 1, "optim_args": "momentum=0"}
+    options["antithetic"] = True
     trainer = tiny_trainer(
         tmp_path, failing_on([3], value), learning_rate=0.5, lr_scheduler_type="constant", **options
     )

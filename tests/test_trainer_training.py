@@ -368,7 +368,7 @@ def test_the_best_adapter_is_judged_by_the_reward_unless_said(tmp_path):
 
 def test_checkpoints_beyond_the_limit_are_removed(tmp_path):
     tiny_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2).train()
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-3", "checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
 # --- samples and files ---
@@ -379,6 +379,7 @@ def test_sample_sheets_before_during_and_after(tmp_path):
     base = trainer.sample_callback.images()
     trainer.train()
     assert files_in(tmp_path / "samples") == [
+        *(f"members-{step:06d}{kind}.jpg" for step in (2, 4) for kind in ("-tiles", "")),
         "metadata.jsonl",
         *(f"step-{step:06d}.jpg" for step in (0, 2, 4, 5)),
     ]
