@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## post-train the shipped model on the CPU and show that the pictures got better
 	$(PY) recipes/es_sana.py --config $(CONFIG)
 
+# Two workers of one thread each: a file's tests stay together, because some share what a fixture has trained.
 test: $(STAMP)  ## run the test suite
-	$(PY) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
 
 style: $(STAMP)  ## format and fix
 	$(PY) -m ruff format $(SOURCES)
