@@ -292,8 +292,9 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
         scores = result.scores["adapter"]
         metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
-        trained = scores[..., : len(self.rewards)]
-        metrics["reward"] = float(np.nanmean(self.rewards.total(trained))) if np.isfinite(trained).any() else math.nan
+        totals = self.rewards.total(scores[..., : len(self.rewards)])
+        totals = totals[np.isfinite(totals)]
+        metrics["reward"] = float(totals.mean()) if totals.size else math.nan
         if "diversity" in result.judge_scores.get("adapter", {}):
             metrics["diversity"] = float(result.judge_scores["adapter"]["diversity"].mean())
         metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
