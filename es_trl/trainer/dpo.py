@@ -30,9 +30,9 @@ class DiffusionDPOTrainer(DiffusionTrainer):
     the reward functions; offline the training data has the pairs. The adapter learns to denoise the chosen image
     better, and the rejected one worse, than the frozen base does, at noise that the two share.
 
-    Args: as in [`DiffusionTrainer`], with `args` a [`DiffusionDPOConfig`]. Offline, `train_dataset` has the columns
-        "prompt", "chosen" and "rejected" (PIL images, paths or bytes) or those of Pick-a-Pic, and `reward_funcs` are
-        only measured, in evaluations.
+    Arguments are those of [`DiffusionTrainer`], with `args` a [`DiffusionDPOConfig`]. Offline, `train_dataset` has the
+    columns "prompt", "chosen" and "rejected" (PIL images, paths or bytes) or those of Pick-a-Pic, and `reward_funcs`
+    are only measured, in evaluations.
 
     Example:
         ```python
