@@ -18,8 +18,8 @@ class DDPOTrainer(PolicyGradientTrainer):
     The advantage of an image is its reward, centred and scaled by what its prompt has scored lately
     (`per_prompt_stat_tracking`), or by the batch. There is no value network, as in DDPO.
 
-    Arguments are those of [`DiffusionTrainer`], with `args` a [`DDPOConfig`]. A reward written for TRL's DDPOTrainer fits through
-    [`from_ddpo`].
+    Arguments are those of [`DiffusionTrainer`], with `args` a [`DDPOConfig`]. A reward written for TRL's DDPOTrainer
+    fits through [`from_ddpo`].
 
     Example:
         ```python

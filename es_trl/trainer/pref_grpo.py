@@ -19,8 +19,8 @@ class PrefGRPOTrainer(GRPOTrainer):
     advantage that share against the group's mean. Win rates depend on the order of a group more than on the spread of
     its scores, so small differences of a score are not blown up by the division by their standard deviation.
 
-    Arguments are those of [`DiffusionTrainer`], with `args` a [`PrefGRPOConfig`]. The reward functions are logged and evaluated;
-    they decide the pairs themselves unless `pairwise_judge` is set.
+    Arguments are those of [`DiffusionTrainer`], with `args` a [`PrefGRPOConfig`]. The reward functions are logged
+    and evaluated; they decide the pairs themselves unless `pairwise_judge` is set.
 
     Example:
         ```python
