@@ -24,7 +24,7 @@ HOSTILE = [
     "<img src=x onerror=alert(1)>",
     "<script>alert(1)</script>",
     "a\n---\nlicense: mit\n---\n# Owned",
-    "{{1234*8}} {% for x in y %} ${1234*8} <%= 1234*8 %>",
+    "{{1234567*7654321}} {% for x in y %} ${1234567*7654321} <%= 1234567*7654321 %>",
     "a ``` b `c` | d | [click](javascript:alert(1)) ![x](http://x.example/p.png)",
     "bell \x07 null \x00 right-to-left \u202e \u2028 end",
     "'single' \"double\" \\ back: - yes, &amp; # not a comment",
@@ -222,7 +222,7 @@ def test_hostile_text_changes_nothing(text):
     assert len(widget["text"]) <= 300 and "\n" not in widget["text"]
 
     body = code_free(card).replace("<Gallery />", "")
-    assert "<" not in body and "{{" not in body and "{%" not in body and "9872" not in body
+    assert "<" not in body and "{{" not in body and "{%" not in body and "9449772114007" not in body
     assert "](javascript" not in body and "![x](" not in body and "onerror=alert(1)>" not in body
     assert body.count("```") == 0 and body.count("`") == code_free(harmless).count("`")
     headings = [line for line in body.splitlines() if line.startswith("#")]
