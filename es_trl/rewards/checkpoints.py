@@ -98,14 +98,17 @@ def read_tensors(path: str, reward: str) -> dict[str, torch.Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"reward {reward!r}: {path!r} cannot be read: {_first_sentence(error)}") from error
+        raise ValueError(
+            f"reward {reward!r}: {path!r} cannot be read: {_first_sentence(error)}; download it again."
+        ) from error
     except Exception as error:  # noqa: BLE001 - refused by weights_only; naming its class would import pickle
         raise ValueError(
-            f"reward {reward!r}: {path!r} holds more than tensors and is not opened ({_first_sentence(error)})"
+            f"reward {reward!r}: {path!r} holds more than tensors and is not opened ({_first_sentence(error)}); give "
+            "a .safetensors file with the same names."
         ) from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"reward {reward!r}: {path!r} holds no dictionary of tensors")
+        raise ValueError(f"reward {reward!r}: {path!r} holds no dictionary of tensors; is it another file?")
     return found
 
 
