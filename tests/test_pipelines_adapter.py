@@ -262,6 +262,18 @@ def test_the_pipeline_follows_every_kind_of_optimizer_step(build):
     assert (draw(adapter) - before).abs().max() > 0.01
 
 
+def test_a_time_of_ones_own_is_for_two_steps_only():
+    """An evaluation draws one, two and four steps with the settings of one run."""
+    settings = CallSettings(2, 2.0, max_sequence_length=16, extra={"intermediate_timesteps": 1.1})
+    adapter = PipelineAdapter(fresh_sprint(), settings=settings)
+    times = {}
+    for steps in (1, 2, 4):
+        adapter.generate(PROMPTS[:1], [make_generator(0, "t")], num_inference_steps=steps, output_type="latent")
+        times[steps] = adapter.pipe.scheduler.timesteps.tolist()
+    assert times[2] == pytest.approx([1.5708, 1.1, 0.0])
+    assert (len(times[1]), len(times[4])) == (2, 5)
+
+
 def test_describe_is_plain_data():
     description = adapter_of("lora_xs", settings=CallSettings(2, 2.0, max_sequence_length=16)).describe()
     assert json.loads(json.dumps(description)) == description

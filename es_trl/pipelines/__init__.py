@@ -4,6 +4,7 @@ from .adapter import DEFAULT_TARGETS, LORA_WEIGHTS_NAME, PipelineAdapter, check_
 from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
+from .frozen import FrozenPipeline
 from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, load_pipeline
 from .policy import Gaussian
@@ -19,6 +20,7 @@ __all__ = [
     "CallSettings",
     "DenoisingModel",
     "DifferentiableForward",
+    "FrozenPipeline",
     "Gaussian",
     "LoadedAdapters",
     "PipelineAdapter",

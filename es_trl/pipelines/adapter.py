@@ -1,18 +1,16 @@
 """PipelineAdapter: a frozen diffusers pipeline with one LoRA on its denoiser, and the only door to both."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from PIL import Image
 
 from ..es import Factors, PopulationForward, make_seed
 from .call_settings import CallSettings
-from .loading import check_pipeline
-from .prompt_encoding import PromptEncoder
+from .frozen import FrozenPipeline
 from .spaces import build_space
 
 
@@ -21,7 +19,7 @@ DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
-class PipelineAdapter:
+class PipelineAdapter(FrozenPipeline):
     """
     Freezes `pipe`, puts a LoRA on its denoiser and draws with it.
 
@@ -37,6 +35,8 @@ class PipelineAdapter:
         theta (`dict[str, nn.Parameter]`): The fp32 adapter matrices that training moves.
         denoiser (`nn.Module`): Transformer or UNet.
 
+    `generate`, `call_kwargs` and `prompts` are those of [`FrozenPipeline`].
+
     Raises:
         `ValueError`: if the pipeline has no LoRA loader, carries an adapter already, or does not take a setting.
     """
@@ -49,22 +49,13 @@ class PipelineAdapter:
         settings: CallSettings | None = None,
         seed: int = 0,
     ):
-        check_pipeline(pipe)
-        self.pipe, self.settings = pipe, settings or CallSettings()
-        self.settings.check(pipe)
-        self.denoiser_name = pipe._lora_loadable_modules[0]
-        self.denoiser = getattr(pipe, self.denoiser_name)
+        super().__init__(pipe, settings)
         self.lora_config = lora_config or LoraConfig(r=8, lora_alpha=8, target_modules=DEFAULT_TARGETS)
         check_lora_config(self.lora_config)
         self.es_space = es_space
-        for module in pipe.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval()
-        pipe.set_progress_bar_config(disable=True)
         self._inject(seed)
         self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
         self.theta = self.space.theta
-        self.prompts = PromptEncoder(pipe, self.settings)
         self._written: list[float] | None = None
         self._population: PopulationForward | None = None
 
@@ -89,36 +80,6 @@ class PipelineAdapter:
                 module.to(self.denoiser.dtype)
 
     # ---- drawing ----
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[str],
-        generators: Sequence[torch.Generator],
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        output_type: str = "pil",
-    ) -> list[Image.Image] | torch.Tensor:
-        """
-        Draws one image per prompt with the pipeline's own `__call__`.
-
-        Args:
-            prompts (`Sequence[str]`): One per image.
-            generators (`Sequence[torch.Generator]`): One CPU generator per image; it draws that image's latents and
-                every later noise, so an image does not depend on what else is in the batch (up to 3e-7 in fp32).
-            num_inference_steps (`int`, *optional*), guidance_scale (`float`, *optional*): Override the settings.
-            output_type (`str`): As in diffusers: `"pil"`, `"pt"`, `"latent"`, ...
-
-        Returns:
-            The images, in the order of `prompts`.
-        """
-        if len(prompts) != len(generators):
-            raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
-        self.write_back()
-        kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
-        kwargs |= self.prompts.rows(prompts)
-        output = self.pipe(**kwargs, generator=list(generators), output_type=output_type)
-        return output.images
 
     @contextmanager
     def members(self, factors: dict[str, Factors], signs: torch.Tensor, sigma: float, rows: int) -> Iterator[None]:
@@ -166,9 +127,9 @@ class PipelineAdapter:
             self._written = state
 
     def to(self, device: torch.device | str) -> "PipelineAdapter":
-        self.pipe.to(device)
+        """Moves the pipeline, theta and its constants; returns itself."""
         self.space.to(torch.device(device))
-        return self
+        return super().to(device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Theta and the constants it needs, fp32: enough to continue bit by bit on the same frozen model."""
@@ -221,13 +182,8 @@ class PipelineAdapter:
 
     def describe(self) -> dict:
         """How images were drawn and what was trained, as plain data for cards and evaluation files."""
-        call = self.settings.call_kwargs(self.pipe)
         config = self.lora_config
-        return {
-            "pipeline": type(self.pipe).__name__,
-            **{key: value for key, value in call.items() if value is not None},
-            "max_sequence_length": self.settings.max_sequence_length,
-            "complex_human_instruction": self.settings.complex_human_instruction,
+        return super().describe() | {
             "es_space": self.es_space,
             "lora_rank": config.r,
             "lora_alpha": config.lora_alpha,

@@ -57,10 +57,12 @@ class CallSettings:
         if "use_resolution_binning" in accepted and height and width:
             # Binning snaps to a table of 1024 px shapes and refuses other models.
             kwargs["use_resolution_binning"] = height * width >= 1024 * 1024
+        kwargs |= self.extra
         if "intermediate_timesteps" in accepted and steps is not None and steps != 2:
-            # Sana Sprint: the default 1.3 belongs to the two-step schedule and raises with any other.
+            # Sana Sprint: a time between belongs to the two-step schedule, the default 1.3 like one's own, and raises
+            # with any other, of which evaluations have some.
             kwargs["intermediate_timesteps"] = None
-        return kwargs | self.extra
+        return kwargs
 
     def text_kwargs(self, pipe) -> dict:
         """The keywords of `pipe.encode_prompt` (or of the call, when prompts go in as text)."""

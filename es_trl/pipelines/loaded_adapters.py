@@ -1,19 +1,16 @@
 """LoadedAdapters: a pipeline with finished LoRAs, loaded by diffusers itself, for evaluations and comparisons."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from .adapter import LORA_WEIGHTS_NAME
 from .call_settings import CallSettings
-from .loading import check_pipeline
-from .prompt_encoding import PromptEncoder
+from .frozen import FrozenPipeline
 
 
-class LoadedAdapters:
+class LoadedAdapters(FrozenPipeline):
     """
     Draws with a frozen pipeline, or with one of several LoRAs on it: the way a user of the adapters draws.
 
@@ -33,20 +30,13 @@ class LoadedAdapters:
         folders: Mapping[str, str] | None = None,
         settings: CallSettings | None = None,
     ):
-        check_pipeline(pipe)
-        self.pipe, self.settings = pipe, settings or CallSettings()
-        self.settings.check(pipe)
-        self.denoiser_name = pipe._lora_loadable_modules[0]
-        carried = getattr(getattr(pipe, self.denoiser_name), "peft_config", None)
+        super().__init__(pipe, settings)
+        carried = getattr(self.denoiser, "peft_config", None)
         if carried:
             raise ValueError(
                 f"The pipeline's {self.denoiser_name} already carries the adapters {list(carried)}: call "
                 "pipe.unload_lora_weights() and give them as adapters, or load the pipeline afresh."
             )
-        for module in pipe.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval()
-        pipe.set_progress_bar_config(disable=True)
         # A label may hold dots, the name of a torch module may not.
         self._names = {label: f"adapter_{i}" for i, label in enumerate(folders or {})}
         try:
@@ -57,7 +47,6 @@ class LoadedAdapters:
             raise
         if self._names:
             pipe.disable_lora()
-        self.prompts = PromptEncoder(pipe, self.settings)
 
     def _load(self, label: str, folder: str) -> None:
         name = self._names[label]
@@ -83,22 +72,6 @@ class LoadedAdapters:
         """The adapters, in the order given."""
         return list(self._names)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[str],
-        generators: Sequence[torch.Generator],
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        output_type: str = "pil",
-    ) -> list[Image.Image] | torch.Tensor:
-        """One image per prompt and generator, as [`PipelineAdapter.generate`] draws them."""
-        if len(prompts) != len(generators):
-            raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
-        kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
-        kwargs |= self.prompts.rows(prompts)
-        return self.pipe(**kwargs, generator=list(generators), output_type=output_type).images
-
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """Inside, the frozen base model draws; outside it does too."""
@@ -119,17 +92,3 @@ class LoadedAdapters:
         if self._names:
             self.pipe.unload_lora_weights()
             self._names = {}
-
-    def to(self, device: torch.device | str) -> "LoadedAdapters":
-        self.pipe.to(device)
-        return self
-
-    def describe(self) -> dict:
-        """How images are drawn, as plain data for evaluation files."""
-        call = self.settings.call_kwargs(self.pipe)
-        return {
-            "pipeline": type(self.pipe).__name__,
-            **{key: value for key, value in call.items() if value is not None},
-            "max_sequence_length": self.settings.max_sequence_length,
-            "complex_human_instruction": self.settings.complex_human_instruction,
-        }

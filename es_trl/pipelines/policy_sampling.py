@@ -219,7 +219,7 @@ class PolicySampler:
     ):
         adapter, number = self.adapter, self.settings.num_inference_steps
         adapter.write_back()
-        kwargs = adapter.settings.call_kwargs(self.pipe, number) | adapter.prompts.rows(prompts)
+        kwargs = adapter.call_kwargs(prompts, number)
         call = type(self.pipe).__call__
         # diffusers decorates `__call__` with no_grad; beneath it is the same code.
         call = inspect.unwrap(call) if with_graph else call
