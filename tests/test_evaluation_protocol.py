@@ -89,6 +89,18 @@ def test_table_has_the_promised_fields(result, tmp_path):
             assert found["ci_low"] <= found["mean"] <= found["ci_high"]
 
 
+def test_in_double_precision_not_a_bit_depends_on_the_batch_size():
+    def table(batch_size):
+        settings = CallSettings(num_inference_steps=1, guidance_scale=2.0)
+        call = {"settings": settings, "dtype": "float64", "batch_size": batch_size, "steps": [1], "resamples": 100}
+        return evaluate("tiny-sana-sprint", PROMPTS, ["tiny-pickscore", "tiny-clip-heldout"], **call)
+
+    one, five = table(1), table(5)
+    assert np.array_equal(pixels(one.images["base@1"]), pixels(five.images["base@1"]))
+    assert np.array_equal(one.of("base@1", "tiny-pickscore"), five.of("base@1", "tiny-pickscore"))
+    assert one.to_dict()["rows"] == five.to_dict()["rows"]
+
+
 def test_batch_size_does_not_matter(adapter, rewards, result):
     again = evaluate(adapter, PROMPTS, rewards, images_per_prompt=2, batch_size=3, n_keep=3)
     for row in ("base@1", "adapter@1", "base@2"):

@@ -48,7 +48,8 @@ class EvalArguments:
         max_sequence_length (`int`, *optional*):
             Settings of the pipeline call; by default what the run folders say, then the pipeline's own.
         dtype (`str`, *optional*):
-            Of the model: `float32`, `bfloat16` or `float16`; by default what the run folders say.
+            Of the model: `float32`, `bfloat16`, `float16`, or `float64` (four times as slow, also for the scorers:
+            the result is then the same for any batch size); by default what the run folders say.
         batch_size (`int`, *optional*, defaults to `16`):
             Images drawn and scored at once.
         max_prompts (`int`, *optional*):
@@ -91,7 +92,9 @@ class EvalArguments:
     height: int | None = field(default=None, metadata={"help": "Image height in pixels."})
     width: int | None = field(default=None, metadata={"help": "Image width in pixels."})
     max_sequence_length: int | None = field(default=None, metadata={"help": "Text tokens per prompt."})
-    dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16, float16; float64: exactly alike for any batch_size."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Images drawn and scored at once."})
     max_prompts: int | None = field(default=None, metadata={"help": "Only the first so many prompts."})
     overwrite: bool = field(default=False, metadata={"help": "Drop another evaluation in output_dir."})
@@ -141,8 +144,8 @@ def _parse(argv: Sequence[str]) -> EvalArguments:
     arguments.trained_rewards = [name for text in arguments.trained_rewards for name in text.split(",") if name]
     if not arguments.rewards:
         raise ValueError("--rewards is missing: name at least one, for example --rewards pickscore,clip_text.")
-    if arguments.dtype not in (None, "float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype is {arguments.dtype!r}: use float32, bfloat16 or float16.")
+    if arguments.dtype not in (None, "float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"--dtype is {arguments.dtype!r}: use float32, bfloat16, float16 or float64.")
     return arguments
 
 

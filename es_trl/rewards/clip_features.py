@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Checkpoints published without their own processor files, and where those are.
 PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 MAX_CACHED_TEXTS = 50_000
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _scorers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _image_memo: ContextVar[dict | None] = ContextVar("image_memo", default=None)
@@ -162,11 +163,10 @@ def as_torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """`None` -> float32; a torch dtype or its name -> that dtype. Raises `ValueError` for anything else."""
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    found = torch.float32 if dtype is None else known.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise ValueError(f"dtype {dtype!r} of the reward models is unknown: use one of {', '.join(known)}")
-    return found
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
 
 
 def _unit(output) -> torch.Tensor:
