@@ -1,4 +1,4 @@
-"""Calling one reward function: only the keywords it takes, with retries, and errors that say where."""
+"""Calling one reward function: only the keywords it takes, retries, a time limit, and errors that say where."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from .results import shorten
+from .time_limit import time_limit
 
 
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 5.0
+FAILED = object()  # what a call returns whose failure is not to end the run
 
 
 def function_name(func: Callable) -> str:
@@ -38,10 +40,15 @@ class RewardCall:
         name (`str`): the name in messages.
         func (`Callable`): `f(prompts=..., images=..., **others)`, `def` or `async def`.
         retries (`int`, *optional*, defaults to `0`): how often an exception is answered by another attempt.
+        timeout (`float`, *optional*): seconds after which an attempt has failed.
+        failure (`str`, *optional*, defaults to `"raise"`): `"invalid"` logs the last attempt's failure and returns
+            `FAILED` instead of raising.
     """
 
-    def __init__(self, name: str, func: Callable, retries: int = 0):
-        self.name, self.func, self.retries = name, func, retries
+    def __init__(
+        self, name: str, func: Callable, retries: int = 0, timeout: float | None = None, failure: str = "raise"
+    ):
+        self.name, self.func, self.retries, self.timeout, self.failure = name, func, retries, timeout, failure
         self.is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
             getattr(func, "__call__", None)  # noqa: B004 - an instance whose __call__ is async
         )
@@ -81,30 +88,45 @@ class RewardCall:
         """Call the function; `wait` finishes an awaitable that a plain function may return."""
         for attempt in range(self.retries + 1):
             try:
-                result = self.func(**keywords)
-                return wait(_awaited(result)) if inspect.isawaitable(result) else result
+                with time_limit(self.timeout):
+                    result = self.func(**keywords)
+                    return wait(_awaited(result)) if inspect.isawaitable(result) else result
             except Exception as error:
                 if attempt == self.retries:
-                    raise self._failure(error, keywords, where) from error
+                    return self._fail(error, keywords, where)
                 time.sleep(self._backoff(attempt, error, where))
 
     async def run_async(self, keywords: dict[str, Any], where: str) -> Any:
         """As `run`, for an `async def`."""
         for attempt in range(self.retries + 1):
             try:
-                return await self.func(**keywords)
+                return await self._in_time(self.func(**keywords))
             except Exception as error:
                 if attempt == self.retries:
-                    raise self._failure(error, keywords, where) from error
+                    return self._fail(error, keywords, where)
                 await asyncio.sleep(self._backoff(attempt, error, where))
 
-    def _failure(self, error: Exception, keywords: dict[str, Any], where: str) -> RuntimeError:
+    async def _in_time(self, awaitable: Awaitable) -> Any:
+        limit = asyncio.timeout(self.timeout)
+        try:
+            async with limit:
+                return await awaitable
+        except TimeoutError as error:
+            if not limit.expired():  # one of the function's own
+                raise
+            raise TimeoutError(f"no result within reward_timeout={self.timeout:g} s") from error
+
+    def _fail(self, error: Exception, keywords: dict[str, Any], where: str) -> Any:
         prompts = keywords.get("prompts", ())
         tries = f" after {self.retries + 1} attempts" if self.retries else ""
-        return RuntimeError(
+        message = (
             f"reward function {self.name!r} failed{_at(where)}{tries} (first prompt of {len(prompts)}: "
             f"{shorten(prompts)}): {type(error).__name__}: {error}"
         )
+        if self.failure == "invalid":
+            logger.warning("%s; its images have no score", message)
+            return FAILED
+        raise RuntimeError(message) from error
 
     def _backoff(self, attempt: int, error: Exception, where: str) -> float:
         """Log the failed attempt and return the seconds to wait before the next one."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .calling import AsyncRunner, RewardCall, function_name, gather_or_cancel
-from .clip_features import ClipScorer, share_image_features
+from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
+from .clip_features import ClipScorer, as_torch_dtype, share_image_features
 from .registry import NamedReward, parse_reward
 from .results import as_scores
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 RESERVED = ("prompts", "images", "groups", "trainer_state", "log_extra", "log_metric")
-DTYPES = ("float32", "bfloat16", "float16")
+GRACE_SECONDS = 5.0
 
 
 class RewardSet:
@@ -38,6 +39,9 @@ class RewardSet:
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the named rewards run.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `float32`): in which the named rewards run.
         retries (`int`, *optional*, defaults to `0`): attempts after the first one when a reward raises.
+        timeout (`float`, *optional*): seconds that one attempt may take; None is no limit.
+        failure (`str`, *optional*, defaults to `"raise"`): `"invalid"` gives the images of a reward that failed no
+            score (NaN), with a warning, instead of raising.
 
     Attributes:
         names (`list[str]`): unique; a second `pickscore` is `pickscore_2`.
@@ -60,6 +64,8 @@ class RewardSet:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         retries: int = 0,
+        timeout: float | None = None,
+        failure: str = "raise",
     ):
         if isinstance(reward_funcs, str) or callable(reward_funcs):
             reward_funcs = [reward_funcs]
@@ -67,9 +73,9 @@ class RewardSet:
             raise ValueError(f"reward_funcs must be a name, a function or a list of them, not {reward_funcs!r}")
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
             raise ValueError(f"reward_retries must be an integer of at least 0, not {retries!r}")
-        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
-            raise ValueError(f"dtype {dtype!r} of the reward models is unknown: use one of {', '.join(DTYPES)}")
-        self.device, self.dtype, self.retries = device, dtype, retries
+        as_torch_dtype(dtype)
+        self.device, self.dtype = device, dtype
+        self.retries, self.timeout, self.failure = retries, timeout, failure
         self.weights = _check_weights(weights, len(reward_funcs))
         self._sources = [_parse(func) for func in reward_funcs]
         self.names = _unique([s.name if isinstance(s, NamedReward) else function_name(s) for s in self._sources])
@@ -83,7 +89,10 @@ class RewardSet:
         """Load the models of the named rewards now rather than at the first call. Returns itself."""
         if self._calls is None:
             funcs = [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in self._sources]
-            self._calls = [RewardCall(name, func, self.retries) for name, func in zip(self.names, funcs, strict=True)]
+            self._calls = [
+                RewardCall(name, func, self.retries, self.timeout, self.failure)
+                for name, func in zip(self.names, funcs, strict=True)
+            ]
         return self
 
     def functions(self) -> list[Callable]:
@@ -176,7 +185,8 @@ class RewardSet:
                 for k in chosen:
                     if not calls[k].is_async:
                         result = calls[k].run(keywords[k], where, self._runner.wait)
-                        scores[:, k] = as_scores(result, len(images), calls[k].name, where)
+                        if result is not FAILED:
+                            scores[:, k] = as_scores(result, len(images), calls[k].name, where)
         except BaseException:
             pending.cancel()
             raise
@@ -212,13 +222,30 @@ class PendingScores:
     def result(self) -> np.ndarray:
         """Wait; then as `RewardSet.__call__`."""
         try:
-            results = self._future.result() if self._future else ()
+            results = self._wait() if self._future else ()
             for (k, name), result in zip(self._names.items(), results, strict=True):
-                self._scores[:, k] = as_scores(result, len(self._scores), name, self._where)
+                if result is not FAILED:
+                    self._scores[:, k] = as_scores(result, len(self._scores), name, self._where)
         except BaseException:
             self.cancel()
             raise
         return self._scores
+
+    def _wait(self) -> list:
+        timeout, attempts = self._rewards.timeout, self._rewards.retries + 1
+        if timeout is None:
+            return self._future.result()
+        # Each attempt ends itself in time, unless the function keeps the event loop from running.
+        patience = GRACE_SECONDS + attempts * (timeout + MAX_BACKOFF_SECONDS)
+        try:
+            return self._future.result(patience)
+        except FutureTimeoutError:
+            if self._future.done():
+                raise
+            raise RuntimeError(
+                f"reward functions {', '.join(self._names.values())} did not answer at {self._where} within "
+                f"{patience:g} s and let nothing else run: an `async def` has to await what it waits for"
+            ) from None
 
     def cancel(self) -> None:
         """Give up what is still under way."""

@@ -2,11 +2,9 @@
 
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,7 @@ from .processes import Peers, warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
 from .pushing import PushingMixin
 from .reporting import ReportingMixin
-from .saving import SavingMixin
+from .saving import SavingMixin, check_writable
 from .stopping import RunCallback, StopSignals
 
 
@@ -90,11 +88,10 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._check_args(args, model)
-        self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, retries=args.reward_retries)
+        calls = {"retries": args.reward_retries, "timeout": args.reward_timeout, "failure": args.reward_failure}
+        self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, **calls)
         all_funcs = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        self.eval_rewards = RewardSet(
-            [*all_funcs, *(args.eval_reward_funcs or [])], device=args.device, retries=args.reward_retries
-        )
+        self.eval_rewards = RewardSet([*all_funcs, *(args.eval_reward_funcs or [])], device=args.device, **calls)
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
         lora_config = self._lora_config(peft_config, args)
 
@@ -134,11 +131,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             args = self.config_class(output_dir=f"{name}-{self.method_name.upper()}")
         if not isinstance(args, self.config_class):
             raise TypeError(f"args must be a {self.config_class.__name__}, got {type(args).__name__}.")
-        folder = Path(args.output_dir).absolute()
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            kind = "not writable" if existing.is_dir() else "a file"
-            raise ValueError(f"output_dir={args.output_dir!r} cannot be written: {existing} is {kind}.")
+        check_writable(args.output_dir)
         if isinstance(model, DiffusionPipeline):
             check_pipeline(model)
             if args.model_init_kwargs:
@@ -195,8 +188,9 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
     def _set_up_pipeline(self) -> None:
         self.adapter.to(self.args.device)
         self._broadcast_adapter()
-        self.eval_rewards.load()  # a scorer that cannot be had ends the run now, not at the first evaluation
-        self.rewards.load()
+        with self.peers.together("loading the rewards"):
+            self.eval_rewards.load()  # a scorer that cannot be had ends the run now, not at the first evaluation
+            self.rewards.load()
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
 
@@ -289,7 +283,8 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             raise ValueError("evaluate() needs an eval_dataset: give one here or to the constructor.")
         started = time.perf_counter()
         columns = {name: dataset[name] for name in dataset.column_names if name != "prompt"}
-        result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
+        with self.peers.together(f"the evaluation at step {self.state.global_step}"):
+            result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
         scores = result.scores["adapter"]
         metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
         totals = self.rewards.total(scores[..., : len(self.rewards)])
@@ -308,7 +303,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         return {
             "process_index": self.args.process_index,
             "num_processes": self.args.world_size,
-            "gather": lambda array: self.gather(torch.from_numpy(array)).numpy(),
+            "gather": lambda array: self.peers.share(torch.from_numpy(array), "an evaluation").numpy(),
         }
 
     # ---- logging ----

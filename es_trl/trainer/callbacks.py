@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -78,17 +80,27 @@ class SampleCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.sample_steps and state.global_step == 0:
-            self.draw()
+            with self._together():
+                self.draw()
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.sample_steps and state.global_step % args.sample_steps == 0:
-            self.draw()
-            self.draw_members()
+            with self._together():
+                self.draw()
+                self.draw_members()
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.sample_steps and self.drawn_at != state.global_step:
             best = state.best_global_step if args.load_best_model_at_end else None  # whose adapter is loaded by now
-            self.draw(state.global_step if best is None else best)
+            with self._together():
+                self.draw(state.global_step if best is None else best)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """The first process draws; the others hear of it if that fails."""
+        what = f"The samples of step {self.trainer.state.global_step}"
+        with self.trainer.peers.together(what), self.trainer.may_fail(what):
+            yield
 
     def images(self) -> list:
         """The sample prompts drawn with the current adapter, always from the same latents."""

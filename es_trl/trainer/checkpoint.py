@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,15 +58,18 @@ def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
         _sync(temporary / MANIFEST)
         _replace_directory(temporary, directory)
     except BaseException as error:
-        needed = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(directory.parent).free
             raise OSError(
-                error.errno,
-                f"No space left for {directory}: {needed:,} bytes were written before the disk was full, {free:,} are "
-                "free now. Nothing of it was kept and older checkpoints are as they were; make room and resume",
+                number,
+                f"No space left for {directory}: {written:,} bytes were written before the disk was full, {free:,} "
+                "are free now. Nothing of it was kept and older checkpoints are as they were; make room and resume",
             ) from error
+        if number is not None and not isinstance(error, OSError):
+            raise OSError(number, f"{directory} could not be written: {error}") from error
         raise
 
 
@@ -240,6 +244,14 @@ def _load_tensors(path: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointCorrupt(f"{path} is not a safetensors file: {error}.") from error
+
+
+def _errno(error: BaseException) -> int | None:
+    """The number of an operating system's error; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found.group(1)) if found else None
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ..rewards.calling import function_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 EARLY_WARNING = ("off", "warn", "stop")
+REWARD_FAILURE = ("raise", "invalid")
+SAVE_FAILURE = ("raise", "warn")
 
 # TrainingArguments that would act on a model the pipeline never calls, or on gradients that do not exist here.
 REJECTED = {
@@ -79,7 +81,13 @@ class DiffusionConfig(TrainingArguments):
         multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
             `"sum_then_normalize"` or `"normalize_then_sum"`, for several reward functions.
         reward_retries (`int`, *optional*, defaults to `0`):
-            How often a raising reward function is called again.
+            How often a reward function that raises, or takes too long, is called again.
+        reward_timeout (`float`, *optional*):
+            Seconds, above 0, after which one call of a reward function is ended; `None` waits for as long as it takes.
+            Code that never returns to Python cannot be ended.
+        reward_failure (`str`, *optional*, defaults to `"raise"`):
+            When a reward function has failed for good: `"raise"` (end the run) or `"invalid"` (its images have no
+            score, and are counted by `max_invalid_fraction`).
         max_invalid_fraction (`float`, *optional*, defaults to `0.5`):
             Largest share of members, in [0, 1), whose reward may be missing in a step before the run stops.
         eval_reward_funcs (`list[str]`, *optional*):
@@ -109,6 +117,9 @@ class DiffusionConfig(TrainingArguments):
             Log every that many steps.
         save_total_limit (`int`, *optional*, defaults to `2`):
             Checkpoints kept, at least 2 so that one is whole while another is written; the best one is kept too.
+        save_failure (`str`, *optional*, defaults to `"raise"`):
+            When the disk refuses what a run writes on its way (checkpoints, journal, samples): `"raise"` (end the run)
+            or `"warn"` (go on without; the adapter at the end is an error either way).
         dataloader_pin_memory (`bool`, *optional*, defaults to `False`):
             Prompts are text: nothing to pin.
     """
@@ -163,7 +174,15 @@ class DiffusionConfig(TrainingArguments):
         metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
     )
     reward_retries: int = field(
-        default=0, metadata={"help": "How often a raising reward function is called again, at least 0."}
+        default=0, metadata={"help": "How often a reward function that fails is called again, at least 0."}
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds, above 0, that a call of a reward may take; None is forever."},
+    )
+    reward_failure: str = field(
+        default="raise",
+        metadata={"help": "When a reward function fails for good: raise, or invalid (its images have no score)."},
     )
     max_invalid_fraction: float = field(
         default=0.5, metadata={"help": "Largest share of members, in [0, 1), that may lack a reward in a step."}
@@ -199,6 +218,9 @@ class DiffusionConfig(TrainingArguments):
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept, at least 2 so that one is whole; the best one is kept too."}
+    )
+    save_failure: str = field(
+        default="raise", metadata={"help": "When the disk refuses a checkpoint, journal or sample: raise or warn."}
     )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Prompts are text: nothing to pin."})
 
@@ -261,6 +283,8 @@ class DiffusionConfig(TrainingArguments):
             self.require_number("guidance_scale", minimum=0.0)
         if self.lora_alpha is not None:
             self.require_number("lora_alpha", above=0.0)
+        if self.reward_timeout is not None:
+            self.require_number("reward_timeout", above=0.0)
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(
                 f"save_total_limit must be at least 2, got {self.save_total_limit}: while one checkpoint is written "
@@ -272,6 +296,8 @@ class DiffusionConfig(TrainingArguments):
                 raise ValueError(f"reward_weights must be finite, got {self.reward_weights}.")
         self.require_choice("dtype", DTYPES)
         self.require_choice("early_warning", EARLY_WARNING)
+        self.require_choice("reward_failure", REWARD_FAILURE)
+        self.require_choice("save_failure", SAVE_FAILURE)
         self.require_choice("scale_rewards", SCALE_REWARDS)
         self.require_choice("multi_objective_aggregation", AGGREGATIONS)
 

@@ -65,9 +65,11 @@ class ESTrainer(DiffusionTrainer):
             config.process_index,
             config.world_size,
         )
-        self.journal = Journal(config.output_dir, enabled=self.is_world_process_zero())
+        self.journal = Journal(config.output_dir, self.is_world_process_zero(), self.may_fail)
         keep = config.output_dir if config.save_strategy != SaveStrategy.NO else None
-        self.rollout.micro_batches = MicroBatches(keep, config.process_index, self.check_own_stop, self.add_metric)
+        self.rollout.micro_batches = MicroBatches(
+            keep, config.process_index, self.check_own_stop, self.add_metric, self.may_fail
+        )
         self._settings = self._settings_digest(args[1] if len(args) > 1 else kwargs["reward_funcs"])
         self._own_optimizer = self.optimizer is not None
         self.add_callback(JournalCallback(self))

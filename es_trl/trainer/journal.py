@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
                 logger.warning("Line %d of %s is not a JSON object and is left out.", number, path)
 
 
+def append_whole(path: Path, text: str) -> None:
+    """Appends all of a text, or nothing where the disk refuses it, so that the next line begins a line."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
+
+
 class Journal:
     """
     Appends to `journal.jsonl` of a run folder.
@@ -76,18 +89,29 @@ class Journal:
     `{"step", "micro", "prompts", "theta", "shape", "scores"}`, where `theta` is the digest of the adapter that the
     population was drawn around. Noise and latents are functions of the seed and need no line.
 
+    A line that the disk refuses leaves no trace in the file; it is kept, and written before the next one.
+
     Args:
         folder (`str`): The run folder.
         enabled (`bool`): Whether this process writes.
+        may_fail (`Callable`, *optional*): Makes a context manager that takes `OSError` from writing a line; without
+            it they are raised.
     """
 
-    def __init__(self, folder: str | os.PathLike, enabled: bool = True):
-        self.path, self.enabled = Path(folder, JOURNAL), enabled
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        enabled: bool = True,
+        may_fail: Callable[[str], AbstractContextManager] = nullcontext,
+    ):
+        self.path, self.enabled, self.may_fail = Path(folder, JOURNAL), enabled, may_fail
+        self._unwritten = ""
 
     def start(self, step: int, run: Mapping[str, Any]) -> None:
         """Opens the journal at `step`: lines of later steps, which the resumed run will write again, are cut off."""
         if not self.enabled:
             return
+        self._unwritten = ""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._cut(step)
         self._append({"start": step, "run": run})
@@ -105,14 +129,21 @@ class Journal:
             self._append(entry | {"shape": list(scores.shape), "scores": encode_scores(scores)})
 
     def sync(self) -> None:
-        """Brings the lines to the disk, so that a checkpoint never stands without them."""
+        """Brings all lines to the disk, or raises `OSError`, so that a checkpoint never stands without them."""
+        self._write()
         if self.enabled and self.path.exists():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, default=str) + "\n")
+        self._unwritten += json.dumps(entry, default=str) + "\n"
+        with self.may_fail(f"A line of {JOURNAL}"):
+            self._write()
+
+    def _write(self) -> None:
+        if self._unwritten:
+            append_whole(self.path, self._unwritten)
+            self._unwritten = ""
 
     def _cut(self, step: int) -> None:
         if not self.path.exists():
@@ -149,4 +180,6 @@ class JournalCallback(TrainerCallback):
         trainer.journal.start(state.global_step, record)
 
     def on_train_end(self, args, state, control, **kwargs):
+        with self.trainer.may_fail(f"The last lines of {JOURNAL}"):
+            self.trainer.journal.sync()
         self.trainer.rollout.micro_batches.clear()

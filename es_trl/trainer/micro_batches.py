@@ -6,12 +6,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .journal import decode_scores, encode_scores, read_lines
+from .journal import append_whole, decode_scores, encode_scores, read_lines
 
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class MicroBatches:
         process_index (`int`, *optional*): This process.
         check_stop (`Callable`, *optional*): Raises [`StopRequested`] when the run was asked to stop.
         log_metric (`Callable`, *optional*): Where the metrics go that reward functions log.
+        may_fail (`Callable`, *optional*): Makes a context manager that takes `OSError` from keeping scores; without it
+            they are raised.
 
     Attributes:
         settings (`str`): What all micro-batches of the run have in common, for their keys.
@@ -42,8 +45,9 @@ class MicroBatches:
         process_index: int = 0,
         check_stop: Callable[[], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        may_fail: Callable[[str], AbstractContextManager] = nullcontext,
     ):
-        self.folder, self.process_index, self.check_stop = folder, process_index, check_stop
+        self.folder, self.process_index, self.check_stop, self.may_fail = folder, process_index, check_stop, may_fail
         self.settings, self.num_reused = "", 0
         self._forward_metric = log_metric
         self._key = ""
@@ -97,9 +101,9 @@ class MicroBatches:
         metrics, self._metrics = self._metrics, []
         entry = {"key": self._key, "members": list(members), "metrics": metrics}
         entry |= {"shape": list(scores.shape), "scores": encode_scores(scores)}
-        os.makedirs(self.folder, exist_ok=True)  # another machine's may not be there yet
-        with open(self._file(), "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with self.may_fail(f"A line of {self._file().name}"):
+            os.makedirs(self.folder, exist_ok=True)  # another machine's may not be there yet
+            append_whole(self._file(), json.dumps(entry) + "\n")
 
     def _file(self) -> Path:
         return Path(self.folder, f"in_flight-{self.process_index}.jsonl")

@@ -16,15 +16,20 @@ logger = logging.getLogger(__name__)
 
 RUNNING, STOPPED, FAILED = 0, 1, 2
 MESSAGE_BYTES = 1024
+LAST_WORDS_SECONDS = 60.0  # that a process which ends waits for the others, to tell them why
+
+
+class PeerFailed(RuntimeError):
+    """Another process failed, or did not come."""
 
 
 class Peers:
     """
     The processes of a run, and what they tell each other.
 
-    They meet once per step. Each brings how it fared, so that an error or a stop request in one of them ends the step
-    in all of them, and then its scores. All of it goes over gloo between the CPUs, also when the run is on GPUs: the
-    scores are there, they are few, and gloo can say which process did not come.
+    They meet once per step, and wherever work is shared. Each brings how it fared, so that an error or a stop request
+    in one of them ends the work in all of them, and then its scores. All of it goes over gloo between the CPUs, also
+    when the run is on GPUs: the scores are there, they are few, and gloo can say which process did not come.
 
     Args:
         process_index, num_processes (`int`): This process and how many there are.
@@ -37,6 +42,7 @@ class Peers:
     def __init__(self, process_index: int = 0, num_processes: int = 1, timeout: float = 1800.0):
         self.process_index, self.num_processes, self.timeout = process_index, num_processes, timeout
         self.bytes_sent = 0
+        self._told: BaseException | None = None
         self._group = None
         if num_processes > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
@@ -49,7 +55,7 @@ class Peers:
 
         Raises:
             `StopRequested`: if any of them was asked to stop.
-            `RuntimeError`: if another one failed or did not come within the timeout.
+            `PeerFailed`: if another one failed or did not come within the timeout.
         """
         try:
             yield
@@ -57,18 +63,38 @@ class Peers:
             self._meet(STOPPED, what)
             raise
         except Exception as error:
-            try:
-                self._meet(FAILED, what, f"{type(error).__name__}: {error}")
-            except (RuntimeError, StopRequested) as other:
-                logger.debug("The others ended too: %s", other)
+            self.tell(error, what, self.timeout)
             raise
         self._meet(RUNNING, what)
+
+    def tell(self, error: Exception, what: str, timeout: float = LAST_WORDS_SECONDS) -> None:
+        """
+        Quotes an error of this process to the others at their next meeting, wherever that is; once, and not one that
+        came from them.
+
+        Args:
+            error (`Exception`): What ends this process.
+            what (`str`): The work that it was doing.
+            timeout (`float`, *optional*): Seconds to wait for the others.
+        """
+        if self.num_processes == 1 or any(e is self._told or isinstance(e, PeerFailed) for e in _causes(error)):
+            return
+        self._told = error
+        try:
+            self._meet(FAILED, what, f"{what}: {type(error).__name__}: {error}", min(timeout, self.timeout))
+        except (PeerFailed, StopRequested) as other:
+            logger.debug("The others ended too: %s", other)
 
     def stop_if_any(self, stop: bool, what: str) -> None:
         """Raises `StopRequested` in every process if `stop` is true in any."""
         self._meet(STOPPED if stop else RUNNING, what)
         if stop:
             raise StopRequested
+
+    def share(self, tensor: torch.Tensor, what: str) -> torch.Tensor:
+        """As `gather`, in the middle of work done `together`: none waits here for one that has failed."""
+        self._meet(RUNNING, what)
+        return self.gather(tensor)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """`(W, *tensor.shape)`: the CPU tensor of every process, in order."""
@@ -79,21 +105,22 @@ class Peers:
         self.bytes_sent += tensor.numel() * tensor.element_size()
         return torch.stack(parts)
 
-    def _meet(self, status: int, what: str, message: str = "") -> None:
+    def _meet(self, status: int, what: str, message: str = "", timeout: float | None = None) -> None:
         if self.num_processes == 1:
             return
+        timeout = self.timeout if timeout is None else timeout
         try:
-            dist.monitored_barrier(self._group, timedelta(seconds=self.timeout), wait_all_ranks=True)
+            dist.monitored_barrier(self._group, timedelta(seconds=timeout), wait_all_ranks=True)
             states = self.gather(torch.tensor([status], dtype=torch.int64)).flatten().tolist()
             texts = self._messages(message) if FAILED in states else []
         except RuntimeError as error:
-            raise RuntimeError(
+            raise PeerFailed(
                 f"Process {self.process_index} waited for the others at {what}, and not all of them came within "
-                f"ddp_timeout={self.timeout:g} s; a process has died or hangs. gloo says: {error}"
+                f"ddp_timeout={timeout:g} s; a process has died or hangs. gloo says: {error}"
             ) from error
         for index, text in enumerate(texts):
             if states[index] == FAILED and index != self.process_index:
-                raise RuntimeError(f"Process {index} failed at {what}: {text}")
+                raise PeerFailed(f"Process {index} failed at {text}")
         if STOPPED in states and status == RUNNING:
             raise StopRequested
 
@@ -101,6 +128,13 @@ class Peers:
         data = message.encode("utf-8", "replace")[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
         rows = self.gather(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -> None:

@@ -34,7 +34,7 @@ NOT_REPLAYED = {
     "sample_steps", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
     "disable_tqdm", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "release_text_encoder",
     "do_train", "do_eval", "do_predict", "local_rank", "log_level", "save_total_limit", "compile_denoiser",
-    "reward_weights", "ddp_timeout",
+    "reward_weights", "ddp_timeout", "save_failure", "reward_timeout", "reward_failure", "reward_retries",
 }  # fmt: skip
 
 

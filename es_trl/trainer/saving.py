@@ -5,8 +5,13 @@ import json
 import logging
 import os
 import signal
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 
@@ -37,14 +42,31 @@ logger = logging.getLogger(__name__)
 FREE_ON_RESUME = {
     "output_dir", "run_name", "report_to", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "max_steps",
     "logging_steps", "save_steps", "eval_steps", "sample_steps", "save_total_limit", "local_rank", "log_level",
-    "num_train_epochs", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision",
+    "num_train_epochs", "save_failure", "reward_timeout", "push_to_hub", "hub_model_id",
+    "hub_strategy", "hub_private_repo", "hub_revision",
 }  # fmt: skip
+
+
+def check_writable(output_dir: str) -> None:
+    """
+    Raises `ValueError` if no folder can be made there. It tries: rights say nothing of a file system that is mounted
+    read-only or full, and to root they say nothing at all.
+    """
+    folder = os.path.abspath(output_dir)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
+    except OSError as error:
+        reason = f"{folder} is a file" if os.path.isfile(folder) else f"{folder}: {error.strerror}"
+        raise ValueError(f"output_dir={output_dir!r} cannot be written: {reason}.") from error
 
 
 class SavingMixin:
     """The saving half of [`DiffusionTrainer`]; everything it writes is safetensors, JSON, Markdown or JPEG."""
 
     resumed_from: str | None = None
+    _best_before: tuple[float | None, int | None] = (None, None)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """
@@ -65,7 +87,8 @@ class SavingMixin:
                 self.check_stop()
             except StopRequested as stop:
                 raise self._stop() from stop
-            except Exception:
+            except Exception as error:
+                self.peers.tell(error, f"step {self.state.global_step}")
                 self._save_what_is_whole()
                 raise
         return output
@@ -118,27 +141,49 @@ class SavingMixin:
     # ---- checkpoints, as the Trainer calls for them ----
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = self._checkpoint_folder(trial)
+        folder, best_so_far = self._checkpoint_folder(trial), self.state.best_model_checkpoint
         if self.state.best_global_step:
             best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             best = os.path.join(self._get_output_dir(trial=trial), best)
             if best == folder or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-        self._save_together(folder)
-        self.after_checkpoint()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(folder)
+        if self._save_together(folder):
+            self.after_checkpoint()
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(folder)
+        elif self.state.best_global_step == self.state.global_step:  # the best adapter is one that can be loaded
+            self.state.best_metric, self.state.best_global_step = self._best_before
+            self.state.best_model_checkpoint = best_so_far
 
-    def _save_together(self, folder: str) -> None:
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        self._best_before = self.state.best_metric, self.state.best_global_step
+        return super()._determine_best_metric(metrics, trial)
+
+    def _save_together(self, folder: str) -> bool:
+        """Whether the checkpoint stands; if not, that is an error unless `save_failure="warn"`."""
+        saved = not self.args.should_save
         with self.peers.together(f"saving {folder}"):
             if self.args.should_save:
-                self._write_checkpoint(folder)
+                with self.may_fail(f"The checkpoint of step {self.state.global_step}"):
+                    self._write_checkpoint(folder)
+                    saved = True
                 rotate_checkpoints(
                     output_dir=os.path.dirname(folder),
                     save_total_limit=self.args.save_total_limit,
                     best_model_checkpoint=self.state.best_model_checkpoint,
                     use_mtime=False,
                 )
+        return bool(self.peers.gather(torch.tensor([saved], dtype=torch.uint8)).all())
+
+    @contextmanager
+    def may_fail(self, what: str) -> Iterator[None]:
+        """Around what a run writes on its way; with `save_failure="warn"` it goes on without what the disk refuses."""
+        try:
+            yield
+        except OSError as error:
+            if self.args.save_failure != "warn":
+                raise
+            logger.warning('%s could not be written; the run goes on (save_failure="warn"). %s', what, error)
 
     def _write_checkpoint(self, folder: str) -> None:
         self.before_checkpoint()
@@ -173,14 +218,11 @@ class SavingMixin:
             self._metrics.update({name: list(values) for name, values in pending["metrics"].items()})
 
     def _update_callback_states(self) -> None:
+        states = defaultdict(list)
         for callback in [*self.callback_handler.callbacks, self.control]:
-            if not isinstance(callback, ExportableState):
-                continue
-            name, state = type(callback).__name__, callback.state()
-            if isinstance(self.state.stateful_callbacks[name], list):
-                self.state.stateful_callbacks[name].append(state)
-            else:
-                self.state.stateful_callbacks[name] = state
+            if isinstance(callback, ExportableState):
+                states[type(callback).__name__].append(callback.state())
+        self.state.stateful_callbacks |= {name: all_ if len(all_) > 1 else all_[0] for name, all_ in states.items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.adapter.load_state_dict(load_adapter_state(resume_from_checkpoint))
