@@ -204,3 +204,57 @@ def test_prompts_and_functions_without_spread_carry_no_weight(shaping, aggregati
 def test_unknown_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         fitness_of([[1.0], [2.0]], **options)
+
+
+# --- groups of members, each with columns of its own ---
+
+
+def test_members_are_compared_within_their_group():
+    scores = [[1.0], [3.0], [2.0], [100.0], [140.0], [60.0]]
+    fitness = compute_fitness(torch.tensor(scores)[..., None], Population(6, antithetic=False, groups=2))
+    first, second = unit([1, 3, 2]), unit([100, 140, 60])  # each group in its own unit: prompts weigh alike
+    np.testing.assert_allclose(fitness.values, unit([*first, *second]))
+    assert fitness.zero_spread.tolist() == [False, False]
+
+
+def test_scale_of_a_groups_rewards_counts_only_when_not_scaled():
+    scores = torch.tensor([[1.0], [3.0], [2.0], [100.0], [140.0], [60.0]])[..., None]
+    population = Population(6, antithetic=False, groups=2)
+    none = compute_fitness(scores, population, scale_rewards="none")
+    np.testing.assert_allclose(none.values, [-1, 1, 0, 0, 40, -40])
+    batch = compute_fitness(scores, population, scale_rewards="batch")
+    np.testing.assert_allclose(batch.values, unit([1, 3, 2, 100, 140, 60]))
+
+
+def test_a_group_without_spread_or_scores_changes_nothing():
+    scores = torch.tensor([[5.0], [5.0], [1.0], [2.0], [NAN], [NAN]])[..., None]
+    fitness = compute_fitness(scores, Population(6, antithetic=False, groups=3))
+    assert fitness.valid.tolist() == [True] * 4 + [False] * 2
+    np.testing.assert_allclose(fitness.values[:2], [0, 0])
+    assert fitness.values[2] < 0 < fitness.values[3] and fitness.values[4:].tolist() == [0, 0]
+    assert fitness.zero_spread.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("shaping", ["z", "win_rate", "centered_rank"])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_groups_with_the_same_scores_have_the_same_fitness(shaping, aggregation):
+    one = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"shaping": shaping, "aggregation": aggregation, "weights": torch.tensor([1.0, 0.5])}
+    alone = compute_fitness(one, Population(4, antithetic=False), **options)
+    twice = compute_fitness(torch.cat([one, one]), Population(8, antithetic=False, groups=2), **options)
+    np.testing.assert_allclose(twice.values, [*alone.values, *alone.values])
+
+
+@pytest.mark.parametrize(
+    "size, antithetic, groups, fix", [(7, False, 2, "use 6"), (6, True, 2, "use 4"), (3, False, 3, "use 6")]
+)
+def test_groups_are_of_equal_size_and_at_least_two(size, antithetic, groups, fix):
+    assert Population(int(fix[-1]), antithetic, groups).group_size >= 2
+    with pytest.raises(ValueError, match=f"each of the {groups} groups .*got {size}, {fix}"):
+        Population(size, antithetic, groups)
+
+
+def test_columns_are_those_of_the_group():
+    population = Population(6, antithetic=False, groups=3)
+    assert [list(population.columns(i, 6)) for i in range(6)] == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]
+    assert list(Population(6).columns(5, 2)) == [0, 1]

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from tiny_runs import PROMPTS, files_in, theta_of, tiny_trainer
 
 
-# Three micro-batches for two processes: one of them draws twice as much.
+# Three micro-batches for two processes: one of them draws twice as much. The second holds members of both groups.
 RUN = {"max_steps": 3, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 2,
        "eval_dataset": PROMPTS[:3], "eval_strategy": "steps", "eval_steps": 3, "sample_steps": 3,
-       "num_sample_prompts": 2, "gradient_accumulation_steps": 2, "prompts_per_step": 1}  # fmt: skip
+       "num_sample_prompts": 2, "gradient_accumulation_steps": 2, "prompts_per_step": 2,
+       "prompts_per_member": 1}  # fmt: skip
 
 SCRIPT = """
 import json, sys

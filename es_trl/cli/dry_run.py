@@ -120,6 +120,7 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
     small = SMALL | {"output_dir": folder}
     if isinstance(config, ESConfig):
         small |= {"population_size": "2", "members_per_forward": str(min(2, config.members_per_forward))}
+        small |= {"prompts_per_member": "1"}
     _, small_config = parse(
         type(config), [*argv, *(word for name, value in small.items() for word in ("--" + name, value))]
     )
@@ -161,8 +162,8 @@ def _run(
     of = "of the GPU" if device.type == "cuda" else "of the process"
     row("memory", f"{_peak_gb(device):.2f} GB at the peak, {of}")
 
-    per_step = small * config.prompts_per_step * config.images_per_prompt
-    per_step = per_step // 2 * config.population_size if es else per_step
+    per_prompt = small * config.images_per_prompt
+    per_step = config.population_size * config.images_per_member if es else per_prompt * config.prompts_per_step
     drawn = (draw + score) / batch / max(1, trainer.args.world_size)
     trained = drawn if es else last["step_time"] / small / max(1, trainer.args.world_size)
     work = Workload.of(config, per_step, counts[0], counts[1], counts[2] * arguments.test_images_per_prompt)
@@ -184,7 +185,7 @@ def _images_per_forward(config: DiffusionConfig) -> int:
     """Images that training draws in one batch."""
     if isinstance(config, ESConfig):
         members = min(config.members_per_forward, config.population_size)
-        return members * config.prompts_per_step * config.images_per_prompt
+        return members * config.images_per_member
     return getattr(config, "images_per_forward", config.prompts_per_step)
 
 

@@ -18,8 +18,8 @@ class Fitness:
     Attributes:
         values (`torch.Tensor`): `(N,)` fp64, 0 for dropped members.
         valid (`torch.Tensor`): `(N,)` bool; a pair is dropped whole.
-        rewards (`torch.Tensor`): `(N, J)` fp64 weighted reward of member i on rollout column j; NaN where missing.
-        zero_spread (`torch.Tensor`): `(J,)` bool, columns on which every valid member scored the same.
+        rewards (`torch.Tensor`): `(N, C)` fp64 weighted reward of member i on its column j; NaN where missing.
+        zero_spread (`torch.Tensor`): `(G * C,)` bool, columns on which every valid member scored the same.
     """
 
     values: torch.Tensor
@@ -43,21 +43,23 @@ def compute_fitness(
     """
     Turns the scores of a step into fitness (EGGROLL, arXiv 2511.16652, section on reward shaping).
 
-    With the defaults `z_ij = (s_ij - mean_i s_ij) / std`, one standard deviation over everything; `F_i = mean_j z_ij`,
-    scaled to unit standard deviation over the valid members so that the step does not depend on the number of prompts.
-    A column (one prompt and image index) on which all members score alike carries no weight; if all do, so is the
-    fitness zero.
+    With the defaults `z_ij = (s_ij - mean_i s_ij) / std`, means and one standard deviation over the members of a group
+    (by default there is one group, of all members); `F_i = mean_j z_ij`, scaled to unit standard deviation over the
+    valid members so that the step does not depend on the number of prompts. A column (one prompt and image index) on
+    which all members of its group score alike carries no weight; if all do, so is the fitness zero.
 
     Args:
-        scores (`torch.Tensor`): `(N, J, K)`: member, column, reward function. Not-finite means missing: if a function
-            scored no member of a column it does not apply there; if it missed only some, those members (and their
-            pairs) are dropped.
-        population (`Population`): Members and pairs.
+        scores (`torch.Tensor`): `(N, C, K)`: member, column of its group, reward function. Not-finite means missing:
+            if a function scored no member of a column it does not apply there; if it missed only some, those members
+            (and their pairs) are dropped.
+        population (`Population`): Members, pairs and groups.
         weights (`torch.Tensor`, *optional*): `(K,)` weights of the functions; ones by default.
-        scale_rewards (`str`): `"group"` centres each column and divides by one global standard deviation; `"batch"`
-            centres and divides globally; `"none"` centres each column and leaves the reward's scale in the step.
+        scale_rewards (`str`): `"group"` centres each column and divides by one standard deviation per group; `"batch"`
+            centres and divides over the whole step; `"none"` centres each column and leaves the reward's scale in the
+            step.
         shaping (`str`): `"z"`; `"centered_rank"` ranks members in [-0.5, 0.5] on their mean; `"sign"` keeps the sign
-            of each pair's difference (antithetic only); `"win_rate"` is the share of other members beaten per column.
+            of each pair's difference (antithetic only); `"win_rate"` is the share of other members of the group beaten
+            per column.
         aggregation (`str`): TRL's `multi_objective_aggregation`: weight and sum the functions, then normalise, or
             normalise each function first, on each column by its own mean and standard deviation whatever
             `scale_rewards` says.
@@ -75,44 +77,62 @@ def compute_fitness(
     weights = weights.to(scores)
 
     finite = torch.isfinite(scores)
-    applies = finite.any(dim=0)  # (J, K): functions that answered for at least one member
-    valid = population.drop_incomplete((finite | ~applies).flatten(1).all(dim=1) & applies.any())
+    answered = finite.view(population.groups, population.group_size, *scores.shape[1:]).any(dim=1)
+    applies = answered.repeat_interleave(population.group_size, dim=0)  # (N, C, K): functions that answered there
+    valid = population.drop_incomplete((finite | ~applies).flatten(1).all(dim=1) & applies.flatten(1).any(dim=1))
     rewards = (torch.where(finite, scores, 0.0) * weights).sum(dim=2)
-    rewards[(~finite & applies).any(dim=2) | ~applies.any(dim=1)] = torch.nan
+    rewards[(~finite & applies).any(dim=2) | ~applies.any(dim=2)] = torch.nan
 
-    columns = applies.any(dim=1)
-    used = rewards[valid][:, columns]
-    zero_spread = torch.ones(scores.shape[1], dtype=torch.bool)
-    zero_spread[columns] = (used == used[:1]).all(dim=0)
-    values = torch.zeros(population.size, dtype=torch.float64)
-    if valid.any() and not zero_spread.all():
-        score_members = _win_rate if shaping == "win_rate" else _z_scores
+    zero_spread = torch.ones(population.groups, scores.shape[1], dtype=torch.bool)
+    members = torch.zeros(population.size, dtype=torch.float64)
+    whole = _center_and_spread(rewards[valid]) if scale_rewards == "batch" and valid.any() else None
+    for group, applies in enumerate(answered):
+        own = torch.arange(population.size) // population.group_size == group
+        columns = applies.any(dim=1)
+        used = rewards[valid & own][:, columns]
+        if not used.numel():
+            continue
+        zero_spread[group, columns] = (used == used[:1]).all(dim=0)
+        if zero_spread[group].all():
+            continue
         if aggregation == "sum_then_normalize":
-            members = score_members(used, scale_rewards)
-        else:
-            # A function that is silent on some prompts adds nothing there, so each prompt weighs the same.
-            score_members = _win_rate if shaping == "win_rate" else _z_scores_per_column
-            members = sum(
-                weights[k]
-                * (applies[:, k].sum() / columns.sum())
-                * score_members(scores[valid][:, applies[:, k], k], scale_rewards)
-                for k in range(scores.shape[2])
-                if applies[:, k].any()
-            )
-        values[valid] = _shape(members, shaping, scale_rewards)
-    return Fitness(values, valid, rewards, zero_spread)
+            members[valid & own] = _win_rate(used) if shaping == "win_rate" else _z_scores(used, scale_rewards, whole)
+            continue
+        # A function that is silent on some prompts adds nothing there, so each prompt weighs the same.
+        score_members = _win_rate if shaping == "win_rate" else _z_scores_per_column
+        members[valid & own] = sum(
+            weights[k]
+            * (applies[:, k].sum() / columns.sum())
+            * score_members(scores[valid & own][:, applies[:, k], k])
+            for k in range(scores.shape[2])
+            if applies[:, k].any()
+        )
+    values = torch.zeros(population.size, dtype=torch.float64)
+    if not zero_spread.all():
+        values[valid] = _shape(members[valid], shaping, scale_rewards)
+    return Fitness(values, valid, rewards, zero_spread.flatten())
 
 
-def _z_scores(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
-    """`(n, J) -> (n,)`: centred, scaled, averaged over columns."""
-    centre = rewards.mean() if scale_rewards == "batch" else rewards.mean(dim=0)
-    spread = rewards.std(correction=0) if scale_rewards != "none" else torch.ones(())
+def _center_and_spread(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    known = rewards[~rewards.isnan()]
+    return known.mean(), known.std(correction=0)
+
+
+def _z_scores(
+    rewards: torch.Tensor, scale_rewards: str, whole: tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
+    """`(n, C) -> (n,)`: centred, scaled, averaged over columns; `whole` are mean and deviation of the whole step."""
+    if whole is not None:
+        centre, spread = whole
+    else:
+        centre = rewards.mean(dim=0)
+        spread = rewards.std(correction=0) if scale_rewards != "none" else torch.ones(())
     return ((rewards - centre) / (spread if spread > 0 else 1.0)).mean(dim=1)
 
 
-def _z_scores_per_column(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
+def _z_scores_per_column(rewards: torch.Tensor) -> torch.Tensor:
     """
-    `(n, J) -> (n,)`: each column centred and scaled by itself, averaged over columns; `scale_rewards` has no say.
+    `(n, C) -> (n,)`: each column centred and scaled by itself, averaged over columns.
 
     TRL's definition for one function among several. One standard deviation over all columns would hold the differences
     between prompts as well: a function that rates prompts, more than pictures, would lose its weight.
@@ -123,8 +143,8 @@ def _z_scores_per_column(rewards: torch.Tensor, scale_rewards: str) -> torch.Ten
     return (centred / spread).mean(dim=1)
 
 
-def _win_rate(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
-    """`(n, J) -> (n,)`: share of the other members beaten on the same column (a tie counts half), minus one half."""
+def _win_rate(rewards: torch.Tensor) -> torch.Tensor:
+    """`(n, C) -> (n,)`: share of the other members beaten on the same column (a tie counts half), minus one half."""
     beaten = (rewards[:, None] > rewards[None]).double() + 0.5 * (rewards[:, None] == rewards[None]).double()
     others = max(len(rewards) - 1, 1)
     return ((beaten.sum(dim=1) - 0.5) / others).mean(dim=1) - 0.5

@@ -1,4 +1,4 @@
-"""Members of a population: which direction each one walks along, and with which sign."""
+"""Members of a population: which direction each one walks along, with which sign, and what it draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,19 @@ import torch
 class Population:
     """
     `size` members. Antithetic members come in pairs: member `2p` walks along `+E_p`, member `2p+1` along `-E_p`;
-    independent members each have a direction of their own.
+    independent members each have a direction of their own. Members of one group draw the same columns (prompts and
+    latents) of a step and are compared with each other only.
 
     Args:
         size (`int`): Number of members N; even if antithetic, at least 2.
         antithetic (`bool`, *optional*, defaults to `True`): Whether members come in pairs.
+        groups (`int`, *optional*, defaults to `1`): Number of groups G. Member i is in group `i // (N / G)`, which
+            draws the g-th part of the columns.
     """
 
     size: int
     antithetic: bool = True
+    groups: int = 1
 
     def __post_init__(self):
         if self.size < 2:
@@ -28,10 +32,27 @@ class Population:
                 f"population_size must be even because antithetic members come in pairs, got {self.size}; "
                 f"use {self.size + 1}, or set antithetic=False."
             )
+        least, unit = 2 * self.groups, self.groups * (2 if self.antithetic else 1)
+        if self.size % unit or self.size < least:
+            parts = "pairs" if self.antithetic else "members"
+            raise ValueError(
+                f"population_size must give each of the {self.groups} groups (prompts_per_step / prompts_per_member) "
+                f"as many {parts}, at least 2 members; got {self.size}, use {max(least, self.size // unit * unit)}."
+            )
 
     @property
     def num_directions(self) -> int:
         return self.size // 2 if self.antithetic else self.size
+
+    @property
+    def group_size(self) -> int:
+        return self.size // self.groups
+
+    def columns(self, member: int, num_columns: int) -> range:
+        """Which of a step's `num_columns` columns, a multiple of `groups`, `member` draws."""
+        own = num_columns // self.groups
+        first = member // self.group_size * own
+        return range(first, first + own)
 
     def directions(self, members: Sequence[int]) -> list[int]:
         """Direction of each of `members`."""

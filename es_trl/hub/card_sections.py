@@ -30,8 +30,8 @@ _POLICY_SETTINGS = (
 )  # fmt: skip
 METHOD_SETTINGS = {
     "es": (
-        "population_size", "antithetic", "sigma", "noise_rank", "noise_reuse", "fitness_shaping", "anchor_decay",
-        "max_update_norm", "max_adapter_norm", "members_per_forward",
+        "population_size", "prompts_per_member", "antithetic", "sigma", "noise_rank", "noise_reuse", "fitness_shaping",
+        "anchor_decay", "max_update_norm", "max_adapter_norm", "members_per_forward",
     ),
     "ddpo": _POLICY_SETTINGS,
     "grpo": _POLICY_SETTINGS,

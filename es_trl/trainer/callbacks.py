@@ -133,14 +133,14 @@ class SampleCallback(TrainerCallback):
             return
         batch, factors, step, micro, fitness = rollout
         rewards = fitness.rewards.nanmean(dim=1)
-        order = [int(i) for i in rewards.argsort(descending=True) if fitness.valid[int(i)]]
+        order = [int(i) for i in fitness.values.argsort(descending=True, stable=True) if fitness.valid[int(i)]]
         chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         # Theta has moved on by one step, so these show the population around the new theta.
-        rows = [
-            (label, float(rewards[member]), trainer.rollout.draw([member], batch, factors, step, micro)[:6])
-            for label, member in chosen.items()
-        ]
         prompts = batch.prompts[:6]
+        rows = [
+            (label, float(rewards[i]), trainer.rollout.draw([i], batch, factors, step, micro, range(len(prompts))))
+            for label, i in chosen.items()
+        ]
         strip = member_strip(rows, prompts)
         name = f"members-{trainer.state.global_step:06d}"
         members = [{"label": label, "reward": reward} for label, reward, _ in rows]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from ..es import Fitness, NoiseBank, Population, compute_fitness, gradient, pair_snr
+from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
 from .base import DiffusionTrainer
 from .es_config import ESConfig
 from .journal import Journal, JournalCallback, tensor_digest
@@ -25,9 +25,9 @@ class ESTrainer(DiffusionTrainer):
     """
     Post-trains a LoRA on a frozen diffusers pipeline from black-box rewards by EGGROLL (arXiv 2511.16652).
 
-    Each step draws the same prompts and latents with every member `theta + sigma E_i` of a population, scores the
-    images, and writes the ES estimate into `.grad`; `training_step` returns minus the mean reward. Nothing is
-    backpropagated, so the reward may be any Python function.
+    Each step draws the same prompts and latents with every member `theta + sigma E_i` of a population (of a group of
+    members, with `prompts_per_member`), scores the images, and writes the ES estimate into `.grad`; `training_step`
+    returns minus the mean reward. Nothing is backpropagated, so the reward may be any Python function.
 
     Args: as in [`DiffusionTrainer`], with `args` an [`ESConfig`].
 
@@ -52,7 +52,7 @@ class ESTrainer(DiffusionTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: ESConfig = self.args
-        self.population = Population(config.population_size, config.antithetic)
+        self.population = config.population()
         shapes = {site.name: tuple(site.theta.shape) for site in self.adapter.space.sites}
         self.noise = NoiseBank(config.seed, shapes, config.noise_rank, config.noise_reuse)
         self.rollout = PopulationRollout(
@@ -79,7 +79,7 @@ class ESTrainer(DiffusionTrainer):
     def _settings_digest(self, reward_funcs) -> str:
         """Of all that the scores of a micro-batch depend on beside the step, the adapter and the prompts."""
         names = ("sigma", "noise_rank", "noise_reuse", "seed", "population_size", "antithetic", "members_per_forward",
-                 "images_per_prompt", "dtype", "model_init_kwargs")  # fmt: skip
+                 "prompts_per_member", "images_per_prompt", "dtype", "model_init_kwargs")  # fmt: skip
         functions = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         config = {name: getattr(self.args, name) for name in names}
         return digest_of([config, self.base_model, self.adapter.describe(), [source_of(f) for f in functions]])
@@ -105,7 +105,7 @@ class ESTrainer(DiffusionTrainer):
 
     @property
     def images_per_batch(self) -> int:
-        return self.population.size * super().images_per_batch
+        return self.population.size * self.args.images_per_member
 
     def training_step(
         self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
@@ -137,7 +137,7 @@ class ESTrainer(DiffusionTrainer):
         self._log_step(scores, fitness, batch)
         seconds = time.perf_counter() - started
         self.add_metric("step_time", seconds)
-        self.add_metric("images_per_second", self.population.size * len(batch) / seconds)
+        self.add_metric("images_per_second", self.images_per_batch / seconds)
         self.add_metric("es/generate_time", times.generate)
         self.add_metric("es/reward_time", times.reward)
         self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)

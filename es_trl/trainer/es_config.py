@@ -21,6 +21,11 @@ class ESConfig(DiffusionConfig):
         antithetic (`bool`, *optional*, defaults to `False`):
             Members come in pairs `theta + sigma E` and `theta - sigma E`; otherwise each has a direction of its own,
             so that the same number of images tries twice as many directions.
+        prompts_per_member (`int`, *optional*):
+            Prompts that one member draws; by default all `prompts_per_step`. With fewer, the members are dealt out in
+            `prompts_per_step / prompts_per_member` groups of equal size, each with prompts of its own, and are
+            compared within their group. As many images then try more directions: a step draws
+            `population_size x prompts_per_member x images_per_prompt`.
         sigma (`float`, *optional*, defaults to `0.1`):
             Standard deviation of the perturbation of each entry of theta, above 0.
         noise_rank (`int`, *optional*, defaults to `1`):
@@ -33,8 +38,8 @@ class ESConfig(DiffusionConfig):
         fitness_shaping (`str`, *optional*, defaults to `"z"`):
             `"z"`, `"centered_rank"`, `"sign"` or `"win_rate"`.
         members_per_forward (`int`, *optional*, defaults to `8`):
-            Members drawn in one batch of `members_per_forward x prompts_per_step x images_per_prompt` images. It sets
-            memory and speed; results for different values differ by float rounding only.
+            Members drawn in one batch of `members_per_forward x prompts_per_member x images_per_prompt` images. It
+            sets memory and speed; results for different values differ by float rounding only.
         anchor_decay (`float`, *optional*, defaults to `0.0`):
             After each step theta is pulled to its start by this share, in [0, 1).
         max_update_norm (`float`, *optional*):
@@ -55,6 +60,9 @@ class ESConfig(DiffusionConfig):
     population_size: int = field(default=64, metadata={"help": "Members per step, at least 1; even if antithetic."})
     antithetic: bool = field(
         default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
+    )
+    prompts_per_member: int | None = field(
+        default=None, metadata={"help": "Prompts that one member draws; all prompts_per_step by default."}
     )
     sigma: float = field(default=0.1, metadata={"help": "Standard deviation of the perturbation, above 0."})
     noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix, at least 1."})
@@ -90,7 +98,15 @@ class ESConfig(DiffusionConfig):
     def __post_init__(self):
         for name in ("population_size", "noise_rank", "noise_reuse", "members_per_forward"):
             self.require_integer(name, minimum=1)
-        Population(self.population_size, self.antithetic)
+        if self.prompts_per_member is not None:
+            self.require_integer("prompts_per_member", minimum=1)
+        self.require_integer("prompts_per_step", minimum=1)
+        if self.prompts_per_step % (self.prompts_per_member or 1):
+            raise ValueError(
+                f"prompts_per_member must divide prompts_per_step={self.prompts_per_step}, got "
+                f"{self.prompts_per_member}."
+            )
+        self.population()
         self.require_number("sigma", above=0.0)
         self.require_number("anchor_decay", minimum=0.0, below=1.0)
         for name in ("max_update_norm", "max_adapter_norm"):
@@ -103,3 +119,13 @@ class ESConfig(DiffusionConfig):
         if self.optim == "sgd" and self.optim_args is None:
             self.optim_args = "momentum=0.9,dampening=0.9"
         super().__post_init__()
+
+    def population(self) -> Population:
+        """The members of a step: how many, with which signs, in which groups."""
+        groups = 1 if self.prompts_per_member is None else self.prompts_per_step // self.prompts_per_member
+        return Population(self.population_size, self.antithetic, groups)
+
+    @property
+    def images_per_member(self) -> int:
+        """Images that one member draws in a step."""
+        return (self.prompts_per_member or self.prompts_per_step) * self.images_per_prompt

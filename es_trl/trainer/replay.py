@@ -111,7 +111,7 @@ def redraw_member(
             name does not load.
 
     Returns:
-        The `J` images, their prompts, and the recorded scores `(J, K)`.
+        The member's images, their prompts, and the recorded scores `(images, K)`.
 
     Raises:
         `ReplayError`: if the journal does not reach the step, or there is no such member.
@@ -124,8 +124,10 @@ def redraw_member(
     chunk = next(c for c in trainer.population.chunks(trainer.args.members_per_forward) if member in c)
     factors = trainer.noise.draw(step, range(trainer.population.num_directions), micro, trainer.args.device)
     images = trainer.rollout.draw(chunk, batch, factors, step, micro)
-    first = chunk.index(member) * len(batch)
-    return images[first : first + len(batch)], batch.prompts, decode_scores(line["shape"], line["scores"])[member]
+    columns = trainer.population.columns(member, len(batch))
+    first = chunk.index(member) * len(columns)
+    prompts = [batch.prompts[j] for j in columns]
+    return images[first : first + len(columns)], prompts, decode_scores(line["shape"], line["scores"])[member]
 
 
 def read_journal(run: str | os.PathLike) -> list[Session]:
@@ -200,7 +202,7 @@ class RecordedRollout(PopulationRollout):
                 f"the adapter before step {step} is {theta[:12]}... here and {str(line.get('theta'))[:12]}... in the "
                 "journal: a line was changed, or this machine rounds differently from the one that trained."
             )
-        expected = [self.population.size, len(batch), len(self.rewards)]
+        expected = [self.population.size, len(batch) // self.population.groups, len(self.rewards)]
         try:
             scores = decode_scores(line["shape"], line["scores"])
         except (KeyError, ValueError) as error:

@@ -47,10 +47,10 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def generators(self, seed: int, step: int, micro: int) -> list[torch.Generator]:
-        """One generator per column, the same for every member (common random numbers)."""
+    def generator(self, column: int, seed: int, step: int, micro: int) -> torch.Generator:
+        """Of a column's latents, the same for every member that draws it (common random numbers)."""
         k = self.images_per_prompt
-        return [make_generator(seed, "latents", step, micro, j // k, j % k) for j in range(len(self))]
+        return make_generator(seed, "latents", step, micro, column // k, column % k)
 
 
 @dataclass
@@ -136,9 +136,10 @@ class PopulationRollout:
             `RuntimeError`, `ValueError`: a reward failed; names the step and the members.
 
         Returns:
-            `(N, J, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
+            `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
         """
-        scores = torch.zeros(self.population.size, len(batch), len(self.rewards.names), dtype=torch.float64)
+        own_columns = len(batch) // self.population.groups
+        scores = torch.zeros(self.population.size, own_columns, len(self.rewards.names), dtype=torch.float64)
         times = RolloutTimes()
         compared = self.rewards.group_rewards
         single = [k for k in range(len(self.rewards)) if k not in compared]
@@ -187,12 +188,13 @@ class PopulationRollout:
         metrics: list[tuple[str, float]] = []
         context = dict(reward_context)
         log_metric = context.pop("log_metric", None)
+        drawn = self._columns(members, batch)
         pending = self.rewards.submit(
-            batch.prompts * len(members),
+            [batch.prompts[j] for j in drawn],
             images,
-            {name: column * len(members) for name, column in batch.columns.items()},
+            {name: [column[j] for j in drawn] for name, column in batch.columns.items()},
             where=f"step {step}, members {members[0]}-{members[-1]}",
-            groups=list(range(len(batch))) * len(members),
+            groups=drawn,
             only=rewards,
             log_metric=lambda name, value: metrics.append((name, value)),
             **context,
@@ -213,21 +215,27 @@ class PopulationRollout:
         times.reward += time.perf_counter() - started
 
     def draw(
-        self, members: list[int], batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int = 0
+        self,
+        members: list[int],
+        batch: PromptBatch,
+        factors: dict[str, Factors],
+        step: int,
+        micro: int = 0,
+        columns: range | None = None,
     ) -> list[Image.Image]:
         """
-        The images of `members`, member by member; one member at a time where a batch cannot be shared, fewer at a time
-        where memory runs out.
+        The images of `members`, member by member: each draws `columns`, by default those of its group. One member at a
+        time where a batch cannot be shared, fewer at a time where memory runs out.
         """
         pieces = self.memory.pieces(members)
         if len(pieces) > 1:
-            return [image for piece in pieces for image in self.draw(piece, batch, factors, step, micro)]
+            return [image for piece in pieces for image in self.draw(piece, batch, factors, step, micro, columns)]
         try:
-            images = self._draw_together(members, batch, factors, step, micro)
+            images = self._draw_together(members, batch, factors, step, micro, columns)
             check_pictures(images, self.adapter.denoiser.dtype, f"step {step}, members {members[0]}-{members[-1]}")
             return images
         except torch.OutOfMemoryError:
-            self.memory.halve(len(members), len(batch))
+            self.memory.halve(len(members), len(columns or self.population.columns(0, len(batch))))
         except PopulationShapeError as error:
             logger.warning(
                 "Members run one after the other from here on (same result, slower), because this pipeline's batch "
@@ -235,16 +243,30 @@ class PopulationRollout:
                 error,
             )
             self._draw_together = self._draw_one_by_one
-        return self.draw(members, batch, factors, step, micro)  # outside `except`, which holds on to the tensors
+        return self.draw(
+            members, batch, factors, step, micro, columns
+        )  # outside `except`, which holds on to the tensors
 
     def _draw_together(
-        self, members: list[int], batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int
+        self,
+        members: list[int],
+        batch: PromptBatch,
+        factors: dict[str, Factors],
+        step: int,
+        micro: int,
+        columns: range | None,
     ) -> list[Image.Image]:
         directions = torch.tensor(self.population.directions(members))
         selected = {name: value.select(directions.to(value.U.device)) for name, value in factors.items()}
-        generators = [g for _ in members for g in batch.generators(self.seed, step, micro)]
-        with self.adapter.members(selected, self.population.signs(members), self.sigma, rows=len(batch)):
-            return self.adapter.generate(batch.prompts * len(members), generators)
+        drawn = self._columns(members, batch, columns)
+        generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
+        rows = len(drawn) // len(members)
+        with self.adapter.members(selected, self.population.signs(members), self.sigma, rows):
+            return self.adapter.generate([batch.prompts[j] for j in drawn], generators)
+
+    def _columns(self, members: list[int], batch: PromptBatch, columns: range | None = None) -> list[int]:
+        """The column of every image of `members`."""
+        return [j for member in members for j in columns or self.population.columns(member, len(batch))]
 
     def _draw_one_by_one(self, members: list[int], *args) -> list[Image.Image]:
         together = type(self)._draw_together

@@ -99,8 +99,9 @@ def train(job: dict, folder: Path):
 
 def images_per_step(settings: dict) -> int:
     """Images that a step of these settings draws."""
-    per_prompt = settings["population_size"] if "population_size" in settings else settings["num_generations"]
-    return per_prompt * settings["prompts_per_step"]
+    if "population_size" in settings:
+        return settings["population_size"] * settings["prompts_per_member"]
+    return settings["num_generations"] * settings["prompts_per_step"]
 
 
 def processor_clock():
