@@ -44,7 +44,7 @@ def run(name: str, settings: dict, seed: int, images: int, model: str) -> dict:
     reward_funcs = settings.pop("reward_funcs", ["tiny-pickscore"])
     with tempfile.TemporaryDirectory() as folder:
         config = ESConfig(output_dir=folder, seed=seed, **(SHARED | settings))
-        per_step = config.population_size * config.prompts_per_step * config.images_per_prompt
+        per_step = config.population_size * config.images_per_member
         config.max_steps = images // (per_step * config.gradient_accumulation_steps)
         trainer = ESTrainer(model, reward_funcs, config, train_dataset="tiny-train")
         started = time.perf_counter()
