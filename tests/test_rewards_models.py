@@ -9,15 +9,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.nn import functional as F
-from torchvision import transforms as T
 
 from es_trl.rewards import Aesthetic, ClipScorer, HPSv2, ImageReward, Ocr, Pairwise, RewardSet
 from es_trl.rewards.ocr import edit_distance, quoted, text_score
+from recipes.benchmarks import reward_references as references
 
 
 PROMPTS = ["a red cat", "two blue dogs on the table", "a frog " * 90, "apple"]
-CLIP_NORMALISE = T.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def noise_images(sizes=((60, 40), (64, 64), (32, 32), (33, 128))):
@@ -34,41 +32,26 @@ def random_weights(module: nn.Module, seed=0) -> nn.Module:
     return module.eval()
 
 
-def published_head(width: int) -> nn.Sequential:
-    """LAION's head as it is published: dropout between the layers, so the layers are 0, 2, 4, 6 and 7."""
-    linear, out = nn.Linear, nn.Dropout
-    return random_weights(
-        nn.Sequential(
-            linear(width, 1024), out(), linear(1024, 128), out(), linear(128, 64), out(), linear(64, 16), linear(16, 1)
-        )
-    )
-
-
-def prefixed(prefix: str, module: nn.Module) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in module.state_dict().items()}
-
-
 # --- aesthetic ---
 
 
 @pytest.fixture
 def head_folder(tmp_path):
-    torch.save(prefixed("layers.", published_head(128)), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    torch.save(references.head_weights(128), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
     return tmp_path
 
 
 def test_aesthetic_is_the_head_on_unit_features(head_folder):
     images = noise_images()
     features = ClipScorer("tiny-pickscore").image_features(images)
-    expected = published_head(128)(features)[:, 0]
+    expected = references.linear_layers(references.head_weights(128), "layers", features)
     reward = Aesthetic("tiny-pickscore", head=str(head_folder))
-    np.testing.assert_allclose(reward(prompts=PROMPTS, images=images), expected.tolist(), atol=1e-5)
-    assert expected.std() > 1e-4
+    np.testing.assert_allclose(reward(prompts=PROMPTS, images=images), expected, atol=1e-5)
+    assert np.std(expected) > 1e-4
 
 
 def test_aesthetic_refuses_a_head_of_another_clip_and_one_that_runs_code(tmp_path, head_folder):
-    torch.save(prefixed("layers.", published_head(64)), tmp_path / "aesthetic-model.safetensors")
-    (tmp_path / "aesthetic-model.safetensors").rename(tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    torch.save(references.head_weights(64), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
     with pytest.raises(ValueError, match=r"shape \(1024, 64\), not \(1024, 128\): it belongs to another model"):
         Aesthetic("tiny-pickscore", head=str(tmp_path))
     marker = tmp_path / "ran"
@@ -114,19 +97,7 @@ def hps_folder(folder, drop=None):
 def test_hpsv2_is_the_cosine_on_padded_pictures(tmp_path):
     """Compared with the authors' package once by hand (see docs/rewards.md); here with open_clip's own forward."""
     model, images = hps_folder(tmp_path), noise_images()
-    expected = []
-    for prompt, image in zip(PROMPTS, images, strict=True):
-        pixels = T.ToTensor()(image)
-        scale = 32 / max(image.size)
-        small = T.Resize((round(image.height * scale), round(image.width * scale)), T.InterpolationMode.BICUBIC)(
-            pixels
-        )
-        canvas = torch.zeros(3, 32, 32)
-        top, left = (32 - small.shape[1]) // 2, (32 - small.shape[2]) // 2
-        canvas[:, top : top + small.shape[1], left : left + small.shape[2]] = small
-        with torch.no_grad():
-            output = model(CLIP_NORMALISE(canvas)[None], open_clip.tokenize([prompt]))
-        expected.append(float(output[0] @ output[1].T))
+    expected = references.hpsv2(model, PROMPTS, images)
     rewards = RewardSet(f"hpsv2:{tmp_path}")
     np.testing.assert_allclose(rewards(PROMPTS, images)[:, 0], expected, atol=1e-6)
     assert rewards.names == ["hpsv2"] and np.std(expected) > 0.01
@@ -154,87 +125,9 @@ TEXT_CONFIG = {
 
 def image_reward_weights() -> dict[str, torch.Tensor]:
     """Under the names of the published file."""
-    shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, (SIDE // PATCH) ** 2 + 1, WIDTH)}
-    shapes |= {"patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH), "patch_embed.proj.bias": (WIDTH,)}
-
-    def linear(name, a, b):
-        return {f"{name}.weight": (b, a), f"{name}.bias": (b,)}
-
-    def norm(name, a):
-        return {f"{name}.weight": (a,), f"{name}.bias": (a,)}
-
-    shapes |= norm("norm", WIDTH)
-    for i in range(DEPTH):
-        block = f"blocks.{i}"
-        shapes |= norm(f"{block}.norm1", WIDTH) | norm(f"{block}.norm2", WIDTH)
-        shapes |= linear(f"{block}.attn.qkv", WIDTH, 3 * WIDTH) | linear(f"{block}.attn.proj", WIDTH, WIDTH)
-        shapes |= linear(f"{block}.mlp.fc1", WIDTH, 256) | linear(f"{block}.mlp.fc2", 256, WIDTH)
-    shapes = {f"blip.visual_encoder.{name}": shape for name, shape in shapes.items()}
-    text = {"word_embeddings.weight": (len(WORDS), TEXT_WIDTH), "position_embeddings.weight": (64, TEXT_WIDTH)}
-    text = {f"embeddings.{n}": s for n, s in (text | norm("LayerNorm", TEXT_WIDTH)).items()}
-    for i in range(DEPTH):
-        layer = f"encoder.layer.{i}"
-        for kind, source in (("attention", TEXT_WIDTH), ("crossattention", WIDTH)):
-            for part, a in (("query", TEXT_WIDTH), ("key", source), ("value", source)):
-                text |= linear(f"{layer}.{kind}.self.{part}", a, TEXT_WIDTH)
-            text |= linear(f"{layer}.{kind}.output.dense", TEXT_WIDTH, TEXT_WIDTH)
-            text |= norm(f"{layer}.{kind}.output.LayerNorm", TEXT_WIDTH)
-        text |= linear(f"{layer}.intermediate.dense", TEXT_WIDTH, 96) | linear(f"{layer}.output.dense", 96, TEXT_WIDTH)
-        text |= norm(f"{layer}.output.LayerNorm", TEXT_WIDTH)
-    shapes |= {f"blip.text_encoder.{name}": shape for name, shape in text.items()}
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: torch.randn(shape, generator=generator) * (0.1 if len(shape) > 1 else 0.3) + ("orm" in name)
-        for name, shape in shapes.items()
-    }
-    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(64)[None]
-    weights["blip.vision_proj.weight"] = torch.randn(4, WIDTH, generator=generator)  # not used, but in the file
-    return weights | prefixed("mlp.layers.", published_head(TEXT_WIDTH))
-
-
-def attend(q, k, v, heads, mask=None):
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
-    return ((scores if mask is None else scores + mask).softmax(-1) @ v).transpose(0, 1).flatten(1)
-
-
-def blip_by_hand(w: dict[str, torch.Tensor], pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> float:
-    """ImageReward for one picture (3, S, S) and one text (L,), written out from the paper's architecture."""
-
-    def linear(name, x):
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(name, x, eps):
-        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
-
-    v = "blip.visual_encoder."
-    patches = F.conv2d(pixels[None], w[v + "patch_embed.proj.weight"], w[v + "patch_embed.proj.bias"], PATCH)
-    x = torch.cat([w[v + "cls_token"][0], patches[0].flatten(1).T]) + w[v + "pos_embed"][0]
-    for i in range(DEPTH):
-        b = f"{v}blocks.{i}."
-        x = x + linear(
-            b + "attn.proj", attend(*linear(b + "attn.qkv", norm(b + "norm1", x, 1e-6)).chunk(3, -1), HEADS)
-        )
-        x = x + linear(b + "mlp.fc2", F.gelu(linear(b + "mlp.fc1", norm(b + "norm2", x, 1e-6))))
-    image = norm(v + "norm", x, 1e-6)
-
-    t = "blip.text_encoder."
-    words, places = (w[f"{t}embeddings.{kind}_embeddings.weight"] for kind in ("word", "position"))
-    x = norm(t + "embeddings.LayerNorm", words[ids] + places[: len(ids)], 1e-12)
-    hidden = torch.where(mask.bool(), 0.0, -torch.inf)
-    for i in range(DEPTH):
-        layer = f"{t}encoder.layer.{i}."
-        for kind, source, bias in (("attention", None, hidden), ("crossattention", image, None)):
-            a = f"{layer}{kind}."
-            other = x if source is None else source
-            q, k, value = linear(a + "self.query", x), linear(a + "self.key", other), linear(a + "self.value", other)
-            seen = attend(q, k, value, TEXT_HEADS, bias)
-            x = norm(a + "output.LayerNorm", x + linear(a + "output.dense", seen), 1e-12)
-        wide = F.gelu(linear(layer + "intermediate.dense", x))
-        x = norm(layer + "output.LayerNorm", x + linear(layer + "output.dense", wide), 1e-12)
-    for i in (0, 2, 4, 6, 7):
-        x = linear(f"mlp.layers.{i}", x)
-    return float((x[0, 0] - 0.16717362830052426) / 1.0333394966054072)
+    vision = {"width": WIDTH, "depth": DEPTH, "mlp": 256, "patch": PATCH, "side": SIDE}
+    text = {"width": TEXT_WIDTH, "depth": DEPTH, "mlp": 96, "words": len(WORDS), "places": 64}
+    return references.image_reward_weights(vision, text)
 
 
 @pytest.fixture
@@ -248,14 +141,11 @@ def image_reward_folder(tmp_path):
 def test_image_reward_is_blip_and_the_head_written_out(image_reward_folder):
     """Compared with the authors' code once by hand (see docs/rewards.md); here with the architecture written out."""
     weights, images = image_reward_weights(), noise_images()
-    crop = T.Compose([T.Resize(SIDE, T.InterpolationMode.BICUBIC), T.CenterCrop(SIDE), T.ToTensor(), CLIP_NORMALISE])
     expected = []
     for prompt, image in zip(PROMPTS, images, strict=True):
-        ids = [2, *[WORDS.index(word) for word in prompt.split()][:33], 3]
-        mask = torch.tensor([1] * len(ids) + [0] * (35 - len(ids)))
-        ids = torch.tensor(ids + [0] * (35 - len(ids)))
-        with torch.no_grad():
-            expected.append(blip_by_hand(weights, crop(image), ids, mask))
+        ids = torch.tensor([2, *[WORDS.index(word) for word in prompt.split()][:33], 3])
+        pixels = references.blip_picture(image, SIDE)
+        expected.append(references.image_reward(weights, pixels, ids, (HEADS, TEXT_HEADS)))
     scores = RewardSet(f"image_reward:{image_reward_folder}")(PROMPTS, images)[:, 0]
     np.testing.assert_allclose(scores, expected, atol=2e-5)
     assert np.std(expected) > 1e-3

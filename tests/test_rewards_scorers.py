@@ -27,7 +27,8 @@ from es_trl.rewards.clip_aesthetic import POSITIVE_TEXTS
 from es_trl.rewards.no_artifacts import NEGATIVE_TEXTS
 
 
-PROMPTS = ["two red cats", "a blue dog left of a cake", "a green tree on a black background", "two red cats", "a frog"]
+LONG = "a green tree left of two red cats " * 12  # more than any context; where it is cut shows in the features
+PROMPTS = ["two red cats", "a blue dog left of a cake", LONG, "two red cats", "a frog"]
 
 
 def noise_images(count=5, size=(64, 64), mode="RGB", seed=0):
