@@ -50,7 +50,6 @@ PER_PROMPT = "per_prompt.json"
 def run(job: dict, folder: Path) -> dict:
     """Trains and evaluates one job and returns its line of the results."""
     import torch
-    from peak_memory import peak_megabytes
 
     from es_trl import load_prompts
 
@@ -58,8 +57,7 @@ def run(job: dict, folder: Path) -> dict:
     prompts = load_prompts(job["prompts"], max_prompts=job["max_prompts"])["prompt"]
     if job["stage"] == BASE:
         return base_line(job, prompts, folder)
-    trainer, seconds = train(job, folder)
-    peak = peak_megabytes()  # before the evaluation, whose batches are its own
+    trainer, seconds, megabytes = train(job, folder)
     steps = (1,) if job["stage"] == "tune" else (1, 2)
     rows = [(adapter, count) for count in steps for adapter in (False, True)]
     table, _ = evaluated(trainer.adapter, prompts, job, folder, rows)
@@ -69,14 +67,16 @@ def run(job: dict, folder: Path) -> dict:
         "images": trainer.images_drawn,
         "steps": trainer.state.global_step,
         "cpu_seconds": round(seconds, 1),
-        "peak_megabytes": round(peak),
+        "training_megabytes": round(megabytes),
         "dimensions": sum(parameter.numel() for parameter in trainer.adapter.theta.values()),
         "table": table,
     }
 
 
 def train(job: dict, folder: Path):
-    """The trained trainer, and the processor seconds of its steps."""
+    """The trained trainer, the processor seconds of its steps, and the memory that training took."""
+    from peak_memory import training_megabytes
+
     from es_trl.trainer import method_classes
 
     config_class, trainer_class = method_classes(job["method"])
@@ -93,8 +93,9 @@ def train(job: dict, folder: Path):
         eval_dataset="tiny-validation",
         callbacks=[clock],
     )
-    trainer.train()
-    return trainer, clock.seconds
+    trainer.rewards.load()
+    megabytes = training_megabytes(trainer.train)
+    return trainer, clock.seconds, megabytes
 
 
 def images_per_step(settings: dict) -> int:
@@ -308,27 +309,17 @@ def read(results: Path) -> list[dict]:
 # ---- tables ----
 
 
-def interval(deltas, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of `(seeds, prompts)` differences, and 95 % of its bootstrap over seeds and prompts."""
-    import numpy as np
+def cell(runs: list[dict], row: str, name: str, others: list[dict] | None = None, other_row: str = "base@1") -> str:
+    """
+    Difference of a row of `runs` to a row of `others` (by default to the base with one step), with its 95 % interval
+    over training seeds and prompts.
+    """
+    from es_trl.evaluation import runs_difference
 
-    deltas = np.asarray(deltas)
-    generator = np.random.default_rng(0)
-    seeds, prompts = deltas.shape
-    draws = [
-        deltas[generator.integers(seeds, size=seeds)][:, generator.integers(prompts, size=prompts)].mean()
-        for _ in range(resamples)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(deltas.mean()), float(low), float(high)
-
-
-def cell(runs: list[dict], row: str, name: str) -> str:
-    """Difference of a row to the base with one step, with its interval over training seeds and prompts."""
-    import numpy as np
-
-    deltas = [np.subtract(run["per_prompt"][row][name], run["per_prompt"]["base@1"][name]) for run in runs]
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(deltas))
+    models = [run["per_prompt"][row][name] for run in runs]
+    references = [run["per_prompt"][other_row][name] for run in (runs[:1] if others is None else others)]
+    found = runs_difference(models, references)
+    return f"{found.delta:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def tables(output: Path) -> str:
@@ -341,6 +332,7 @@ def tables(output: Path) -> str:
         runs = [row for row in rows if (row["stage"], row["reward"]) == (stage, reward)]
         base = next((row for row in rows if row["stage"] == BASE and row["reward"] == reward), None)
         parts += [f"### Equal {stage}, trained on {reward}", "", method_table(runs, base, reward), ""]
+        parts += [against_es(runs, reward), ""]
     trials = [row for row in rows if row["stage"] == "tune"]
     if trials:
         parts += ["### Trials", "", trial_table(trials), ""]
@@ -350,13 +342,13 @@ def tables(output: Path) -> str:
 def method_table(runs: list[dict], base: dict | None, reward: str) -> str:
     """One line per method, over its seeds; the base with two steps and the best of several of its images."""
     trained = reward if reward in SCORERS else TRAINED
-    header = ["method", "seeds", "images", "CPU s", "peak MB", f"{trained}, 1 step", f"{HELD_OUT}, 1 step",
+    header = ["method", "seeds", "images", "CPU s", "training MB", f"{trained}, 1 step", f"{HELD_OUT}, 1 step",
               f"{trained}, 2 steps", f"{HELD_OUT}, 2 steps", "hard negatives", "diversity"]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         numbers = [str(len(own)), f"{median(run['images'] for run in own):.0f}"]
-        numbers += [f"{median(run[name] for run in own):.0f}" for name in ("cpu_seconds", "peak_megabytes")]
+        numbers += [f"{median(run[name] for run in own):.0f}" for name in ("cpu_seconds", "training_megabytes")]
         cells = [cell(own, f"adapter@{n}", name) for n in (1, 2) for name in (trained, HELD_OUT)]
         judged = [mean_of(own, "adapter@1", name) for name in ("hard_negative_accuracy", "diversity")]
         lines.append("| " + " | ".join([method, *numbers, *cells, *judged]) + " |")
@@ -368,6 +360,20 @@ def method_table(runs: list[dict], base: dict | None, reward: str) -> str:
     for name in ("best of 4", "best of 8") if base is not None else ():
         cells = [cell([base], name, scorer) for scorer in (trained, HELD_OUT)]
         lines.append("| " + " | ".join([f"base, {name}", "", "0", "0", "", *cells, "", "", "", ""]) + " |")
+    return "\n".join(lines)
+
+
+def against_es(runs: list[dict], reward: str) -> str:
+    """One line per other method: how far ES is ahead of it."""
+    trained = reward if reward in SCORERS else TRAINED
+    header = ["ES minus", *(f"{name}, {n} step{'s' * (n > 1)}" for n in (1, 2) for name in (trained, HELD_OUT))]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    own = [run for run in runs if run["method"] == "es"]
+    for method in dict.fromkeys(run["method"] for run in runs if run["method"] != "es"):
+        others = [run for run in runs if run["method"] == method]
+        rows = [(f"adapter@{n}", name) for n in (1, 2) for name in (trained, HELD_OUT)]
+        cells = [cell(own, row, name, others, row) for row, name in rows]
+        lines.append("| " + " | ".join([method, *cells]) + " |")
     return "\n".join(lines)
 
 
