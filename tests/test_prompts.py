@@ -105,6 +105,17 @@ def test_blank_rows_are_left_out_with_their_columns(tmp_path):
     assert list(load_prompts(write(tmp_path / "p.csv", "prompt,n\na,1\n,2\n\nb,3\n"))["n"]) == ["1", "3"]
 
 
+def test_prompts_that_were_loaded_are_taken_as_they_are_without_another_word(caplog):
+    loaded = load_prompts(["a cat", "a dog"])
+    with caplog.at_level(logging.INFO, logger="es_trl"):
+        assert load_prompts(loaded) is loaded
+        assert not caplog.records
+        assert load_prompts(loaded, max_prompts=1)["prompt"][:] == ["a cat"]
+        changed = loaded.map(lambda row: {"prompt": " "}, with_indices=False)
+        with pytest.raises(ValueError, match="no prompts in the Dataset"):
+            load_prompts(changed)
+
+
 def test_unusual_characters_survive(tmp_path, caplog):
     prompts = ["a \U0001f431 cat", "\u05d7\u05ea\u05d5\u05dc \u05d0\u05d3\u05d5\u05dd", "line\u2028separator\x0cfeed"]
     prompts += ["../../etc/x", "x" * 10_000]

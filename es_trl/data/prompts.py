@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 LONG_PROMPT = 1000  # characters; more than any text encoder in use reads
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_loaded: weakref.WeakSet = weakref.WeakSet()  # what was returned is clean: neither checked nor reported again
 
 
 def load_prompts(
@@ -64,6 +67,8 @@ def load_prompts(
         isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
     ):
         raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
+    if max_prompts is None and column == "prompt" and any(source is found for found in _loaded):
+        return source
     title, found, from_file, blank = _open(source, split, column, max_prompts, name, revision)
     found = _take_column(found, column, title)
     if is_parti(found):
@@ -95,6 +100,7 @@ def load_prompts(
     ]
     level = logging.WARNING if duplicates or too_long else logging.INFO
     logger.log(level, "%d prompts from %s%s", len(keep), title, f" ({'; '.join(notes)})" if notes else "")
+    _loaded.add(found)
     return found
 
 

@@ -129,10 +129,8 @@ def measure(
         missing = [key for key in keys if key[0] < n_keep and key not in kept]  # scored before an interruption
         for batch, images in draw_images(model, prompts, users[0], missing, result.noise, batch_size):
             kept |= dict(zip(batch, images, strict=True))
-        logger.info(
-            "evaluated %s: %d images on process %d, %d of them before", ", ".join(row.name for row in users),
-            len(keys), share.process_index, len(keys) - len(todo),
-        )  # fmt: skip
+        before = f", {len(keys) - len(todo)} of them before" if len(todo) < len(keys) else ""
+        logger.info("evaluated %s: %d images%s", ", ".join(row.name for row in users), len(keys), before)
         scores = share.collect(scores)
         features = share.collect(features) if judge is not None else None
         for row in users:
