@@ -13,10 +13,10 @@ from PIL import Image
 from tiny_pipelines import PROMPTS, fresh_sprint, sana
 from tiny_policies import tiny_policy
 from tiny_runs import redness, same, theta_of
+from transformers import TrainerCallback
 
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, DenoisingModel, PipelineAdapter
-from es_trl.rewards import RewardSet
 from es_trl.trainer import DiffusionDPOConfig
 from es_trl.trainer.dpo_loss import PairErrors, dpo_loss, draw_noise, pair_errors
 from es_trl.trainer.dpo_pairs import best_and_worst, check_pairs, pictures_of, totals
@@ -116,6 +116,46 @@ def test_an_update_prefers_what_was_chosen(tmp_path):
     assert log[-1]["rewards/margins"] > 0.1 and log[-1]["rewards/accuracies"] > 0.9
     assert log[-1]["rewards/margins"] == pytest.approx(log[-1]["rewards/chosen"] - log[-1]["rewards/rejected"])
     assert trainer.images_drawn == 0, "nothing is drawn"
+
+
+def test_the_gradient_at_pure_noise_is_that_of_the_derivation(tmp_path):
+    """
+    At the base and at noise level 1 both images of a pair are the same noise, and the gradient of the loss is
+    `beta / (2 D)` times that of `<v(eps), chosen - rejected>`: drawn pairs, noise and weights must give just that.
+    """
+    kept, gradients = [], []
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+
+    trainer = tiny_policy(
+        tmp_path, "dpo", max_steps=1, min_noise_level=0.9999, noise_draws=2, num_generations=4, images_per_forward=4,
+        es_space="lora_b", max_grad_norm=0.0, callbacks=[Keep()],
+    )  # fmt: skip
+    draw_pairs, start = trainer._draw_pairs, theta_of(trainer)
+
+    def remembering(*args):
+        kept.append(draw_pairs(*args))
+        return kept[-1]
+
+    trainer._draw_pairs = remembering
+    trainer.train()
+    trainer.adapter.load_state_dict(trainer.adapter.state_dict() | {f"theta.{n}": v for n, v in start.items()})
+    for parameter in trainer.adapter.theta.values():
+        parameter.grad = None
+    pairs, total = kept[0]
+    for block in pairs.values():
+        for i, index in enumerate(block.indices):
+            for draw in range(2):
+                noise, _ = draw_noise(trainer.args, block.chosen.shape[1:], (0, 0, 0, index, draw))
+                with trainer.forward.enabled():
+                    v = trainer.denoising.velocity(noise[None], torch.ones(1), block.prompts[i : i + 1])
+                    product = (v * (block.chosen[i] - block.rejected[i])).mean()
+                    (trainer.args.beta / 2 * product / (2 * total)).backward()
+    expected = torch.cat([p.grad.flatten() for p in trainer.adapter.theta.values()])
+    assert torch.nn.functional.cosine_similarity(gradients[0], expected, dim=0) > 0.999
+    assert gradients[0].norm().item() == pytest.approx(expected.norm().item(), rel=0.02)
 
 
 def test_swapped_pairs_point_the_other_way(tmp_path):
@@ -237,11 +277,11 @@ def test_latents_of_a_pair_are_those_of_its_images(tmp_path):
 
 
 def test_several_rewards_are_scaled_before_they_are_summed_if_asked():
-    rewards = RewardSet([redness, lambda images, **_: None], weights=[1.0, 2.0])
+    weights = np.array([1.0, 2.0])
     scores = np.array([[[0.0, 100.0], [1.0, 0.0]], [[0.0, -100.0], [1.0, math.inf]]])
-    assert totals(scores, rewards, "sum_then_normalize")[0].tolist() == [200.0, 1.0]
-    assert math.isnan(totals(scores, rewards, "sum_then_normalize")[1, 1])
-    scaled = totals(scores, rewards, "normalize_then_sum")
+    assert totals(scores, weights, "sum_then_normalize")[0].tolist() == [200.0, 1.0]
+    assert math.isnan(totals(scores, weights, "sum_then_normalize")[1, 1])
+    scaled = totals(scores, weights, "normalize_then_sum")
     assert abs(scaled[0]).max() < 5 and scaled[0, 0] > scaled[0, 1]
 
 

@@ -98,6 +98,15 @@ def test_a_lower_diversity_warns_too(tmp_path):
     assert trainer.evaluate()["eval_early_warning"] == 1.0
 
 
+def test_other_prompts_are_compared_with_the_base_not_with_the_best(tmp_path):
+    """As many of them, so that only their text tells the two evaluations apart."""
+    reward, watched = Level("trained"), Level("watched")
+    trainer = tiny_trainer(tmp_path, reward, eval_dataset=PROMPTS[:3], eval_reward_funcs=[watched])
+    for reward.value, watched.value, prompts in ((0, 0, PROMPTS[:3]), (1, 10, PROMPTS[:3]), (2, 5, PROMPTS[3:6])):
+        metrics = trainer.evaluate(prompts)
+    assert metrics["eval_early_warning"] == 0.0
+
+
 @pytest.mark.parametrize("options", [{}, {"early_warning": "off", "eval_reward_funcs": [brightness]}])
 def test_nothing_held_out_or_off_is_silent(tmp_path, options):
     trainer = tiny_trainer(tmp_path, Level("trained"), eval_dataset=PROMPTS[:2], **options)

@@ -1,5 +1,6 @@
 """From rewards to advantages: groups, statistics of prompts, win rates; by hand on small numbers."""
 
+import asyncio
 import json
 import math
 
@@ -8,7 +9,9 @@ import pytest
 from PIL import Image
 
 from es_trl.trainer.advantages import PromptStatistics, combine, group_advantages, mean_wins, win_rates
+from es_trl.trainer.dpo_pairs import best_and_worst, totals
 from es_trl.trainer.pairwise import GroupJudge
+from es_trl.trainer.reward_checks import group_rewards, refuse_missing, zero_spread
 
 
 REWARDS = np.array([[1.0, 3.0, 2.0], [10.0, 10.0, 10.0]])
@@ -42,6 +45,30 @@ def test_normalising_each_reward_first_frees_them_of_their_scales():
     apart = combine(scores, weights, normalise, "normalize_then_sum")
     assert summed[0].argmax() == 2 - REWARDS[0].argmax(), "the large one decides"
     np.testing.assert_allclose(apart, normalise(REWARDS) + normalise(REWARDS[:, ::-1]), atol=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_reward_that_does_not_apply_to_a_prompt_leaves_it_to_the_others(aggregation):
+    """As in TRL and in ES: silent for a whole group is no opinion, silent for one image is a missing score."""
+    nan = np.nan
+    scores = np.array([[[1.0, nan], [3.0, nan], [2.0, nan]], [[1.0, 5.0], [1.0, nan], [1.0, 7.0]]])
+    weights = np.array([1.0, 2.0])
+    np.testing.assert_equal(group_rewards(scores, weights), [[1, 3, 2], [11, nan, 15]])
+    advantages = combine(scores, weights, lambda r: group_advantages(r, "none"), aggregation)
+    np.testing.assert_allclose(advantages, [[-1, 1, 0], [-2, 0, 2]])
+    np.testing.assert_equal(np.isnan(totals(scores, weights, aggregation)), [[False] * 3, [False, True, False]])
+    assert best_and_worst(totals(scores, weights, aggregation)) == [(0, 1, 0), (1, 2, 0)]
+    assert zero_spread(group_rewards(scores, weights)).tolist() == [False, False]
+    assert zero_spread(np.array([[2.0, nan, 2.0], [nan, nan, nan]])).all()
+
+
+def test_what_is_missing_is_named_with_its_place():
+    scores = np.array([[[1.0, np.nan], [np.inf, 1.0]]])
+    refuse_missing(0.5, "images", scores, ["a", "b"], 3, "a red apple", 0.5)
+    with pytest.raises(
+        RuntimeError, match=r"Step 3: 75% of the images .*\(a, b\), more than max_inv"
+    ):
+        refuse_missing(0.75, "images", scores, ["a", "b"], 3, "a red apple", 0.5)
 
 
 def test_prompt_statistics_are_those_of_the_last_rewards():
@@ -125,6 +152,16 @@ def test_a_scorer_by_name_judges(tmp_path):
     assert rates.shape == (2, 3) and ((rates > 0) & (rates < 1)).all()
     with pytest.raises(ValueError, match="did you mean 'tiny-pickscore'"):
         GroupJudge("tiny-pikscore")
+
+
+def test_a_judge_may_wait():
+    """As one does that asks a server."""
+
+    async def judge(prompts, images_a, images_b):
+        await asyncio.sleep(0.001)
+        return [float(level(a) > level(b)) for a, b in zip(images_a, images_b, strict=True)]
+
+    np.testing.assert_allclose(GroupJudge(judge)(["p", "q"], GROUPS), [[0, 1, 0.5], [0, 0.5, 1]])
 
 
 @pytest.mark.parametrize(

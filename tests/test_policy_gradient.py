@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_pipelines import sana
 from tiny_policies import tiny_policy
-from tiny_runs import PROMPTS, redness, same, theta_of
+from tiny_runs import PROMPTS, brightness, redness, same, theta_of
 from transformers import TrainerCallback
 
-from es_trl import DDPOConfig, GRPOConfig, PrefGRPOConfig
+from es_trl import DDPOConfig, DiffusionDPOConfig, GRPOConfig, PrefGRPOConfig
+from es_trl.trainer.advantages import win_rates
 from es_trl.trainer.group_rollout import GroupBatch, Rollout
 
 
@@ -36,6 +38,8 @@ CASES = {
     "grpo, guarded": {"method": "grpo", "loss_type": "grpo_guard"},
     "ddpo": {"per_prompt_stat_tracking_min_count": 8},
     "pref_grpo": {},
+    "grpo, flow SDE": {"method": "grpo", "num_inference_steps": 2, "images_per_backward": 16},
+    "ddpo, flow SDE": {"method": "ddpo", "num_inference_steps": 2, "per_prompt_stat_tracking_min_count": 8},
 }
 
 
@@ -46,17 +50,20 @@ def test_the_update_points_where_the_reward_rises(tmp_path, case):
     `-|mean - target|^2`, which autograd gives exactly.
     """
     options = {"method": case} | CASES[case]
+    if "flow" in case:  # classifier-free guidance and a noise that the pipeline itself does not draw
+        options["model"] = sana()
+    else:
+        options["intermediate_times"] = [0.8]
     sign, number = options.pop("sign", 1), 48
     states, drawn, recorder = [], [], Gradients()
 
     def quadratic(images, **_):
-        latents = states[-1].flatten(1)
-        return (-sign * (latents - target).square().sum(dim=1)).tolist()
+        return (-sign * (states[-1] - target).square().flatten(1).sum(dim=1)).tolist()
 
     trainer = tiny_policy(
         tmp_path, reward_funcs=quadratic, num_generations=number, prompts_per_step=1, max_steps=1,
-        images_per_forward=number, images_per_backward=number, intermediate_times=[0.8], es_space="lora_b",
-        callbacks=[recorder], max_grad_norm=0.0, **options,
+        images_per_forward=number, es_space="lora_b", callbacks=[recorder], max_grad_norm=0.0,
+        **({"images_per_backward": number} | options),
     )  # fmt: skip
     rollout = trainer.sampler.rollout
 
@@ -66,7 +73,7 @@ def test_the_update_points_where_the_reward_rises(tmp_path, case):
         drawn.append(trajectory)
         return images, trajectory
 
-    target = torch.zeros(1, 1024)
+    target = 0.1
     trainer.sampler.rollout = remembering
     trainer.train()
     # The exact gradient, at the theta that drew.
@@ -78,7 +85,7 @@ def test_the_update_points_where_the_reward_rises(tmp_path, case):
     generators = trainer.rollout.latent_generators(batch, [(0, g) for g in range(number)])
 
     def visit(_index, gaussian, _state):
-        (sign * (gaussian.mean.flatten(1) - target).square().sum()).backward()
+        (sign * (gaussian.mean - target).square().sum()).backward()
 
     trainer.sampler.replay(drawn[0], generators, visit)
     exact = torch.cat([p.grad.flatten() for p in trainer.adapter.theta.values()])
@@ -124,10 +131,23 @@ def test_micro_batches_change_rounding_only(tmp_path, same_noise):
 
 
 def test_accumulation_averages_over_prompt_batches(tmp_path):
-    recorder = Gradients()
-    options = {"prompts_per_step": 1, "max_grad_norm": 0.0, "scale_rewards": "group"}
-    tiny_policy(tmp_path, gradient_accumulation_steps=2, max_steps=1, callbacks=[recorder], **options).train()
-    assert len(recorder.steps) == 1 and recorder.steps[0].abs().max() > 0
+    """Half of each of two batches' gradients: the first batch's is that of a step without accumulation."""
+    one, two, calls = Gradients(), Gradients(), []
+    options = {"prompts_per_step": 1, "max_grad_norm": 0.0, "scale_rewards": "group", "max_steps": 1}
+    tiny_policy(tmp_path, callbacks=[one], **options).train()
+    trainer = tiny_policy(tmp_path, gradient_accumulation_steps=2, callbacks=[two], **options)
+    step = trainer.training_step
+
+    def watched(*args, **kwargs):
+        loss = step(*args, **kwargs)
+        calls.append(torch.cat([p.grad.flatten() for p in trainer.adapter.theta.values()]).clone())
+        return loss
+
+    trainer.training_step = watched
+    trainer.train()
+    assert len(two.steps) == 1 and len(calls) == 2
+    torch.testing.assert_close(calls[0], one.steps[0] / 2)
+    assert torch.equal(calls[1], two.steps[0]) and not torch.equal(calls[1], calls[0])
 
 
 def test_the_divergence_pulls_back_to_the_base(tmp_path):
@@ -158,6 +178,45 @@ def test_missing_rewards_end_the_run_before_the_update(tmp_path):
     with pytest.raises(RuntimeError, match="100% of the images have no finite reward .*max_invalid_fraction=0.5"):
         trainer.train()
     assert same(before, theta_of(trainer))
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_a_reward_may_keep_to_its_prompts(tmp_path, method):
+    """None for every image of a prompt is no missing score: the other reward decides there."""
+
+    def of_apples(prompts, images, **_):
+        return [value if "apple" in p else None for p, value in zip(prompts, redness(images), strict=True)]
+
+    trainer = tiny_policy(
+        tmp_path, method, [of_apples, redness], train_dataset=PROMPTS[:2], max_steps=1, max_invalid_fraction=0.0
+    )
+    before = theta_of(trainer)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["frac_reward_zero_std"] == 0 and entry["reward_std"] > 0
+    assert not same(before, theta_of(trainer))
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_a_reward_that_compares_sees_whole_groups(tmp_path, method):
+    """Though fewer images are drawn at once than a group has."""
+    seen = []
+
+    def against_the_group(images, groups, **_):
+        seen.append(groups)
+        return redness(images)
+
+    against_the_group.groupwise = True
+    tiny_policy(tmp_path, method, against_the_group, max_steps=1, num_generations=4, images_per_forward=2).train()
+    assert seen == [[0] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize(("method", "options"), [("grpo", {"epsilon_high": 1e9, "epsilon": 1e9}), ("dpo", {})])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_its_update(tmp_path, method, options):
+    trainer = tiny_policy(tmp_path, method, num_iterations=2, learning_rate=1e25, max_steps=1, **options)
+    with pytest.raises(RuntimeError, match="Step 0: the gradient is not finite.*Lower learning_rate"):
+        trainer.train()
+    assert all(torch.isfinite(value).all() for value in trainer.adapter.theta.values())
 
 
 def test_the_window_moves_on(tmp_path):
@@ -227,11 +286,18 @@ def test_the_comparison_has_rows_for_both_step_counts(tmp_path):
         (GRPOConfig, {"num_iterations": 2, "gradient_accumulation_steps": 2}, "exclude each other"),
         (GRPOConfig, {"steps_per_generation": 9}, "steps_per_generation=9 needs as many blocks"),
         (GRPOConfig, {"gradient_checkpointing": True}, "use checkpoint_activations=True"),
+        (DiffusionDPOConfig, {"gradient_checkpointing": True}, "use checkpoint_activations=True"),
         (GRPOConfig, {"intermediate_times": []}, "intermediate_times must be a list of at least one number"),
+        (GRPOConfig, {"intermediate_times": ["0.8"]}, "intermediate_times must be numbers, got '0.8'"),
         (GRPOConfig, {"eval_num_inference_steps": [0]}, "eval_num_inference_steps must be whole numbers"),
         (DDPOConfig, {"per_prompt_stat_tracking_min_count": 40}, "can never be reached"),
         (PrefGRPOConfig, {"win_rate_temperature": 0.0}, "win_rate_temperature must be above 0"),
         (PrefGRPOConfig, {"pairwise_judge": 3}, "pairwise_judge must be a name or a callable"),
+        (
+            PrefGRPOConfig,
+            {"pairwise_judge": "tiny-pickscore", "multi_objective_aggregation": "normalize_then_sum"},
+            "has no effect with pairwise_judge",
+        ),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, config, options, message):
@@ -250,38 +316,52 @@ def test_defaults_follow_the_protocols_steps(tmp_path):
 
 # --- processes ---
 
-RUN = {"max_steps": 2, "prompts_per_step": 3, "num_iterations": 2, "steps_per_generation": 2}
+RUNS = {
+    "grpo": {"max_steps": 2, "prompts_per_step": 3, "num_iterations": 2, "steps_per_generation": 2},
+    "dpo": {"max_steps": 2, "prompts_per_step": 3, "num_iterations": 2, "noise_draws": 2, "images_per_backward": 4},
+}
+LOGGED = {
+    "loss", "grad_norm", "reward", "reward_std", "policy/approx_kl", "policy/clip_fraction", "rewards/margins",
+    "rewards/accuracies", "dpo/reward_gap", "dpo/update_norm", "policy/update_norm",
+}  # fmt: skip
 SCRIPT = """
 import json, sys
 sys.path[:0] = {paths!r}
-from test_policy_gradient import RUN
+from test_policy_gradient import RUNS
 from tiny_policies import tiny_policy
-trainer = tiny_policy({folder!r}, **RUN)
-trainer.train()
-theta = {{name: value.tolist() for name, value in trainer.adapter.theta.items()}}
-with open({folder!r} + "/process-%d.json" % trainer.args.process_index, "w") as file:
-    json.dump({{"theta": theta, "log": trainer.state.log_history, "world": trainer.args.world_size}}, file)
+for method, options in RUNS.items():
+    trainer = tiny_policy({folder!r} + "/" + method, method, **options)
+    trainer.train()
+    theta = {{name: value.tolist() for name, value in trainer.adapter.theta.items()}}
+    with open({folder!r} + "/%s-%d.json" % (method, trainer.args.process_index), "w") as file:
+        json.dump({{"theta": theta, "log": trainer.state.log_history, "world": trainer.args.world_size}}, file)
 """
 
 
-def test_two_processes_are_bit_identical_to_one(tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
     """Three blocks for two processes: one of them draws twice as much."""
-    here = Path(__file__).parent
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(tmp_path)))
+    folder, here = tmp_path_factory.mktemp("two"), Path(__file__).parent
+    script = folder / "two.py"
+    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(folder)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    one = tiny_policy(tmp_path / "one", **RUN)
+    return folder
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_two_processes_are_bit_identical_to_one(two_processes, tmp_path, method):
+    one = tiny_policy(tmp_path, method, **RUNS[method])
     one.train()
     expected = {name: value.tolist() for name, value in theta_of(one).items()}
     for process in (0, 1):
-        found = json.loads((tmp_path / f"process-{process}.json").read_text())
+        found = json.loads((two_processes / f"{method}-{process}.json").read_text())
         assert found["world"] == 2 and found["theta"] == expected
         for theirs, ours in zip(found["log"], one.state.log_history, strict=True):
             assert theirs.keys() == ours.keys()
-            for name in {"loss", "reward", "reward_std", "policy/approx_kl", "policy/clip_fraction"} & ours.keys():
+            for name in LOGGED & ours.keys():
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-6, abs=1e-9), name
 
 
@@ -306,3 +386,20 @@ def test_ddpo_remembers_as_many_rewards_as_the_buffer_holds(tmp_path):
         advantages = trainer.advantages(Rollout(GroupBatch(PROMPTS[:1], {}, 3, 0, 0), scores[..., None]))
     kept = np.array([5.0, 10.0, 11.0, 15.0])
     np.testing.assert_allclose(advantages, (scores - kept.mean()) / (kept.std() + 1e-4))
+
+
+# --- Pref-GRPO's judges ---
+
+
+def test_every_reward_judges_alone_if_asked(tmp_path):
+    """Win rates of each reward, their advantages summed by weight: the larger scale no longer decides alone."""
+    options = {"reward_funcs": [redness, brightness], "reward_weights": [1.0, 0.5], "scale_rewards": "none"}
+    scores = np.array([[[0.0, 300.0], [1.0, 0.0], [2.0, 900.0]]])
+    rollout = Rollout(GroupBatch(PROMPTS[:1], {}, 3, 0, 0), scores)
+    together = tiny_policy(tmp_path, "pref_grpo", **options)
+    apart = tiny_policy(tmp_path, "pref_grpo", multi_objective_aggregation="normalize_then_sum", **options)
+    np.testing.assert_allclose(
+        together.advantages(rollout), win_rates(scores @ np.array([1.0, 0.5])) - 0.5, atol=1e-12
+    )
+    expected = win_rates(scores[..., 0]) + 0.5 * win_rates(scores[..., 1]) - 0.75
+    np.testing.assert_allclose(apart.advantages(rollout), expected, atol=1e-12)

@@ -248,7 +248,7 @@ METRICS = {
     "loss", "grad_norm", "learning_rate", "epoch", "step", "reward", "reward_std", "frac_reward_zero_std",
     "rewards/redness/mean", "rewards/redness/std", "rewards/brightness/mean", "rewards/brightness/std", "step_time",
     "images_per_second", "num_images", "es/sigma", "es/update_norm", "es/adapter_norm", "es/valid_pairs",
-    "es/pair_snr",
+    "es/pair_snr", "memory/peak_gb",
 }  # fmt: skip
 
 

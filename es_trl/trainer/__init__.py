@@ -18,6 +18,8 @@ _EXPORTS = {
     "ESTrainer": "es",
     "GRPOConfig": "grpo_config",
     "GRPOTrainer": "grpo",
+    "GradientConfig": "gradient_config",
+    "GradientTrainer": "gradient_trainer",
     "PolicyGradientConfig": "policy_gradient_config",
     "PolicyGradientTrainer": "policy_gradient",
     "PrefGRPOConfig": "pref_grpo_config",
@@ -52,6 +54,8 @@ __all__ = [
     "ESTrainer",
     "GRPOConfig",
     "GRPOTrainer",
+    "GradientConfig",
+    "GradientTrainer",
     "PolicyGradientConfig",
     "PolicyGradientTrainer",
     "PrefGRPOConfig",
@@ -75,6 +79,8 @@ if TYPE_CHECKING:
     from .dpo_config import DiffusionDPOConfig
     from .es import ESTrainer
     from .es_config import ESConfig
+    from .gradient_config import GradientConfig
+    from .gradient_trainer import GradientTrainer
     from .grpo import GRPOTrainer
     from .grpo_config import GRPOConfig
     from .policy_gradient import PolicyGradientTrainer

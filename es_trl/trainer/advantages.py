@@ -1,15 +1,19 @@
 """From the rewards of a group of images to their advantages."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+from .reward_checks import group_rewards
 
 
 EPSILON = 1e-4  # keeps a spread of nothing from being a division by nothing, as in Flow-GRPO
 
 
-def combine(scores: np.ndarray, weights: np.ndarray, normalise, aggregation: str) -> np.ndarray:
+def combine(
+    scores: np.ndarray, weights: np.ndarray, normalise: Callable[[np.ndarray], np.ndarray], aggregation: str
+) -> np.ndarray:
     """
     `(P, G)` advantages of several reward functions.
 
@@ -21,13 +25,17 @@ def combine(scores: np.ndarray, weights: np.ndarray, normalise, aggregation: str
             normalises each alone (GDPO), so that one with large numbers does not drown the others.
 
     Returns:
-        `np.ndarray`: 0 for images without a finite reward under every function.
+        `np.ndarray`: 0 for images without a finite reward under every function that applies to their prompt, which is
+        every function that scored any image of the group.
     """
+    rewards = group_rewards(scores, weights)
     if aggregation == "sum_then_normalize":
-        advantages = normalise(scores @ weights)
+        advantages = normalise(rewards)
     else:
-        advantages = sum(weight * normalise(scores[..., k]) for k, weight in enumerate(weights))
-    return np.where(np.isfinite(scores).all(axis=-1) & np.isfinite(advantages), advantages, 0.0)
+        applies = np.isfinite(scores).any(axis=1, keepdims=True)
+        each = [np.where(applies[..., k], normalise(scores[..., k]), 0.0) for k in range(len(weights))]
+        advantages = sum(weight * values for weight, values in zip(weights, each, strict=True))
+    return np.where(np.isfinite(rewards) & np.isfinite(advantages), advantages, 0.0)
 
 
 def group_advantages(rewards: np.ndarray, scale: str = "batch") -> np.ndarray:

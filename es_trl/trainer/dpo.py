@@ -1,6 +1,5 @@
 """DiffusionDPOTrainer: direct preference optimisation, on drawn pairs or on a data set of them."""
 
-import logging
 import math
 import time
 from typing import Any
@@ -12,17 +11,14 @@ from torch import nn
 
 from ..es import make_generator
 from ..pipelines import DenoisingModel, DifferentiableForward
-from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
 from .dpo_pairs import Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
-from .gradient_steps import BlockGradients, peak_memory_gb
+from .gradient_trainer import GradientTrainer
+from .reward_checks import group_rewards
 
 
-logger = logging.getLogger(__name__)
-
-
-class DiffusionDPOTrainer(DiffusionTrainer):
+class DiffusionDPOTrainer(GradientTrainer):
     """
     Post-trains a LoRA on a frozen Sana Sprint or Sana pipeline by Diffusion-DPO (arXiv 2311.12908).
 
@@ -49,18 +45,12 @@ class DiffusionDPOTrainer(DiffusionTrainer):
     """
 
     config_class = DiffusionDPOConfig
-    method_name = "dpo"
+    method_name = metric_prefix = "dpo"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.denoising = DenoisingModel(self.adapter)
         self.forward = DifferentiableForward(self.adapter)
-        if self.args.checkpoint_activations:
-            self.adapter.denoiser.enable_gradient_checkpointing()
-        self._warned_ties = False
-
-    def _space(self, args: DiffusionDPOConfig) -> str:
-        return args.es_space
 
     def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionDPOConfig) -> tuple[Dataset, Dataset | None]:
         train_dataset, eval_dataset = super()._check_datasets(train_dataset, eval_dataset, args)
@@ -74,7 +64,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
 
     @property
     def images_per_batch(self) -> int:
-        return self.args.prompts_per_step * self.args.num_generations if self.args.online else 0
+        return super().images_per_batch if self.args.online else 0
 
     # ---- one step ----
 
@@ -82,11 +72,8 @@ class DiffusionDPOTrainer(DiffusionTrainer):
     def prompts_per_block(self) -> int:
         """Prompts that one process works on at a time; fixed by the config, so that results do not depend on W."""
         if self.args.online:
-            return max(1, self.args.images_per_forward // self.args.num_generations)
+            return self.args.groups_per_block
         return max(1, self.args.images_per_backward // (2 * self.args.noise_draws))
-
-    def _owner(self, block: int) -> int:
-        return block % self.args.world_size
 
     def training_step(
         self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
@@ -96,11 +83,8 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         step, micro = self.state.global_step, self.next_micro()
         blocks = list(slices(len(inputs), self.prompts_per_block))
         pairs, total = (self._draw_pairs if self.args.online else self._read_pairs)(inputs, blocks, step, micro)
-        if not total and not self._warned_ties:
-            self._warned_ties = True
-            logger.warning(
-                "Step %d: the images of every prompt have the same reward, so there is nothing to learn.", step
-            )
+        if not total:
+            self.warn_once("the images of every prompt have the same reward, so there is nothing to learn.")
         gradient_started = time.perf_counter()
         sums = np.zeros(5)
         for iteration in range(self.args.num_iterations):
@@ -111,38 +95,20 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         for name, value in zip(("chosen", "rejected", "margins", "accuracies"), implicit, strict=True):
             self.add_metric(f"rewards/{name}", value if total else math.nan)
         self.add_metric("dpo/gradient_time", time.perf_counter() - gradient_started)
-        seconds = time.perf_counter() - started
-        self.add_metric("step_time", seconds)
-        self.add_metric("images_per_second", self.images_per_batch / seconds)
-        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
+        self.log_cost(started)
         return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
-
-    def _update_now(self) -> None:
-        """An update between two passes over the same pairs; the Trainer makes the last one of a step."""
-        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def _gradient(self, pairs: dict[int, Pairs], blocks: int, total: int, key: tuple[int, int, int]) -> np.ndarray:
         """Adds the gradient of the mean loss over all pairs to `.grad`; means of loss, rewards, margin, accuracy."""
         scale = 1 / (max(total, 1) * self.args.noise_draws)
-        gradients = BlockGradients(
-            self.adapter.theta.values(),
-            range(blocks),
-            self._owner,
-            self.args.process_index,
-            self.args.world_size,
-            self.gather,
-        )
+        gradients = self.block_gradients(range(blocks))
         sums = torch.zeros(5, dtype=torch.float64)
         with self.peers.together(f"step {key[0]}, gradient"):
             for block in gradients.mine:
                 gradients.begin_block()
                 sums += self._backward(pairs[block], scale, key)
                 gradients.end_block()
-        gradients.write(1 / self.current_gradient_accumulation_steps)
+        self.write_gradient(gradients)
         return (self.gather(sums).sum(dim=0) * scale).numpy()
 
     def _backward(self, pairs: Pairs, scale: float, key: tuple[int, int, int]) -> torch.Tensor:
@@ -180,7 +146,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         pairs = {}
         with self.peers.together("reading pairs"):
             for block, part in enumerate(blocks):
-                if self._owner(block) == self.args.process_index:
+                if self.owner(block) == self.args.process_index:
                     chosen, rejected = self.args.chosen_column, self.args.rejected_column
                     pictures = [picture for row in rows[part] for picture in pictures_of(row, chosen, rejected)]
                     parts = slices(len(pictures), self.args.images_per_forward)
@@ -200,18 +166,20 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         times = np.zeros(2)
         with self.peers.together(f"step {step}"):
             for block, part in enumerate(blocks):
-                if self._owner(block) == self.args.process_index:
+                if self.owner(block) == self.args.process_index:
                     keys = [(j, g) for j in range(part.start, part.stop) for g in range(group)]
                     latents[block], scores[part], seconds = self._draw_and_score(rows, keys, step, micro)
                     times += seconds
         self.add_metric("dpo/generate_time", times[0])
         self.add_metric("dpo/reward_time", times[1])
-        owners = np.arange(len(rows)) // self.prompts_per_block % self.args.world_size
-        scores = self.peers.gather(torch.from_numpy(scores)).numpy()[owners, np.arange(len(rows))]
-        values = totals(scores, self.rewards, self.args.multi_objective_aggregation)
+        scores = self.collect(scores)
+        self.check_and_log_rewards(
+            group_rewards(scores, self.rewards.weights), scores, [row["prompt"] for row in rows]
+        )
+        values = totals(scores, self.rewards.weights, self.args.multi_objective_aggregation)
         found = best_and_worst(values)
-        self._refuse_invalid(scores, rows)
-        self._log_rewards(scores, values, found)
+        gaps = [values[j, best] - values[j, worst] for j, best, worst in found]
+        self.add_metric("dpo/reward_gap", np.mean(gaps) if gaps else math.nan)
         pairs = {}
         for block, drawn in latents.items():
             part = blocks[block]
@@ -229,57 +197,29 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         self, rows: list[dict[str, Any]], keys: list[tuple[int, int]], step: int, micro: int
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Latents `(B, C, H, W)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
-        latents, scores, times = [], [], np.zeros(2)
-        names = [name for name in rows[0] if name != "prompt"]
+        started = time.perf_counter()
+        prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
         for part in slices(len(keys), self.args.images_per_forward):
             self.check_own_stop()
-            prompts = [rows[j]["prompt"] for j, _ in keys[part]]
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
-            started = time.perf_counter()
             with self.denoising.recording_latents() as drawn:
-                images = self._draw(prompts, generators)
+                images += self._draw(prompts[part], generators)
             latents += drawn
-            between = time.perf_counter()
-            values = self.rewards(
-                prompts,
-                images,
-                {name: [rows[j][name] for j, _ in keys[part]] for name in names},
-                trainer_state=self.state,
-                log_metric=self.add_metric,
-                where=f"step {step}, prompts {keys[part][0][0]}-{keys[part][-1][0]}",
-            )
-            scores.append(values)
-            times += between - started, time.perf_counter() - between
-        scores = np.concatenate(scores).reshape(-1, self.args.num_generations, len(self.rewards))
-        return torch.cat(latents), scores, times
+        between = time.perf_counter()
+        scores = self.rewards(
+            prompts,
+            images,
+            {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"},
+            trainer_state=self.state,
+            log_metric=self.add_metric,
+            where=f"step {step}, prompts {keys[0][0]}-{keys[-1][0]}",
+            groups=[j for j, _ in keys],
+        )
+        times = np.array([between - started, time.perf_counter() - between])
+        return torch.cat(latents), scores.reshape(-1, self.args.num_generations, len(self.rewards)), times
 
     def _draw(self, prompts: list[str], generators: list[torch.Generator]) -> list:
         if self.args.draw_with == "adapter":
             return self.adapter.generate(prompts, generators)
         with self.adapter.adapter_disabled():
             return self.adapter.generate(prompts, generators)
-
-    def _refuse_invalid(self, scores: np.ndarray, rows: list[dict[str, Any]]) -> None:
-        missing = ~np.isfinite(scores)
-        share = missing.any(axis=2).mean()
-        if share > self.args.max_invalid_fraction:
-            names = [name for name, bad in zip(self.rewards.names, missing.any(axis=(0, 1)), strict=True) if bad]
-            raise RuntimeError(
-                f"Step {self.state.global_step}: {share:.0%} of the images have no finite reward "
-                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
-                "was not updated. Check the reward function on these prompts, the first being "
-                f"{rows[0]['prompt'][:80]!r}, or raise max_invalid_fraction."
-            )
-
-    def _log_rewards(self, scores: np.ndarray, values: np.ndarray, found: list[tuple[int, int, int]]) -> None:
-        weighted = self.rewards.total(scores)
-        weighted = weighted[np.isfinite(weighted)]
-        self.add_metric("reward", weighted.mean() if weighted.size else math.nan)
-        self.add_metric("reward_std", weighted.std() if weighted.size else math.nan)
-        self.add_metric("frac_reward_zero_std", 1 - len(found) / len(values))
-        for k, name in enumerate(self.rewards.names):
-            column = scores[..., k][np.isfinite(scores[..., k])]
-            self.add_metric(f"rewards/{name}/mean", column.mean() if column.size else math.nan)
-            self.add_metric(f"rewards/{name}/std", column.std() if column.size else math.nan)
-        gaps = [values[j, best] - values[j, worst] for j, best, worst in found]
-        self.add_metric("dpo/reward_gap", np.mean(gaps) if gaps else math.nan)

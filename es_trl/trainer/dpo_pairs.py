@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 
-from ..rewards import RewardSet
+from .reward_checks import group_rewards
 
 
 # Pick-a-Pic: two pictures, and 1 if the first one was preferred, 0 if the second, 0.5 for neither.
@@ -37,24 +37,26 @@ class Pairs:
         return len(self.prompts)
 
 
-def totals(scores: np.ndarray, rewards: RewardSet, aggregation: str) -> np.ndarray:
+def totals(scores: np.ndarray, weights: np.ndarray, aggregation: str) -> np.ndarray:
     """
     One number per image.
 
     Args:
         scores (`np.ndarray`): `(P, G, K)`, NaN where there is none.
-        rewards (`RewardSet`): Its weights.
+        weights (`np.ndarray`): `(K,)`.
         aggregation (`str`): `"normalize_then_sum"` divides each reward by its standard deviation within prompts.
 
     Returns:
-        `(P, G)` fp64; NaN where any reward is not finite.
+        `(P, G)` fp64; NaN where any reward that applies to the prompt is not finite.
     """
-    scores = np.where(np.isfinite(scores), scores, np.nan)
     if aggregation == "normalize_then_sum":
-        centred = scores - np.nanmean(scores, axis=1, keepdims=True)
-        spread = np.sqrt(np.nanmean(np.square(centred), axis=(0, 1)))
-        scores = centred / np.where(spread > 0, spread, 1.0)
-    return rewards.total(scores)
+        finite = np.isfinite(scores)
+        count = np.maximum(finite.sum(axis=1, keepdims=True), 1)
+        mean = np.where(finite, scores, 0.0).sum(axis=1, keepdims=True) / count
+        centred = np.where(finite, scores - mean, 0.0)
+        spread = np.sqrt(np.square(centred).sum(axis=(0, 1)) / np.maximum(finite.sum(axis=(0, 1)), 1))
+        scores = np.where(finite, centred / np.where(spread > 0, spread, 1.0), np.nan)
+    return group_rewards(scores, weights)
 
 
 def best_and_worst(values: np.ndarray) -> list[tuple[int, int, int]]:

@@ -40,7 +40,7 @@ class EarlyWarningCallback(TrainerCallback):
     the paired difference, it says so in the log, logs `eval_early_warning` 1 (otherwise 0) and, with
     `early_warning="stop"`, ends the training after this evaluation. Without a held-out reward (`eval_reward_funcs`)
     and without diversity (`eval_images_per_prompt` above 1 and a reward built on CLIP) it has nothing to compare and
-    is silent. A resumed run starts its comparison from the base again.
+    is silent. A resumed run, and an evaluation on other prompts, start the comparison from the base again.
 
     Args:
         trainer ([`DiffusionTrainer`]): The trainer it watches.
@@ -49,6 +49,7 @@ class EarlyWarningCallback(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
         self.best: dict[str, Measures] = {}
+        self.prompts: list[str] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.best = {}
@@ -60,8 +61,10 @@ class EarlyWarningCallback(TrainerCallback):
         now = self.measures(result, "adapter", state.global_step)
         if not now.watched:
             return
-        if any(name not in self.best or self.best[name].reward.shape != now.reward.shape for name in now.watched):
-            self.best = dict.fromkeys(now.watched, self._base(result))
+        shape, prompts = now.reward.shape, list(result.prompts)
+        known = prompts == self.prompts and now.watched.keys() <= self.best.keys()
+        if not known or any(measures.reward.shape != shape for measures in self.best.values()):
+            self.best, self.prompts = dict.fromkeys(now.watched, self._base(result)), prompts
         fallen = [line for name in now.watched if (line := self._compare(name, self.best[name], now))]
         for name, values in now.watched.items():
             if _mean(values) > _mean(self.best[name].watched[name]):

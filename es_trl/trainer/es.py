@@ -1,7 +1,6 @@
 """ESTrainer: evolution strategies as the backward pass."""
 
 import logging
-import math
 import time
 from typing import Any
 
@@ -14,7 +13,9 @@ from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
 from .base import DiffusionTrainer
 from .es_config import ESConfig
 from .journal import Journal, JournalCallback, tensor_digest
+from .memory import peak_memory_gb
 from .micro_batches import MicroBatches, digest_of, source_of
+from .reward_checks import log_rewards, refuse_missing
 from .rollout import PopulationRollout, PromptBatch
 
 
@@ -134,7 +135,7 @@ class ESTrainer(DiffusionTrainer):
             grad = grad / accumulation
             site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
-        self._log_step(scores, fitness, batch)
+        self._log_step(scores, fitness)
         seconds = time.perf_counter() - started
         self.add_metric("step_time", seconds)
         self.add_metric("images_per_second", self.images_per_batch / seconds)
@@ -162,15 +163,15 @@ class ESTrainer(DiffusionTrainer):
             self.args.multi_objective_aggregation,
         )
         invalid = 1 - fitness.num_valid / self.population.size
-        if invalid > self.args.max_invalid_fraction or fitness.num_valid == 0:
-            missing = ~torch.isfinite(scores).all(dim=0).all(dim=0)
-            names = [name for name, bad in zip(self.rewards.names, missing.tolist(), strict=True) if bad]
-            raise RuntimeError(
-                f"Step {self.state.global_step}: {invalid:.0%} of the members have no finite reward "
-                f"({', '.join(names)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
-                "was not updated. Check the reward function on these prompts, the first being "
-                f"{batch.prompts[0][:80]!r}, or raise max_invalid_fraction."
-            )
+        refuse_missing(
+            invalid,
+            "members",
+            scores,
+            self.rewards.names,
+            self.state.global_step,
+            batch.prompts[0],
+            self.args.max_invalid_fraction,
+        )
         if fitness.zero_spread.all() and not self._warned_constant:
             self._warned_constant = True
             logger.warning(
@@ -181,27 +182,13 @@ class ESTrainer(DiffusionTrainer):
             )
         return fitness
 
-    def _log_step(self, scores: torch.Tensor, fitness: Fitness, batch: PromptBatch) -> None:
-        rewards = fitness.rewards
-        finite = rewards[torch.isfinite(rewards)]
-        self.add_metric("reward", finite.mean())
-        self.add_metric("reward_std", finite.std(correction=0))
-        self.add_metric("frac_reward_zero_std", fitness.zero_spread.double().mean())
-        for k, name in enumerate(self.rewards.names):
-            values = scores[..., k][torch.isfinite(scores[..., k])]
-            self.add_metric(f"rewards/{name}/mean", values.mean() if len(values) else math.nan)
-            self.add_metric(f"rewards/{name}/std", values.std(correction=0) if len(values) else math.nan)
+    def _log_step(self, scores: torch.Tensor, fitness: Fitness) -> None:
+        log_rewards(self.add_metric, fitness.rewards, scores, self.rewards.names, fitness.zero_spread)
         self.add_metric("es/sigma", self.args.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
         if self.population.antithetic:
             self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
-        if torch.cuda.is_available():
-            self.add_metric("memory/peak_gb", torch.cuda.max_memory_allocated() / 1e9)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._metrics:
-            logs["num_images"] = self.images_drawn
-        super().log(logs, start_time)
+        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
 
 
 class AdapterBoundsCallback(TrainerCallback):

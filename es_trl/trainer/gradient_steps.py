@@ -1,9 +1,7 @@
-"""Gradients of several processes, updates inside one training step, and the memory that training takes."""
+"""Gradients of several processes, summed so that their number changes no bit."""
 
-import sys
 from collections.abc import Callable, Sequence
 
-import psutil
 import torch
 from torch import nn
 
@@ -19,6 +17,9 @@ class BlockGradients:
         owner (`Callable`): Block to process.
         process_index, num_processes (`int`): This process and how many there are.
         gather (`Callable`): A tensor to `(W, *tensor.shape)`, that of every process.
+
+    Attributes:
+        is_finite (`bool`): Whether the sum is, once it has been written.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class BlockGradients:
         self.kept = [parameter.grad for parameter in self.parameters]
         self.total: torch.Tensor | None = None
         self.own: list[torch.Tensor] = []
+        self.is_finite = True
 
     @property
     def mine(self) -> list[int]:
@@ -59,6 +61,7 @@ class BlockGradients:
     def write(self, scale: float = 1.0) -> None:
         """Adds the sum over all blocks of all processes, times `scale`, to what stood in `.grad` at first."""
         total = self.total if self.num_processes == 1 else self._sum_in_order()
+        self.is_finite = bool(torch.isfinite(total).all())
         offset = 0
         for parameter, before in zip(self.parameters, self.kept, strict=True):
             grad = scale * total[offset : offset + parameter.numel()].view_as(parameter)
@@ -77,14 +80,3 @@ class BlockGradients:
         for block in self.blocks:
             total = by_block[block] if total is None else total + by_block[block]
         return total
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory so far, in GB: that of the GPU, or without one that of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 1e9
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -83,15 +83,15 @@ class GroupRollout:
     """
     Draws and scores the groups of this process.
 
-    Blocks are fixed by `images_per_forward`; block `c` belongs to process `c % num_processes`, and groups are never
-    split, so that any number of processes computes the same images in the same batches.
+    Blocks are fixed by `images_per_forward` and groups are never split, so that any number of processes computes the
+    same images in the same batches.
 
     Args:
         sampler (`PolicySampler`), rewards (`RewardSet`): What draws and what scores.
         seed (`int`): Seed of latents and noise.
         images_per_forward (`int`), num_generations (`int`): Images per batch and per group.
         init_same_noise (`bool`): Whether the images of a group share their initial latents.
-        process_index, num_processes (`int`): This process and how many there are.
+        is_mine (`Callable`, *optional*): Whether this process draws a block; all of them by default.
         before_block (`Callable`, *optional*): Called before each block; may raise to stop.
     """
 
@@ -103,19 +103,13 @@ class GroupRollout:
         images_per_forward: int,
         num_generations: int,
         init_same_noise: bool,
-        process_index: int = 0,
-        num_processes: int = 1,
+        is_mine: Callable[[int], bool] = lambda _block: True,
         before_block: Callable[[], None] = lambda: None,
     ):
         self.sampler, self.rewards, self.seed = sampler, rewards, seed
         self.images_per_forward, self.init_same_noise = images_per_forward, init_same_noise
         self.groups_per_block = max(1, images_per_forward // num_generations)
-        self.process_index, self.num_processes = process_index, num_processes
-        self.before_block = before_block
-
-    def owner(self, block: int) -> int:
-        """The process that draws `block`."""
-        return block % self.num_processes
+        self.is_mine, self.before_block = is_mine, before_block
 
     def latent_generators(self, batch: GroupBatch, keys: Sequence[tuple[int, int]]) -> list[torch.Generator]:
         """Generators of the initial latents, fresh, for replays as well."""
@@ -142,7 +136,7 @@ class GroupRollout:
         if judge is not None:
             rollout.preferences = np.zeros(shape)
         for block, groups in enumerate(blocks):
-            if self.owner(block) != self.process_index:
+            if not self.is_mine(block):
                 continue
             self.before_block()
             keys = [(p, g) for p in groups for g in range(batch.num_generations)]
@@ -154,6 +148,7 @@ class GroupRollout:
                 images,
                 {name: [column[p] for p, _ in keys] for name, column in batch.columns.items()},
                 where=f"step {batch.step}, prompts {groups[0]}-{groups[-1]}",
+                groups=[p for p, _ in keys],
                 **reward_context,
             )
             rollout.scores[list(groups)] = np.asarray(values).reshape(len(groups), batch.num_generations, -1)

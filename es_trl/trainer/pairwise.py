@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..rewards import RewardSet
-from ..rewards.calling import function_name
+from ..rewards.calling import AsyncRunner, function_name
 from ..rewards.registry import parse_reward
 from .advantages import mean_wins, win_rates
 
@@ -24,7 +24,7 @@ class GroupJudge:
         judge (`str` or `Callable`): A pairwise judge `f(prompts, images_a, images_b, **columns)`, which returns per
             pair the probability in [0, 1] that A is the better picture for the prompt, or None for a tie; a reward,
             whose scores are then taken as Bradley-Terry logits (`"tiny-pickscore"`, `"pickscore"`, any CLIP scorer or
-            function); or `"file.py:function"` that is one of the two.
+            function); or `"file.py:function"` that is one of the two. Either may be `async def`.
         temperature (`float`): Divides the logits of a reward.
         device (`str`): Where a named scorer runs.
 
@@ -41,6 +41,7 @@ class GroupJudge:
         self.pairwise: PairwiseJudge | None = func if func is not None and is_pairwise(func) else None
         self.scorer = None if self.pairwise else RewardSet(func or judge, device=device)
         self.name = judge if isinstance(judge, str) else function_name(judge)
+        self._runner = AsyncRunner()
 
     def load(self) -> None:
         """Loads the scorer's model now."""
@@ -82,6 +83,8 @@ class GroupJudge:
             images_b=[groups[p][b] for p, _, b in pairs],
             **{name: [values[p] for p, _, _ in pairs] for name, values in columns.items()},
         )
+        if inspect.isawaitable(verdicts):
+            verdicts = self._runner.wait(verdicts)
         preferences = np.full((len(prompts), size, size), np.nan)
         for (p, a, b), verdict in zip(pairs, self._checked(verdicts, len(pairs)), strict=True):
             preferences[p, a, b] = verdict

@@ -1,7 +1,5 @@
 """PolicyGradientTrainer: rollouts, advantages, and the clipped policy gradient that DDPO, GRPO and Pref-GRPO share."""
 
-import logging
-import math
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -10,21 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from ..es import make_generator
 from ..evaluation import EvaluationRow, default_rows
 from ..pipelines import Gaussian, PolicySampler, PolicySettings
-from .base import DiffusionTrainer
-from .gradient_steps import BlockGradients, peak_memory_gb
+from .gradient_trainer import GradientTrainer
 from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
 from .policy_gradient_config import PolicyGradientConfig
+from .reward_checks import group_rewards
 
 
-logger = logging.getLogger(__name__)
-
-
-class PolicyGradientTrainer(DiffusionTrainer):
+class PolicyGradientTrainer(GradientTrainer):
     """
     Post-trains a LoRA on a frozen diffusers pipeline by policy gradients over its denoising steps.
 
@@ -37,12 +31,11 @@ class PolicyGradientTrainer(DiffusionTrainer):
     """
 
     config_class = PolicyGradientConfig
+    metric_prefix = "policy"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: PolicyGradientConfig = self.args
-        if config.checkpoint_activations:
-            self.adapter.denoiser.enable_gradient_checkpointing()
         self.sampler = PolicySampler(self.adapter, self._policy_settings(config))
         if config.sde_window_size is not None and config.sde_window_size > len(self.sampler.stochastic_steps):
             raise ValueError(
@@ -56,25 +49,15 @@ class PolicyGradientTrainer(DiffusionTrainer):
             config.images_per_forward,
             config.num_generations,
             config.init_same_noise,
-            config.process_index,
-            config.world_size,
+            is_mine=lambda block: self.owner(block) == config.process_index,
             before_block=self.check_own_stop,
         )
-        self.add_callback(AdapterNormsCallback(self))
-        self._warned_constant = False
-
-    def _space(self, args: PolicyGradientConfig) -> str:
-        return args.es_space
 
     @staticmethod
     def _policy_settings(config: PolicyGradientConfig) -> PolicySettings:
         return PolicySettings(
             config.sample_num_steps, config.intermediate_times, config.noise_level, config.output_noise
         )
-
-    @property
-    def images_per_batch(self) -> int:
-        return self.args.prompts_per_step * self.args.num_generations
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """Base and adapter at the protocol's steps, and at every other count of `eval_num_inference_steps`."""
@@ -108,8 +91,14 @@ class PolicyGradientTrainer(DiffusionTrainer):
         step, micro = self.state.global_step, self.next_micro()
         batch = GroupBatch.from_rows(inputs, self.args.num_generations, step, micro)
         rollout = self._draw(batch)
+        rewards = group_rewards(rollout.scores, self.rewards.weights)
+        self.check_and_log_rewards(rewards, rollout.scores, batch.prompts)
         advantages = np.clip(self.advantages(rollout), -self.args.advantage_clip, self.args.advantage_clip)
-        self._check_rewards(rollout, advantages)
+        if not advantages.any():
+            self.warn_once(
+                "every image has an advantage of 0, so this step teaches nothing. The reward may be constant, or the "
+                "rollouts of a prompt too much alike (intermediate_times, noise_level)."
+            )
         if self.beta:
             self._add_references(rollout)
         sums: dict[str, float] = defaultdict(float)
@@ -120,14 +109,11 @@ class PolicyGradientTrainer(DiffusionTrainer):
             if number < len(updates) - 1:
                 self._update_now()
         gradient_seconds = time.perf_counter() - gradient_started
-        self._log_step(rollout, sums)
-        seconds = time.perf_counter() - started
-        self.add_metric("step_time", seconds)
-        self.add_metric("images_per_second", len(batch) / seconds)
+        self._log_policy(sums)
         self.add_metric("policy/generate_time", rollout.generate_time)
         self.add_metric("policy/reward_time", rollout.reward_time)
         self.add_metric("policy/gradient_time", gradient_seconds)
-        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
+        self.log_cost(started)
         return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
 
     def trained_steps(self) -> list[int]:
@@ -143,15 +129,10 @@ class PolicyGradientTrainer(DiffusionTrainer):
             rollout = self.rollout.draw(
                 batch, self.trained_steps(), self.judge(), trainer_state=self.state, log_metric=self.add_metric
             )
-        owners = np.arange(len(batch.prompts)) // self.rollout.groups_per_block % self.args.world_size
-        rollout.scores = self._collect(rollout.scores, owners)
+        rollout.scores = self.collect(rollout.scores)
         if rollout.preferences is not None:
-            rollout.preferences = self._collect(rollout.preferences, owners)
+            rollout.preferences = self.collect(rollout.preferences)
         return rollout
-
-    def _collect(self, values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-        """Takes every group's numbers from the process that drew it: only these few travel."""
-        return self.peers.gather(torch.from_numpy(values)).numpy()[owners, np.arange(len(owners))]
 
     def _updates(self, rollout: Rollout) -> list[list[int]]:
         """The blocks of every update: each pass deals all blocks, shuffled, to `steps_per_generation` updates."""
@@ -165,29 +146,14 @@ class PolicyGradientTrainer(DiffusionTrainer):
             updates += [sorted(int(block) for block in part) for part in parts]
         return updates
 
-    def _update_now(self) -> None:
-        """An update inside the step; the Trainer makes the last one."""
-        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     # ---- gradients ----
 
     def _accumulate(
         self, rollout: Rollout, advantages: torch.Tensor, blocks: list[int], sums: dict[str, float], first: bool
     ) -> float:
         """Adds the gradient of the mean loss over the images of `blocks` to `.grad`; returns that loss."""
-        gradients = BlockGradients(
-            self.adapter.theta.values(),
-            blocks,
-            self.rollout.owner,
-            self.args.process_index,
-            self.args.world_size,
-            self.gather,
-        )
-        groups = rollout.batch.blocks(self.rollout.groups_per_block)
+        gradients = self.block_gradients(blocks)
+        groups = rollout.batch.blocks(self.args.groups_per_block)
         images = sum(len(groups[block]) for block in blocks) * rollout.batch.num_generations
         totals: dict[str, float] = defaultdict(float)
         with self.peers.together(f"step {rollout.batch.step}, gradient"):
@@ -197,7 +163,7 @@ class PolicyGradientTrainer(DiffusionTrainer):
                     self.check_own_stop()
                     self._backward(piece, rollout.batch, advantages, images, totals, first)
                 gradients.end_block()
-        gradients.write(1 / self.current_gradient_accumulation_steps)
+        self.write_gradient(gradients)
         totals = self._sum_over_processes(totals)
         for name, value in totals.items():
             sums[name] = max(sums[name], value) if name.startswith("max_") else sums[name] + value
@@ -295,64 +261,10 @@ class PolicyGradientTrainer(DiffusionTrainer):
             for name, values in zip(names, every.T, strict=True)
         }
 
-    # ---- checks and logs ----
-
-    def _check_rewards(self, rollout: Rollout, advantages: np.ndarray) -> None:
-        scores = rollout.scores
-        finite = np.isfinite(scores).all(axis=-1)
-        invalid = 1 - finite.mean()
-        if invalid > self.args.max_invalid_fraction or not finite.any():
-            bad = [name for k, name in enumerate(self.rewards.names) if not np.isfinite(scores[..., k]).all()]
-            raise RuntimeError(
-                f"Step {self.state.global_step}: {invalid:.0%} of the images have no finite reward "
-                f"({', '.join(bad)}), more than max_invalid_fraction={self.args.max_invalid_fraction}. The adapter "
-                "was not updated. Check the reward function on these prompts, the first being "
-                f"{rollout.batch.prompts[0][:80]!r}, or raise max_invalid_fraction."
-            )
-        if not advantages.any() and not self._warned_constant:
-            self._warned_constant = True
-            logger.warning(
-                "Step %d: every image has an advantage of 0, so this step teaches nothing. The reward may be "
-                "constant, or the rollouts of a prompt too much alike (intermediate_times, noise_level).",
-                self.state.global_step,
-            )
-
-    def _log_step(self, rollout: Rollout, sums: dict[str, float]) -> None:
-        scores = rollout.scores
-        rewards = np.where(np.isfinite(scores).all(axis=-1), scores @ self.rewards.weights, np.nan)
-        finite = rewards[np.isfinite(rewards)]
-        self.add_metric("reward", finite.mean())
-        self.add_metric("reward_std", finite.std())
-        spread = np.array([np.ptp(row[np.isfinite(row)]) if np.isfinite(row).any() else 0.0 for row in rewards])
-        self.add_metric("frac_reward_zero_std", float((spread == 0).mean()))
-        for k, name in enumerate(self.rewards.names):
-            values = scores[..., k][np.isfinite(scores[..., k])]
-            self.add_metric(f"rewards/{name}/mean", values.mean() if len(values) else math.nan)
-            self.add_metric(f"rewards/{name}/std", values.std() if len(values) else math.nan)
+    def _log_policy(self, sums: dict[str, float]) -> None:
         updates = self.args.num_iterations * self.args.steps_per_generation
         for name in ("clip_fraction", "approx_kl", "ratio"):
             self.add_metric(f"policy/{name}", sums[name] / updates)
         self.add_metric("policy/ratio_deviation", sums["max_ratio_deviation"])
         if self.beta:
             self.add_metric("kl", sums["kl"] / updates)
-
-
-class AdapterNormsCallback(TrainerCallback):
-    """Logs how far the last update of a step and the whole training have moved theta."""
-
-    def __init__(self, trainer: PolicyGradientTrainer):
-        self.trainer, self.theta = trainer, list(trainer.adapter.theta.values())
-        self.start = [parameter.detach().clone() for parameter in self.theta]
-        self.before: list[torch.Tensor] = []
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.before = [parameter.detach().clone() for parameter in self.theta]
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.add_metric("policy/update_norm", self._distance(self.before))
-        self.trainer.add_metric("policy/adapter_norm", self._distance(self.start))
-
-    @torch.no_grad()
-    def _distance(self, other: list[torch.Tensor]) -> float:
-        squares = [(parameter - o).square().sum() for parameter, o in zip(self.theta, other, strict=True)]
-        return float(torch.stack(squares).sum().sqrt())

@@ -3,24 +3,16 @@
 import math
 from dataclasses import dataclass, field
 
-from .config import DiffusionConfig
-
-
-GRADIENT_SPACES = ("lora", "lora_b", "lora_xs")
-# `gradient_checkpointing` of the Trainer asks the adapter view, which has no layers.
-INSTEAD = {"gradient_checkpointing": "use checkpoint_activations=True, which asks the pipeline's denoiser"}
+from .gradient_config import GradientConfig
 
 
 @dataclass
-class PolicyGradientConfig(DiffusionConfig):
+class PolicyGradientConfig(GradientConfig):
     r"""
-    Settings shared by [`DDPOTrainer`], [`GRPOTrainer`] and [`PrefGRPOTrainer`], beside those of [`DiffusionConfig`].
-
-    A Trainer step is one rollout of `prompts_per_step x num_generations` images and all updates made from it.
+    Settings shared by [`DDPOTrainer`], [`GRPOTrainer`] and [`PrefGRPOTrainer`], beside those of [`GradientConfig`] and
+    [`DiffusionConfig`].
 
     Args:
-        num_generations (`int`, *optional*, defaults to `8`):
-            Images per prompt and step, the group whose rewards are compared.
         sample_num_steps (`int`, *optional*):
             Denoising steps of the rollouts. By default 2 when `num_inference_steps` is 1 (one step has no likelihood),
             else `num_inference_steps`. Evaluations, samples and the card keep to `num_inference_steps`.
@@ -38,8 +30,6 @@ class PolicyGradientConfig(DiffusionConfig):
             `sample_num_steps` if that is more.
         init_same_noise (`bool`, *optional*, defaults to `True`):
             The images of a group start from the same latents, so that they differ by the policy's own noise only.
-        num_iterations (`int`, *optional*, defaults to `1`):
-            Passes over a rollout.
         steps_per_generation (`int`, *optional*, defaults to `1`):
             Updates per pass, each on its share of the groups.
         epsilon (`float`, *optional*, defaults to `1e-4`):
@@ -53,32 +43,15 @@ class PolicyGradientConfig(DiffusionConfig):
             noise elsewhere (MixGRPO, Flow-GRPO-Fast). `None` trains all.
         sde_window_interval (`int`, *optional*, defaults to `25`):
             Training steps after which the window moves on by one.
-        images_per_forward (`int`, *optional*, defaults to `16`):
-            Images drawn at once. Groups stay together on one process.
-        images_per_backward (`int`, *optional*, defaults to `16`):
-            Images whose graph is held at once; it sets the memory of training.
-        checkpoint_activations (`bool`, *optional*, defaults to `False`):
-            Recompute the denoiser's activations in the backward pass instead of keeping them.
-        es_space (`str`, *optional*, defaults to `"lora"`):
-            What is moved: `"lora"` (both factors), `"lora_b"` (only B) or `"lora_xs"`; the same word as in ESConfig.
-        images_per_prompt (`int`, *optional*, defaults to `1`):
-            Must stay 1: `num_generations` says how many images a prompt gets.
         scale_rewards (`str`, *optional*, defaults to `"batch"`):
             What centred rewards are divided by: the standard deviation of their `"group"`, of the whole `"batch"`, or
             `"none"`.
         learning_rate (`float`, *optional*, defaults to `3e-4`):
             As in TrainingArguments.
-        optim (`str`, *optional*, defaults to `"adamw_torch"`):
-            As in TrainingArguments.
         weight_decay (`float`, *optional*, defaults to `1e-4`):
-            As in TrainingArguments.
-        max_grad_norm (`float`, *optional*, defaults to `1.0`):
-            Gradient clipping; 0 is off.
-        lr_scheduler_type (`str`, *optional*, defaults to `"constant"`):
             As in TrainingArguments.
     """
 
-    num_generations: int = field(default=8, metadata={"help": "Images per prompt and step, compared as a group."})
     sample_num_steps: int | None = field(
         default=None, metadata={"help": "Denoising steps of the rollouts; None is 2 for one-step models."}
     )
@@ -95,7 +68,6 @@ class PolicyGradientConfig(DiffusionConfig):
     init_same_noise: bool = field(
         default=True, metadata={"help": "The images of a group start from the same latents."}
     )
-    num_iterations: int = field(default=1, metadata={"help": "Passes over a rollout."})
     steps_per_generation: int = field(default=1, metadata={"help": "Updates per pass over a rollout."})
     epsilon: float = field(default=1e-4, metadata={"help": "Clip range of the probability ratio below 1."})
     epsilon_high: float | None = field(
@@ -108,23 +80,14 @@ class PolicyGradientConfig(DiffusionConfig):
     sde_window_interval: int = field(
         default=25, metadata={"help": "Training steps after which the window moves on by one."}
     )
-    images_per_forward: int = field(default=16, metadata={"help": "Images drawn at once."})
-    images_per_backward: int = field(default=16, metadata={"help": "Images whose graph is held at once."})
-    checkpoint_activations: bool = field(
-        default=False, metadata={"help": "Recompute the denoiser's activations in the backward pass."}
-    )
-    es_space: str = field(default="lora", metadata={"help": "What is moved: lora, lora_b or lora_xs."})
-    images_per_prompt: int = field(default=1, metadata={"help": "Must stay 1: num_generations sets the group."})
     scale_rewards: str = field(
         default="batch", metadata={"help": "Centred rewards are divided by the std of their group, batch, or none."}
     )
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, as in TrainingArguments."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay, as in TrainingArguments."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 is off."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
 
     def __post_init__(self):
+        super().__post_init__()
         self._check_policy_values()
         if self.sample_num_steps is None:
             self.sample_num_steps = 2 if self.num_inference_steps == 1 else self.num_inference_steps
@@ -133,18 +96,9 @@ class PolicyGradientConfig(DiffusionConfig):
             self.eval_num_inference_steps = list(dict.fromkeys(counts))
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
-        super().__post_init__()
-
-    def _reject(self) -> None:
-        for name, reason in INSTEAD.items():
-            if getattr(self, name, None):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
-        super()._reject()
 
     def _check_policy_values(self) -> None:
-        self.require_integer("num_generations", minimum=2)
-        for name in ("num_iterations", "steps_per_generation", "images_per_forward", "images_per_backward"):
-            self.require_integer(name, minimum=1)
+        self.require_integer("steps_per_generation", minimum=1)
         self.require_integer("sde_window_interval", minimum=1)
         for name in ("sample_num_steps", "sde_window_size"):
             if getattr(self, name) is not None:
@@ -154,12 +108,6 @@ class PolicyGradientConfig(DiffusionConfig):
             self.require_number(name, above=0.0)
         if self.epsilon_high is not None:
             self.require_number("epsilon_high", above=0.0)
-        self.require_choice("es_space", GRADIENT_SPACES)
-        if self.images_per_prompt != 1:
-            raise ValueError(
-                f"images_per_prompt={self.images_per_prompt} has no meaning here; set num_generations, the images "
-                "that a prompt gets in a step."
-            )
         updates = self.num_iterations * self.steps_per_generation
         if updates > 1 and self.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -176,11 +124,9 @@ class PolicyGradientConfig(DiffusionConfig):
             values = getattr(self, name)
             if values is not None and (not isinstance(values, list) or not values):
                 raise ValueError(f"{name} must be a list of at least one number, got {values!r}.")
+        for time in self.intermediate_times or []:
+            if isinstance(time, bool) or not isinstance(time, int | float):
+                raise ValueError(f"intermediate_times must be numbers, got {time!r}.")
         for steps in self.eval_num_inference_steps or []:
             if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
                 raise ValueError(f"eval_num_inference_steps must be whole numbers of at least 1, got {steps!r}.")
-
-    @property
-    def groups_per_block(self) -> int:
-        """Groups that are drawn together; what one process takes at a time."""
-        return max(1, self.images_per_forward // self.num_generations)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .advantages import group_advantages, win_rates
+from .advantages import combine, group_advantages, win_rates
 from .group_rollout import Judge, Rollout
 from .grpo import GRPOTrainer
 from .pairwise import GroupJudge
@@ -52,10 +52,18 @@ class PrefGRPOTrainer(GRPOTrainer):
         return self._judge
 
     def advantages(self, rollout: Rollout) -> np.ndarray:
-        wins = rollout.preferences
-        if wins is None:
-            wins = win_rates(rollout.scores @ self.rewards.weights, self.args.win_rate_temperature)
-        finite = np.isfinite(wins)
+        if rollout.preferences is not None:
+            self._log_spread(rollout.preferences)
+            advantages = group_advantages(rollout.preferences, self.args.scale_rewards)
+            return np.where(np.isfinite(advantages), advantages, 0.0)
+
+        def normalise(rewards: np.ndarray) -> np.ndarray:
+            wins = win_rates(rewards, self.args.win_rate_temperature)
+            self._log_spread(wins)
+            return group_advantages(wins, self.args.scale_rewards)
+
+        return combine(rollout.scores, self.rewards.weights, normalise, self.args.multi_objective_aggregation)
+
+    def _log_spread(self, wins: np.ndarray) -> None:
         spreads = [row[np.isfinite(row)].std() for row in wins if np.isfinite(row).any()]
         self.add_metric("policy/win_rate_std", float(np.mean(spreads)) if spreads else math.nan)
-        return np.where(finite, group_advantages(wins, self.args.scale_rewards), 0.0)

@@ -22,7 +22,9 @@ class PrefGRPOConfig(GRPOConfig):
             Bradley-Terry logits, `P(i beats j) = sigmoid((s_i - s_j) / win_rate_temperature)`. A scorer by name
             (`"tiny-pickscore"`, a CLIP checkpoint): the same with its scores. A callable
             `f(prompts, images_a, images_b, **columns)` (or `"file.py:function"`): the probability that A is better,
-            asked in both orders and averaged, as for a vision-language model.
+            asked in both orders and averaged, as for a vision-language model. With `None` and
+            `multi_objective_aggregation="normalize_then_sum"` every reward function judges alone, and their advantages
+            are summed by their weights.
         win_rate_temperature (`float`, *optional*, defaults to `1.0`):
             Divides the logits; PickScore's are trained for 1.
         num_generations (`int`, *optional*, defaults to `9`):
@@ -46,6 +48,11 @@ class PrefGRPOConfig(GRPOConfig):
         judge = self.pairwise_judge
         if judge is not None and not isinstance(judge, str) and not callable(judge):
             raise ValueError(f"pairwise_judge must be a name or a callable, got {judge!r}.")
+        if judge is not None and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} has no effect with pairwise_judge, "
+                "which decides alone; leave one of the two out."
+            )
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:

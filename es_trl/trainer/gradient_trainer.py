@@ -1,0 +1,142 @@
+"""GradientTrainer: what the methods that backpropagate through the denoiser share."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from .base import DiffusionTrainer
+from .gradient_config import GradientConfig
+from .gradient_steps import BlockGradients
+from .memory import peak_memory_gb
+from .reward_checks import log_rewards, refuse_missing, zero_spread
+
+
+logger = logging.getLogger(__name__)
+
+
+class GradientTrainer(DiffusionTrainer):
+    """
+    The ground of [`PolicyGradientTrainer`] and [`DiffusionDPOTrainer`]: gradients that are the same on any number of
+    processes, updates inside a step, and what both log.
+
+    The images of a step are dealt in blocks of whole groups; block `c` belongs to process `c % world_size`.
+
+    Args: as in [`DiffusionTrainer`], with `args` a [`GradientConfig`].
+    """
+
+    config_class = GradientConfig
+    metric_prefix = "gradient"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.checkpoint_activations:
+            self.adapter.denoiser.enable_gradient_checkpointing()
+        self.add_callback(AdapterNormsCallback(self))
+        self._warned_constant = False
+
+    def _space(self, args: GradientConfig) -> str:
+        return args.es_space
+
+    @property
+    def images_per_batch(self) -> int:
+        return self.args.prompts_per_step * self.args.num_generations
+
+    def owner(self, block: int) -> int:
+        """The process that draws `block` and computes its gradient."""
+        return block % self.args.world_size
+
+    # ---- gradients and updates ----
+
+    def block_gradients(self, blocks: Sequence[int]) -> BlockGradients:
+        """Collects the gradients of `blocks`, this process's and the others'."""
+        args = self.args
+        return BlockGradients(
+            self.adapter.theta.values(), blocks, self.owner, args.process_index, args.world_size, self.gather
+        )
+
+    def write_gradient(self, gradients: BlockGradients) -> None:
+        """
+        Adds the collected gradients to `.grad`, each micro-batch of an accumulated step with its share.
+
+        Raises:
+            `RuntimeError`: on all processes, if they are not finite; nothing has been updated with them.
+        """
+        gradients.write(1 / self.current_gradient_accumulation_steps)
+        if not gradients.is_finite:
+            raise RuntimeError(
+                f"Step {self.state.global_step}: the gradient is not finite, so the adapter was not updated with it. "
+                f"Lower learning_rate ({self.args.learning_rate:g}) or max_grad_norm, or draw in another dtype than "
+                f"{self.args.dtype!r}: float16 overflows in some models."
+            )
+
+    def _update_now(self) -> None:
+        """An update inside the step; the Trainer makes the last one."""
+        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    # ---- scores and logs ----
+
+    def collect(self, values: np.ndarray) -> np.ndarray:
+        """Takes every group's numbers `(P, ...)` from the process that drew it: only these few travel."""
+        owners = [self.owner(group // self.args.groups_per_block) for group in range(len(values))]
+        return self.peers.gather(torch.from_numpy(values)).numpy()[owners, np.arange(len(values))]
+
+    def check_and_log_rewards(self, rewards: np.ndarray, scores: np.ndarray, prompts: Sequence[str]) -> None:
+        """
+        Logs weighted rewards `(P, G)` and the scores `(P, G, K)` they are made of.
+
+        Raises:
+            `RuntimeError`: if more than `max_invalid_fraction` of the images have no finite reward.
+        """
+        refuse_missing(
+            float(1 - np.isfinite(rewards).mean()),
+            "images",
+            scores,
+            self.rewards.names,
+            self.state.global_step,
+            prompts[0],
+            self.args.max_invalid_fraction,
+        )
+        log_rewards(self.add_metric, rewards, scores, self.rewards.names, zero_spread(rewards))
+
+    def warn_once(self, message: str) -> None:
+        """Says once in a run that a step teaches nothing."""
+        if not self._warned_constant:
+            self._warned_constant = True
+            logger.warning("Step %d: %s", self.state.global_step, message)
+
+    def log_cost(self, started: float) -> None:
+        """Seconds since `started` (`time.perf_counter()`), images per second, and memory."""
+        seconds = time.perf_counter() - started
+        self.add_metric("step_time", seconds)
+        self.add_metric("images_per_second", self.images_per_batch / seconds)
+        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
+
+
+class AdapterNormsCallback(TrainerCallback):
+    """Logs how far the last update of a step and the whole training have moved theta."""
+
+    def __init__(self, trainer: GradientTrainer):
+        self.trainer, self.theta = trainer, list(trainer.adapter.theta.values())
+        self.start = [parameter.detach().clone() for parameter in self.theta]
+        self.before: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.before = [parameter.detach().clone() for parameter in self.theta]
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        prefix = self.trainer.metric_prefix
+        self.trainer.add_metric(f"{prefix}/update_norm", self._distance(self.before))
+        self.trainer.add_metric(f"{prefix}/adapter_norm", self._distance(self.start))
+
+    @torch.no_grad()
+    def _distance(self, other: Sequence[torch.Tensor]) -> float:
+        squares = [(parameter - o).square().sum() for parameter, o in zip(self.theta, other, strict=True)]
+        return float(torch.stack(squares).sum().sqrt())

@@ -1,0 +1,96 @@
+"""What every method does with the scores of a step: weigh them, refuse too many that are missing, log them."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+
+def group_rewards(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    Weighted sum of the reward functions for every image of every group.
+
+    A function that scored no image of a group does not apply to its prompt, and the others decide.
+
+    Args:
+        scores (`np.ndarray`): `(P, G, K)`: prompt, image, function; not finite where there is no score.
+        weights (`np.ndarray`): `(K,)`.
+
+    Returns:
+        `np.ndarray`: `(P, G)` fp64; NaN where a function that applies gave no score, or none applies.
+    """
+    finite = np.isfinite(scores)
+    applies = finite.any(axis=1, keepdims=True)
+    missing = (~finite & applies).any(axis=2) | ~applies.any(axis=2)
+    return np.where(missing, np.nan, np.where(finite, scores, 0.0) @ weights)
+
+
+def refuse_missing(
+    missing: float,
+    what: str,
+    scores: np.ndarray | torch.Tensor,
+    names: Sequence[str],
+    step: int,
+    prompt: str,
+    max_invalid_fraction: float,
+) -> None:
+    """
+    Raises `RuntimeError`, before anything is updated, if too much of a step has no finite reward.
+
+    Args:
+        missing (`float`): Share in [0, 1] that cannot be used.
+        what (`str`): Of what: `"members"` or `"images"`.
+        scores (`np.ndarray` or `torch.Tensor`): `(..., K)`, to say which functions it was.
+        names (`Sequence[str]`): Those of the K functions.
+        step (`int`), prompt (`str`): Where it happened.
+        max_invalid_fraction (`float`): The limit, in [0, 1).
+    """
+    if missing <= max_invalid_fraction:
+        return
+    bad = (~np.isfinite(np.asarray(scores))).reshape(-1, len(names)).any(axis=0)
+    culprits = ", ".join(name for name, is_bad in zip(names, bad, strict=True) if is_bad)
+    raise RuntimeError(
+        f"Step {step}: {missing:.0%} of the {what} have no finite reward ({culprits}), more than "
+        f"max_invalid_fraction={max_invalid_fraction}. The adapter was not updated. Check the reward function on "
+        f"these prompts, the first being {prompt[:80]!r}, or raise max_invalid_fraction."
+    )
+
+
+def log_rewards(
+    add_metric: Callable[[str, float], None],
+    rewards: np.ndarray | torch.Tensor,
+    scores: np.ndarray | torch.Tensor,
+    names: Sequence[str],
+    zero_spread: np.ndarray | torch.Tensor,
+) -> None:
+    """
+    The metrics that all methods share, under TRL's names.
+
+    Args:
+        add_metric (`Callable`): Takes a name and a number.
+        rewards (`np.ndarray` or `torch.Tensor`): Weighted rewards of any shape; those not finite are left out.
+        scores (`np.ndarray` or `torch.Tensor`): `(..., K)`.
+        names (`Sequence[str]`): Those of the K functions.
+        zero_spread (`np.ndarray` or `torch.Tensor`): `(P,)` bool, prompts on which all scored alike.
+    """
+    mean, spread = _moments(torch.as_tensor(rewards))
+    add_metric("reward", mean)
+    add_metric("reward_std", spread)
+    add_metric("frac_reward_zero_std", torch.as_tensor(zero_spread).double().mean())
+    for k, name in enumerate(names):
+        mean, spread = _moments(torch.as_tensor(scores)[..., k])
+        add_metric(f"rewards/{name}/mean", mean)
+        add_metric(f"rewards/{name}/std", spread)
+
+
+def zero_spread(rewards: np.ndarray) -> np.ndarray:
+    """`(P,)` bool: groups of `(P, G)` rewards whose finite ones are all alike, or missing."""
+    finite = np.isfinite(rewards)
+    return np.where(finite, rewards, -np.inf).max(axis=1) <= np.where(finite, rewards, np.inf).min(axis=1)
+
+
+def _moments(values: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the finite `values`; NaN if there are none."""
+    values = values[torch.isfinite(values)]
+    return (float(values.mean()), float(values.std(correction=0))) if len(values) else (math.nan, math.nan)
