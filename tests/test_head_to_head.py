@@ -97,7 +97,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     text = head_to_head.tables(tmp_path)
     assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
     for method in METHODS:
-        assert f"| {method} | 1 | 1024 | 20 | 900 | +1.000 [+1.000, +1.000]" in text
+        assert f"| {method} | 1 | 512 | 20 | 900 | +1.000 [+1.000, +1.000]" in text
     assert "base, best of 8" in text and "### Trials" in text
 
 
