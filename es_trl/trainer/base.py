@@ -112,6 +112,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         warn_if_fewer_processes(args.world_size)
         self.peers = Peers(args.process_index, args.world_size, args.ddp_timeout)
         self.stop_signals, self.theta_is_whole = StopSignals(), True
+        self._refused: set[str] = set()
         self._set_up_pipeline()
         self._replace_progress_callback()
         self.clock = StepClock()

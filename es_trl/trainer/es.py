@@ -99,7 +99,7 @@ class ESTrainer(DiffusionTrainer):
         self.journal.sync()
 
     def after_checkpoint(self) -> None:
-        self.rollout.micro_batches.clear()
+        self.rollout.micro_batches.empty_files()
 
     def _space(self, args: ESConfig) -> str:
         return args.es_space

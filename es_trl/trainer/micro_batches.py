@@ -67,8 +67,12 @@ class MicroBatches:
                     logger.warning("Leaving out a line of %s that holds no scores (%s).", path, error)
 
     def clear(self) -> None:
-        """Forgets everything: a checkpoint holds what the scores were for."""
+        """Forgets everything."""
         self._known, self._metrics = {}, []
+        self.empty_files()
+
+    def empty_files(self) -> None:
+        """A checkpoint holds what the scores were for; what was found of later steps is still known."""
         for path in self._files() if self.process_index == 0 else [self._file()] * (self.folder is not None):
             path.unlink(missing_ok=True)
 
@@ -83,7 +87,7 @@ class MicroBatches:
         """The scores of `members` if this micro-batch was finished before; raises [`StopRequested`] if asked to."""
         if self.check_stop is not None:
             self.check_stop()
-        scores, metrics = self._known.get((self._key, tuple(members)), (None, []))
+        scores, metrics = self._known.pop((self._key, tuple(members)), (None, []))
         for name, value in metrics:
             self._forward_metric(name, value)
         self.num_reused += scores is not None

@@ -91,20 +91,21 @@ class ReportingMixin:
         started = time.perf_counter()
         dataset = load_prompts(test_dataset)
         prompts = dataset["prompt"]
-        result = evaluate(
-            self.adapter,
-            prompts,
-            self.eval_rewards,
-            rows=self.evaluation_rows(),
-            images_per_prompt=images_per_prompt,
-            seed=self.args.eval_seed + 1 if seed is None else seed,
-            batch_size=self.args.per_device_eval_batch_size,
-            columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
-            judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
-            trained_rewards=self.trained_rewards,
-            n_keep=num_pictures,
-            **self.evaluation_share(),
-        )
+        with self.peers.together("the comparison with the base"):
+            result = evaluate(
+                self.adapter,
+                prompts,
+                self.eval_rewards,
+                rows=self.evaluation_rows(),
+                images_per_prompt=images_per_prompt,
+                seed=self.args.eval_seed + 1 if seed is None else seed,
+                batch_size=self.args.per_device_eval_batch_size,
+                columns={name: dataset[name] for name in dataset.column_names if name != "prompt"},
+                judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
+                trained_rewards=self.trained_rewards,
+                n_keep=num_pictures,
+                **self.evaluation_share(),
+            )
         result.details |= {"model": self.base_model, "dtype": self.args.dtype}
         result.details["seconds"] = round(time.perf_counter() - started, 1)
         self.evaluation = result.to_dict()

@@ -177,13 +177,20 @@ class SavingMixin:
 
     @contextmanager
     def may_fail(self, what: str) -> Iterator[None]:
-        """Around what a run writes on its way; with `save_failure="warn"` it goes on without what the disk refuses."""
+        """
+        Around what a run writes on its way: with `save_failure="warn"` it goes on without what the disk refuses, and
+        says so once until that works again.
+        """
         try:
             yield
         except OSError as error:
             if self.args.save_failure != "warn":
                 raise
-            logger.warning('%s could not be written; the run goes on (save_failure="warn"). %s', what, error)
+            if what not in self._refused:
+                logger.warning('%s could not be written; the run goes on (save_failure="warn"). %s', what, error)
+            self._refused.add(what)
+        else:
+            self._refused.discard(what)
 
     def _write_checkpoint(self, folder: str) -> None:
         self.before_checkpoint()

@@ -35,7 +35,7 @@ from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 
 PROMPTS = [f"prompt {i}" for i in range(12)]
-CLOCK = ("time", "runtime", "per_second", "overhead", "train_loss")
+CLOCK = ("time", "runtime", "per_second", "overhead", "train_loss", "memory")
 
 
 def train(folder: Path) -> None:

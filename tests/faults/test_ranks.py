@@ -11,7 +11,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 from tiny_runs import same, theta_of
-from toy_runs import history, ranks, redness, toy_trainer, train
+from toy_runs import PROMPTS, history, ranks, redness, toy_trainer, train
+from transformers import TrainerCallback
 
 from es_trl.trainer.checkpoint import last_checkpoint, verify_checkpoint
 from es_trl.trainer.journal import JOURNAL, read_lines
@@ -94,20 +95,47 @@ def test_a_checkpoint_of_three_processes_loads_alone(tmp_path, alone):
     assert logs[0] == logs[1]
 
 
-def failing(folder, how, rank_to_fail, timeout):
+def befalls(how):
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hangs":
+        time.sleep(8)
+    if how == "raises":
+        raise OSError("the server is gone")
+
+
+def failing(folder, how, rank_to_fail, timeout, **options):
     """`how` befalls one rank in step 1."""
 
     def reward(images, trainer_state=None, **_):
         if trainer_state is not None and trainer_state.global_step == 1 and rank() == rank_to_fail:
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how == "hangs":
-                time.sleep(8)
-            if how == "raises":
-                raise OSError("the server is gone")
+            befalls(how)
         return redness(images)
 
-    toy_trainer(folder, reward, **(OPTIONS | {"ddp_timeout": timeout, "save_steps": 1})).train()
+    toy_trainer(folder, reward, **(OPTIONS | {"ddp_timeout": timeout, "save_steps": 1} | options)).train()
+
+
+def failing_in_an_evaluation(folder, how, rank_to_fail, timeout):
+    """In the first one; rewards are given no state there."""
+
+    def reward(images, trainer_state=None, **_):
+        if trainer_state is None and rank() == rank_to_fail:
+            befalls(how)
+        return redness(images)
+
+    options = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": PROMPTS, "save_steps": 1}
+    toy_trainer(folder, reward, **(OPTIONS | {"ddp_timeout": timeout} | options)).train()
+
+
+def failing_between_steps(folder, rank_to_fail):
+    """In a callback of one rank, where no work is shared."""
+
+    class Broken(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2 and rank() == rank_to_fail:
+                raise OSError("the tracker is gone")
+
+    toy_trainer(folder, callbacks=[Broken()], **(OPTIONS | {"logging_steps": 3})).train()
 
 
 def test_f11_an_error_in_one_process_ends_all_and_is_quoted(tmp_path):
@@ -127,3 +155,38 @@ def test_f11_a_process_that_does_not_come_is_named(tmp_path, how):
     assert "2" in outputs[0].split("gloo says:")[1].splitlines()[0]
     verify_checkpoint(tmp_path / "checkpoint-1")
     assert load_file(tmp_path / "checkpoint-1" / "pytorch_lora_weights.safetensors")
+
+
+def test_f17_a_reward_that_hangs_in_one_process_ends_all(tmp_path):
+    """Long before the others would have given up waiting."""
+    started = time.monotonic()
+    options = {"reward_timeout": 1.0}
+    codes, outputs = ranks(2, lambda: failing(tmp_path, "hangs", 1, 600, **options), folder=tmp_path)
+    assert codes == [1, 1] and time.monotonic() - started < 60
+    assert "Process 1 failed at step 1: RuntimeError: reward function 'reward' failed at step 1" in outputs[0]
+    assert "no result within reward_timeout=1 s" in outputs[0]
+
+
+def test_f11_an_error_in_an_evaluation_ends_all_and_is_quoted(tmp_path):
+    """Which the others may have finished their shares of."""
+    started = time.monotonic()
+    codes, outputs = ranks(3, failing_in_an_evaluation, tmp_path, "raises", 1, 600, folder=tmp_path)
+    assert codes == [1, 1, 1] and time.monotonic() - started < 60
+    for output in (outputs[0], outputs[2]):
+        assert "Process 1 failed at the evaluation at step 1: RuntimeError: reward function 'reward'" in output
+        assert "the server is gone" in output
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+def test_f11_a_process_that_does_not_come_to_an_evaluation_is_named(tmp_path, how):
+    codes, outputs = ranks(3, failing_in_an_evaluation, tmp_path, how, 2, 3, folder=tmp_path)
+    assert codes[:2] == [1, 1] and codes[2] != 0
+    assert "Process 0 waited for the others at an evaluation" in outputs[0] and "ddp_timeout=3 s" in outputs[0]
+    assert "2" in outputs[0].split("gloo says:")[1].splitlines()[0]
+
+
+def test_f11_an_error_between_two_steps_is_quoted_too(tmp_path):
+    started = time.monotonic()
+    codes, outputs = ranks(2, failing_between_steps, tmp_path, 0, folder=tmp_path)
+    assert codes == [1, 1] and time.monotonic() - started < 60
+    assert "Process 0 failed at step 2: OSError: the tracker is gone" in outputs[1]

@@ -36,7 +36,7 @@ def train(output_dir, resume=None, **options) -> ESTrainer:
     return trainer
 
 
-CLOCK = ("time", "runtime", "per_second", "overhead", "train_loss", "comm_bytes")
+CLOCK = ("time", "runtime", "per_second", "overhead", "train_loss", "comm_bytes", "memory")
 
 
 def history(trainer):
