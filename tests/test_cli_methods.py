@@ -109,8 +109,11 @@ def test_recipes_share_one_budget(model):
     for method, (arguments, config) in recipes(model).items():
         assert arguments.method == method
         budget = {name: getattr(arguments, name, getattr(config, name, None)) for name in BUDGET}
-        per_prompt = config.population_size * config.images_per_prompt if method == "es" else config.num_generations
-        budget["images"] = per_prompt * config.prompts_per_step * config.max_steps * config.gradient_accumulation_steps
+        es = method == "es"
+        per_step = (config.population_size if es else config.num_generations) * (
+            config.images_per_member if es else config.prompts_per_step
+        )
+        budget["images"] = per_step * config.max_steps * config.gradient_accumulation_steps
         budgets[method] = budget
     differ = [
         f"{method}: {name} is {value!r}, es has {budgets['es'][name]!r}"
