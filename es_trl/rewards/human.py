@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header(
             "Content-Security-Policy",
-            f"default-src 'none'; img-src 'self'; connect-src 'self'; script-src {inline}; style-src {inline}; "
+            f"default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src {inline}; style-src {inline}; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         )
         self.end_headers()
