@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from es_trl import assets
 from es_trl.es import make_generator
 from es_trl.trainer import METHODS as KNOWN
-from es_trl.trainer import method_classes
+from es_trl.trainer import PolicyGradientTrainer, method_classes
 
 
 @dataclass
@@ -39,6 +40,8 @@ METRICS = {
     "rewards/redness/mean", "rewards/redness/std", "rewards/brightness/mean", "rewards/brightness/std", "step_time",
     "images_per_second", "num_images", "memory/peak_gb",
 }  # fmt: skip
+TRAINERS_OWN = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+DOCS = Path(__file__).parents[1] / "docs"
 CLOCK = ("time", "runtime", "per_second", "memory", "_gb")
 STEPS = 4
 
@@ -112,6 +115,17 @@ def test_it_logs_the_agreed_metrics(run):
         assert entry["num_images"] == entry["step"] * method.images_per_step
         assert entry["reward"] == pytest.approx(entry["rewards/redness/mean"] + 0.1 * entry["rewards/brightness/mean"])
         assert entry["grad_norm"] > 0
+
+
+def test_its_page_names_the_metrics_it_logs_and_no_other(run):
+    method, trainer, _, _ = run
+    logged = {name for entry in trainer.state.log_history if "reward" in entry for name in entry}
+    logged = {re.sub("redness|brightness", "<name>", name) for name in logged} - TRAINERS_OWN
+    pages = [method.name] + ["policy_gradient"] * isinstance(trainer, PolicyGradientTrainer)
+    texts = [(DOCS / f"{page}.md").read_text().partition("## Logged metrics")[2] for page in pages]
+    lines = [line for text in texts for line in text.partition("\n## ")[0].splitlines()]
+    rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall("`([^`]+)`", row)} - TRAINERS_OWN == logged
 
 
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(run, tmp_path):

@@ -272,6 +272,16 @@ def test_the_comparison_has_rows_for_both_step_counts(tmp_path):
     assert (Path(tmp_path) / "samples" / "before_after.jpg").exists()
 
 
+def test_the_method_of_ones_own_on_the_page_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "policy_gradient.md"
+    code = page.read_text().partition("## A method of your own")[2].partition("```python\n")[2].partition("```")[0]
+    scope = {"__name__": "page"}
+    exec(compile(code, str(page), "exec"), scope)
+    assert scope["trainer"].state.log_history[0]["policy/update_norm"] > 0
+    assert '"method": "leave_one_out"' in (tmp_path / "outputs/leave_one_out/es_config.json").read_text()
+
+
 # --- settings ---
 
 

@@ -68,7 +68,7 @@ FAULTS = [
     ({"reward_retries": 0.5}, "reward_retries must be a whole number"),
     ({"max_invalid_fraction": 1.0}, "max_invalid_fraction must be at least 0 and below 1, got 1.0"),
     ({"dtype": "fp8"}, "dtype must be one of float32, bfloat16, float16; got 'fp8'"),
-    ({"scale_rewards": True}, "scale_rewards must be one of group, batch, none; got True"),
+    ({"scale_rewards": 1}, "scale_rewards must be one of group, batch, none; got 1"),
     ({"multi_objective_aggregation": "mean"}, "multi_objective_aggregation must be one of .*got 'mean'"),
     ({"pipeline_kwargs": "{"}, "pipeline_kwargs must be a JSON object, got '{'"),
     ({"model_init_kwargs": "[1]"}, r"model_init_kwargs must be a mapping, got \[1\]"),
@@ -155,6 +155,10 @@ def test_settings_of_the_pipeline_are_checked_against_its_call(tmp_path):
 
 
 # --- what is accepted ---
+
+
+def test_scale_rewards_may_be_a_bool_as_in_trl(tmp_path):
+    assert [tiny_config(tmp_path, scale_rewards=value).scale_rewards for value in (True, False)] == ["group", "none"]
 
 
 def test_defaults_that_differ_from_the_trainer_s():

@@ -29,6 +29,7 @@ class Fitness:
 
     @property
     def num_valid(self) -> int:
+        """How many members count."""
         return int(self.valid.sum())
 
 

@@ -42,10 +42,12 @@ class Population:
 
     @property
     def num_directions(self) -> int:
+        """Directions of a step: one per pair, or one per independent member."""
         return self.size // 2 if self.antithetic else self.size
 
     @property
     def group_size(self) -> int:
+        """Members of one group."""
         return self.size // self.groups
 
     def columns(self, member: int, num_columns: int) -> range:

@@ -23,9 +23,11 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """The noise rank r."""
         return self.U.shape[-1]
 
     def select(self, directions: torch.Tensor) -> "Factors":
+        """The factors of some directions: `(D',)` indices in [0, D), which may repeat."""
         return Factors(self.U[directions], self.V[directions])
 
     def dense(self) -> torch.Tensor:

@@ -57,9 +57,11 @@ class SearchSpace(ABC):
                 module.weight.copy_(factor.view_as(module.weight))
 
     def modules(self, layer: LoraLayer) -> tuple[nn.Module, nn.Module]:
+        """The pipeline's own modules of the factors A and B of `layer`."""
         return layer.lora_A[self.adapter_name], layer.lora_B[self.adapter_name]
 
     def to(self, device: torch.device) -> None:
+        """Moves theta and the constants, keeping the Parameters that an optimizer may hold."""
         for site in self.sites:
             site.theta.data = site.theta.data.to(device)
             if site.left is not None:

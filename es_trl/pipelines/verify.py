@@ -27,6 +27,7 @@ class PopulationCheck:
 
     @property
     def ok(self) -> bool:
+        """Fused, and equal to a thousandth of the spread between members."""
         return self.fused and self.max_difference <= 1e-3 * max(self.spread, 1e-12)
 
 

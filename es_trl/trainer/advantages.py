@@ -105,6 +105,7 @@ class PromptStatistics:
         return {prompt: list(kept) for prompt, kept in self.rewards.items()}
 
     def restore(self, state: dict[str, list[float]]) -> None:
+        """Goes on from what `to_json` gave."""
         self.rewards = {prompt: deque(kept, maxlen=self.buffer_size) for prompt, kept in state.items()}
 
 

@@ -77,7 +77,8 @@ class DiffusionConfig(TrainingArguments):
         reward_weights (`list[float]`, *optional*):
             One weight per reward function; ones by default.
         scale_rewards (`str`, *optional*, defaults to `"group"`):
-            `"group"`, `"batch"` or `"none"`: how rewards are centred and scaled.
+            `"group"`, `"batch"` or `"none"`: how rewards are centred and scaled. As in TRL, `True` means `"group"` and
+            `False` `"none"`.
         multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
             `"sum_then_normalize"` or `"normalize_then_sum"`, for several reward functions.
         reward_retries (`int`, *optional*, defaults to `0`):
@@ -298,12 +299,15 @@ class DiffusionConfig(TrainingArguments):
         self.require_choice("early_warning", EARLY_WARNING)
         self.require_choice("reward_failure", REWARD_FAILURE)
         self.require_choice("save_failure", SAVE_FAILURE)
+        if isinstance(self.scale_rewards, bool):
+            self.scale_rewards = "group" if self.scale_rewards else "none"
         self.require_choice("scale_rewards", SCALE_REWARDS)
         self.require_choice("multi_objective_aggregation", AGGREGATIONS)
 
     # ---- checks that subclasses use too ----
 
     def require_integer(self, name: str, minimum: int) -> None:
+        """Raises `ValueError` unless the field `name` is a whole number of at least `minimum`."""
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
@@ -311,6 +315,7 @@ class DiffusionConfig(TrainingArguments):
     def require_number(
         self, name: str, minimum: float = -math.inf, above: float = -math.inf, below: float = math.inf
     ) -> None:
+        """Raises `ValueError` unless the field `name` is a finite number within the bounds."""
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}.")
@@ -320,6 +325,7 @@ class DiffusionConfig(TrainingArguments):
             raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}.")
 
     def require_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Raises `ValueError` unless the field `name` is one of `allowed`."""
         if getattr(self, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
 

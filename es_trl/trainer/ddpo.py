@@ -50,6 +50,7 @@ class DDPOTrainer(PolicyGradientTrainer):
         self.add_callback(PromptStatisticsState(self))
 
     def advantages(self, rollout: Rollout) -> np.ndarray:
+        """`(P, G)`; takes the rewards of `rollout` into the prompts' statistics first."""
         trackers = iter(self.statistics)
 
         def normalise(rewards: np.ndarray) -> np.ndarray:

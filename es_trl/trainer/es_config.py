@@ -57,7 +57,7 @@ class ESConfig(DiffusionConfig):
             As in TrainingArguments. A constant step lets theta drift in the directions that carry no signal.
     """
 
-    population_size: int = field(default=64, metadata={"help": "Members per step, at least 1; even if antithetic."})
+    population_size: int = field(default=64, metadata={"help": "Members per step, at least 2; even if antithetic."})
     antithetic: bool = field(
         default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
     )

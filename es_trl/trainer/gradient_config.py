@@ -27,8 +27,8 @@ class GradientConfig(DiffusionConfig):
             Images whose graph is held at once, at least 1 (DPO: noisy latents, at least the 2 of a pair). It sets the
             memory of training; results change by float rounding only.
         checkpoint_activations (`bool`, *optional*, defaults to `False`):
-            Recompute the denoiser's activations in the backward pass instead of keeping them: less memory, a third
-            more time.
+            Recompute the denoiser's activations in the backward pass instead of keeping them: less memory, one more
+            forward pass.
         es_space (`str`, *optional*, defaults to `"lora"`):
             What is moved: `"lora"` (both factors), `"lora_b"` (only B) or `"lora_xs"` (a core between the frozen
             weight's top singular vectors); the same word as in [`ESConfig`].

@@ -33,6 +33,7 @@ class GroupBatch:
 
     @classmethod
     def from_rows(cls, rows: list[dict], num_generations: int, step: int, micro: int) -> "GroupBatch":
+        """From `P` rows of a data set with the column "prompt" and any others."""
         names = [name for name in rows[0] if name != "prompt"]
         columns = {name: [row[name] for row in rows] for name in names}
         return cls([row["prompt"] for row in rows], columns, num_generations, step, micro)

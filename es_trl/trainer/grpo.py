@@ -40,15 +40,18 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     @property
     def beta(self) -> float:
+        """Weight of the KL divergence from the frozen base."""
         return self.args.beta
 
     def advantages(self, rollout: Rollout) -> np.ndarray:
+        """`(P, G)` group advantages (Flow-GRPO, arXiv 2505.05470)."""
         normalise = partial(group_advantages, scale=self.args.scale_rewards)
         return combine(rollout.scores, self.rewards.weights, normalise, self.args.multi_objective_aggregation)
 
     def log_ratio(
         self, gaussian: Gaussian, state: torch.Tensor, old: torch.Tensor, old_mean: torch.Tensor
     ) -> torch.Tensor:
+        """`(B,)`; with `loss_type="grpo_guard"` centred and rescaled (GRPO-Guard, arXiv 2510.22319)."""
         log_ratio = super().log_ratio(gaussian, state, old, old_mean)
         if self.args.loss_type == "grpo":
             return log_ratio

@@ -49,9 +49,11 @@ class PrefGRPOTrainer(GRPOTrainer):
             self._judge.load()
 
     def judge(self) -> Judge | None:
+        """`pairwise_judge`, if there is one."""
         return self._judge
 
     def advantages(self, rollout: Rollout) -> np.ndarray:
+        """`(P, G)` group advantages of win rates: the judge's, or those of the rewards."""
         if rollout.preferences is not None:
             self._log_spread(rollout.preferences)
             advantages = group_advantages(rollout.preferences, self.args.scale_rewards)

@@ -38,6 +38,7 @@ class PromptBatch:
 
     @classmethod
     def from_rows(cls, rows: list[dict], images_per_prompt: int) -> "PromptBatch":
+        """From the rows of a data set with the column "prompt" and any others."""
         repeated = [row for row in rows for _ in range(images_per_prompt)]
         names = [name for name in rows[0] if name != "prompt"]
         return cls(
