@@ -244,6 +244,20 @@ def test_callbacks_are_called_and_may_stop_the_run(tmp_path):
     assert events[-1] == "on_train_end"
 
 
+def test_images_are_counted_where_an_epoch_ends_with_a_smaller_step(tmp_path):
+    """Three prompt batches an epoch, two a step: the second step of each epoch has one."""
+    shown = []
+
+    def counted(images, **_):
+        shown.extend(images)
+        return redness(images)
+
+    trainer = tiny_trainer(tmp_path, counted, gradient_accumulation_steps=2, max_steps=3)
+    trainer.train()
+    assert trainer.images_drawn == len(shown) == (2 + 1 + 2) * 2 * 4
+    assert trainer.state.log_history[1]["num_images"] == (2 + 1) * 2 * 4
+
+
 METRICS = {
     "loss", "grad_norm", "learning_rate", "epoch", "step", "reward", "reward_std", "frac_reward_zero_std",
     "rewards/redness/mean", "rewards/redness/std", "rewards/brightness/mean", "rewards/brightness/std", "step_time",

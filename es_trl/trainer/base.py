@@ -226,7 +226,11 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
     @property
     def images_drawn(self) -> int:
         """Images drawn for training so far, counting the steps before a resume."""
-        return self.state.global_step * self.args.gradient_accumulation_steps * self.images_per_batch
+        # The last step of an epoch accumulates what prompt batches are left.
+        accumulated = self.args.gradient_accumulation_steps
+        batches = len(self.train_dataset) // self.args.prompts_per_step
+        epochs, steps = divmod(self.state.global_step, math.ceil(batches / accumulated))
+        return (epochs * batches + min(steps * accumulated, batches)) * self.images_per_batch
 
     @property
     def images_per_batch(self) -> int:
