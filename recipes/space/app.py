@@ -91,15 +91,18 @@ def build(painter: Painter):
             f"Base **{Path(painter.base_model).name}**, adapter **{Path(painter.adapter).name}**, steps: {steps}. "
             "Both pictures start from the same noise; only the LoRA differs."
         )
-        with gr.Row():
-            prompt = gr.Textbox(EXAMPLES[0], label="Prompt", scale=4)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
-            new_seed = gr.Button("New seed", scale=1)
-        scale = gr.Slider(0.0, 2.0, 1.0, step=0.05, label="Strength of the adapter (0 is the base, 1 as trained)")
+        with gr.Row(equal_height=True):
+            prompt = gr.Textbox(EXAMPLES[0], label="Prompt", scale=4, min_width=300)
+            button = gr.Button("Draw", variant="primary", scale=1, min_width=100)
         with gr.Row():
             base = gr.Image(label="Base", format="png", interactive=False)
             adapter = gr.Image(label="Adapter", format="png", interactive=False)
-        button = gr.Button("Draw", variant="primary")
+        with gr.Row(equal_height=True):
+            scale = gr.Slider(
+                0.0, 2.0, 1.0, step=0.05, label="Strength of the adapter (0 is the base, 1 as trained)", scale=4
+            )
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=100)
+            new_seed = gr.Button("New seed", scale=1, min_width=100)
         gr.Examples(EXAMPLES, prompt)
         inputs, outputs = [prompt, seed, scale], [base, adapter]
         button.click(draw, inputs, outputs)
