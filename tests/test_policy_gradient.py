@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from es_trl import DDPOConfig, DiffusionDPOConfig, GRPOConfig, PrefGRPOConfig
 from es_trl.trainer.advantages import win_rates
 from es_trl.trainer.group_rollout import GroupBatch, Rollout
+from es_trl.trainer.work_shares import warn_if_idle
 
 
 class Gradients(TrainerCallback):
@@ -217,6 +218,33 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_its_update(tmp_path, 
     with pytest.raises(RuntimeError, match="Step 0: the gradient is not finite.*Lower learning_rate"):
         trainer.train()
     assert all(torch.isfinite(value).all() for value in trainer.adapter.theta.values())
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (False, "Out of memory at step 0 with images_per_forward=3. Lower it"),
+        (True, "Out of memory at step 0, gradient with images_per_backward=16. Lower it, set checkpoint_activations"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(tmp_path, method, grad, message):
+    trainer = tiny_policy(tmp_path, method, max_steps=1, es_space="lora_xs")
+
+    def full(*_):
+        if torch.is_grad_enabled() == grad:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer.adapter.denoiser.register_forward_pre_hook(full)
+    with pytest.raises(RuntimeError, match=message):
+        trainer.train()
+
+
+def test_processes_without_work_are_counted(caplog):
+    warn_if_idle(4, 4, "prompts_per_step", "images_per_forward")
+    assert not caplog.text
+    warn_if_idle(8, 4, "prompts_per_step", "images_per_forward")
+    assert "Only 4 of 8 processes have work in a step: raise prompts_per_step or lower images_per_for" in caplog.text
 
 
 def test_the_window_moves_on(tmp_path):

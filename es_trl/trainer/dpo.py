@@ -70,9 +70,9 @@ class DiffusionDPOTrainer(GradientTrainer):
 
     @property
     def prompts_per_block(self) -> int:
-        """Prompts that one process works on at a time; fixed by the config, so that results do not depend on W."""
+        """As drawn online; offline as many pairs as one backward pass holds."""
         if self.args.online:
-            return self.args.groups_per_block
+            return super().prompts_per_block
         return max(1, self.args.images_per_backward // (2 * self.args.noise_draws))
 
     def training_step(
@@ -103,7 +103,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         scale = 1 / (max(total, 1) * self.args.noise_draws)
         gradients = self.block_gradients(range(blocks))
         sums = torch.zeros(5, dtype=torch.float64)
-        with self.peers.together(f"step {key[0]}, gradient"):
+        with self.share_of(f"step {key[0]}, gradient", "images_per_backward"):
             for block in gradients.mine:
                 gradients.begin_block()
                 sums += self._backward(pairs[block], scale, key)
@@ -144,7 +144,7 @@ class DiffusionDPOTrainer(GradientTrainer):
     ) -> tuple[dict[int, Pairs], int]:
         """The pictures of the data set as latents: this process's blocks, and the number of all pairs."""
         pairs = {}
-        with self.peers.together("reading pairs"):
+        with self.share_of("reading pairs", "images_per_forward"):
             for block, part in enumerate(blocks):
                 if self.owner(block) == self.args.process_index:
                     chosen, rejected = self.args.chosen_column, self.args.rejected_column
@@ -164,7 +164,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         scores = np.zeros((len(rows), group, len(self.rewards)))
         latents: dict[int, torch.Tensor] = {}
         times = np.zeros(2)
-        with self.peers.together(f"step {step}"):
+        with self.share_of(f"step {step}", "images_per_forward"):
             for block, part in enumerate(blocks):
                 if self.owner(block) == self.args.process_index:
                     keys = [(j, g) for j in range(part.start, part.stop) for g in range(group)]

@@ -17,6 +17,7 @@ from .memory import peak_memory_gb
 from .micro_batches import MicroBatches, digest_of, source_of
 from .reward_checks import log_rewards, refuse_missing
 from .rollout import PopulationRollout, PromptBatch
+from .work_shares import warn_if_idle
 
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class ESTrainer(DiffusionTrainer):
             config.process_index,
             config.world_size,
         )
+        shares = len(self.population.chunks(config.members_per_forward))
+        warn_if_idle(config.world_size, shares, "population_size", "members_per_forward")
         self.journal = Journal(config.output_dir, self.is_world_process_zero(), self.may_fail)
         keep = config.output_dir if config.save_strategy != SaveStrategy.NO else None
         self.rollout.micro_batches = MicroBatches(

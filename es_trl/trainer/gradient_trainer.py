@@ -1,8 +1,10 @@
 """GradientTrainer: what the methods that backpropagate through the denoiser share."""
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from .gradient_config import GradientConfig
 from .gradient_steps import BlockGradients
 from .memory import peak_memory_gb
 from .reward_checks import log_rewards, refuse_missing, zero_spread
+from .work_shares import warn_if_idle
 
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,9 @@ class GradientTrainer(DiffusionTrainer):
         super().__init__(*args, **kwargs)
         if self.args.checkpoint_activations:
             self.adapter.denoiser.enable_gradient_checkpointing()
+        blocks = math.ceil(self.args.prompts_per_step / self.prompts_per_block)
+        lower = "images_per_forward" if self.images_per_batch else "images_per_backward"
+        warn_if_idle(self.args.world_size, blocks, "prompts_per_step", lower)
         self.add_callback(AdapterNormsCallback(self))
         self._warned_constant = False
 
@@ -44,6 +50,11 @@ class GradientTrainer(DiffusionTrainer):
     @property
     def images_per_batch(self) -> int:
         return self.args.prompts_per_step * self.args.num_generations
+
+    @property
+    def prompts_per_block(self) -> int:
+        """Prompts that one process works on at a time; fixed by the config, so that results do not depend on W."""
+        return self.args.groups_per_block
 
     def owner(self, block: int) -> int:
         """The process that draws `block` and computes its gradient."""
@@ -81,11 +92,24 @@ class GradientTrainer(DiffusionTrainer):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    @contextmanager
+    def share_of(self, what: str, field: str) -> Iterator[None]:
+        """This process's share of `what`, whose memory the config's `field` sets; all end as the worst does."""
+        with self.peers.together(what):
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise RuntimeError(
+                    f"Out of memory at {what} with {field}={getattr(self.args, field)}. Lower it, set "
+                    'checkpoint_activations=True, dtype="bfloat16" or release_text_encoder=True, or draw smaller '
+                    "pictures (height, width)."
+                ) from error
+
     # ---- scores and logs ----
 
     def collect(self, values: np.ndarray) -> np.ndarray:
         """Takes every group's numbers `(P, ...)` from the process that drew it: only these few travel."""
-        owners = [self.owner(group // self.args.groups_per_block) for group in range(len(values))]
+        owners = [self.owner(group // self.prompts_per_block) for group in range(len(values))]
         return self.peers.gather(torch.from_numpy(values)).numpy()[owners, np.arange(len(values))]
 
     def check_and_log_rewards(self, rewards: np.ndarray, scores: np.ndarray, prompts: Sequence[str]) -> None:

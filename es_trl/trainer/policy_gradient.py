@@ -125,7 +125,7 @@ class PolicyGradientTrainer(GradientTrainer):
         return steps[start : start + size]
 
     def _draw(self, batch: GroupBatch) -> Rollout:
-        with self.peers.together(f"step {batch.step}"):
+        with self.share_of(f"step {batch.step}", "images_per_forward"):
             rollout = self.rollout.draw(
                 batch, self.trained_steps(), self.judge(), trainer_state=self.state, log_metric=self.add_metric
             )
@@ -153,10 +153,10 @@ class PolicyGradientTrainer(GradientTrainer):
     ) -> float:
         """Adds the gradient of the mean loss over the images of `blocks` to `.grad`; returns that loss."""
         gradients = self.block_gradients(blocks)
-        groups = rollout.batch.blocks(self.args.groups_per_block)
+        groups = rollout.batch.blocks(self.prompts_per_block)
         images = sum(len(groups[block]) for block in blocks) * rollout.batch.num_generations
         totals: dict[str, float] = defaultdict(float)
-        with self.peers.together(f"step {rollout.batch.step}, gradient"):
+        with self.share_of(f"step {rollout.batch.step}, gradient", "images_per_backward"):
             for block in gradients.mine:
                 gradients.begin_block()
                 for piece in rollout.pieces[block]:
