@@ -9,7 +9,7 @@ from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, toy_trainer, train, wait
 
 from es_trl.trainer import checkpoint, verify_run
-from es_trl.trainer.checkpoint import last_checkpoint, verify_checkpoint
+from es_trl.trainer.checkpoint import last_checkpoint
 from es_trl.trainer.journal import JOURNAL, read_lines
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
