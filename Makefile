@@ -13,7 +13,7 @@ CONFIG ?= recipes/tiny_sana_sprint/es/config.yaml
 SOURCES := es_trl recipes tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test style quality bench docs
+.PHONY: help install demo test style quality bench audit docs
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ quality: $(STAMP)  ## check format and lint, change nothing
 
 bench: $(STAMP)  ## throughput, step overhead and memory as JSON
 	$(PY) recipes/benchmarks/throughput.py
+
+audit: $(STAMP)  ## look the installed packages up in the database of vulnerabilities (needs the network)
+	$(PY) .ci/audit.py
 
 docs: $(STAMP)  ## build the documentation into outputs/site
 	$(PY) -m pip install -qq --editable '.[docs]'

@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,7 +96,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
         self.adapter = self._load_adapter(model, lora_config, args)
         self.base_model = model if isinstance(model, str) else model.name_or_path or type(model).__name__
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._metrics: dict[str, tuple[float, int]] = {}
         self._micro_step, self._micro = -1, -1
         self.training_seconds = 0.0
         super().__init__(
@@ -315,7 +314,8 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
     def add_metric(self, name: str, value: float) -> None:
         """Collects a number of this step; its mean over the steps since the last log is logged."""
-        self._metrics[name].append(float(value))
+        total, count = self._metrics.get(name, (0.0, 0))
+        self._metrics[name] = (total + float(value), count + 1) if math.isfinite(value) else (total, count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
@@ -323,9 +323,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         without any finite value is logged as None.
         """
         if not any(key.startswith(("eval_", "test_")) for key in logs):
-            for name, values in self._metrics.items():
-                finite = [value for value in values if math.isfinite(value)]
-                logs[name] = sum(finite) / len(finite) if finite else None
+            logs |= {name: total / count if count else None for name, (total, count) in self._metrics.items()}
             self._metrics.clear()
         logs |= {"num_images": self.images_drawn, "train_time": self.clock.seconds}
         super().log(logs, start_time)

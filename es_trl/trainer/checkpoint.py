@@ -219,8 +219,18 @@ def check_trainer_state(directory: str | os.PathLike) -> None:
 
 
 def load_logs(directory: str | os.PathLike) -> dict[str, Any] | None:
-    """What had been collected for the next log when the checkpoint was written."""
-    return read_json(directory, SCALARS_FILE).get("logs")
+    """
+    What had been collected for the next log when the checkpoint was written: `loss`, `logged_at` (step), and `sums`,
+    the total and number of the finite values of every metric.
+    """
+    logs = read_json(directory, SCALARS_FILE).get("logs")
+    if logs is None:
+        return None
+    try:
+        sums = {name: (float(total), int(count)) for name, (total, count) in logs.get("sums", {}).items()}
+        return {"loss": float(logs["loss"]), "logged_at": int(logs["logged_at"]), "sums": sums}
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointCorrupt(f"{Path(directory, SCALARS_FILE)} holds no sums for the next log: {error}.") from error
 
 
 def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any]:
@@ -255,7 +265,8 @@ def _errno(error: BaseException) -> int | None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    with open(path, "rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
 def _sync(path: Path) -> None:

@@ -213,7 +213,7 @@ class SavingMixin:
         return {
             "loss": float(self._tr_loss),
             "logged_at": self._globalstep_last_logged,
-            "metrics": {name: list(values) for name, values in self._metrics.items()},
+            "sums": self._metrics,
         }
 
     def restore_pending_logs(self) -> None:
@@ -222,7 +222,7 @@ class SavingMixin:
         if pending is not None:
             self._tr_loss.fill_(pending["loss"])
             self._globalstep_last_logged = pending["logged_at"]
-            self._metrics.update({name: list(values) for name, values in pending["metrics"].items()})
+            self._metrics = pending["sums"]
 
     def _update_callback_states(self) -> None:
         states = defaultdict(list)

@@ -149,7 +149,9 @@ SEEDS = {
     "scores of a journal": [bytes([2, 2, 1]) + b"\n" + SCORES.encode()],
     "manifest": [json.dumps(dict.fromkeys(FILES, ENTRY)).encode()],
     "trainer state": [json.dumps(STATE).encode()],
-    "optimizer state": [b'{"param_groups": [{"lr": 0.1}], "state": {}, "logs": {"loss": 1.0, "metrics": {}}}'],
+    "optimizer state": [
+        b'{"param_groups": [{"lr": 0.1}], "state": {}, "logs": {"loss": 1.0, "logged_at": 2, "sums": {"a": [0.5, 2]}}}'
+    ],
     "safetensors": [save({"theta.a": torch.ones(2, 3), "optimizer.0.m": torch.zeros(4)})],
     "reply of a remote reward": [b'{"scores": [0.5, null]}', b"[1, 2e3]"],
 }
