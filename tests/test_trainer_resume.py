@@ -35,7 +35,7 @@ OPTIMIZERS = {
     },
     "accumulation, anchor": {"gradient_accumulation_steps": 2, "prompts_per_step": 1, "anchor_decay": 0.1},
 }
-CLOCK = ("time", "runtime", "per_second", "overhead")
+CLOCK = ("time", "runtime", "per_second", "overhead", "memory")
 
 
 class StopAt(TrainerCallback):

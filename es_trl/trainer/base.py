@@ -36,6 +36,7 @@ from .pushing import PushingMixin
 from .reporting import ReportingMixin
 from .saving import SavingMixin, check_writable
 from .stopping import RunCallback, StopSignals
+from .trackers import check_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         if not isinstance(args, self.config_class):
             raise TypeError(f"args must be a {self.config_class.__name__}, got {type(args).__name__}.")
         check_writable(args.output_dir)
+        check_trackers(args.report_to)
         if isinstance(model, DiffusionPipeline):
             check_pipeline(model)
             if args.model_init_kwargs:

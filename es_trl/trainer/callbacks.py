@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..es import make_generator
 from ..evaluation.grids import contact_sheet, member_strip
+from .journal import read_lines
 from .trackers import has_tracker, log_media
 
 
@@ -160,11 +161,11 @@ class SampleCallback(TrainerCallback):
         sheet.save(self._path(name), quality=92, subsampling=0)
         entries = []
         if os.path.exists(metadata):
-            with open(metadata, encoding="utf-8") as file:
-                entries = [old for old in map(json.loads, file) if old["step"] <= step and old["file_name"] != name]
+            entries = [old for old in read_lines(metadata) if old["step"] <= step and old["file_name"] != name]
         entries.append({"file_name": name, "step": step, **entry})
-        with open(metadata, "w", encoding="utf-8") as file:
+        with open(f"{metadata}.tmp", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        os.replace(f"{metadata}.tmp", metadata)
 
 
 def tiles(rows: list[list], longest: int = 256):

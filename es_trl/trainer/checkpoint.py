@@ -56,7 +56,9 @@ def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
             _sync(path)
         write_json(temporary / MANIFEST, manifest)
         _sync(temporary / MANIFEST)
+        _sync(temporary)
         _replace_directory(temporary, directory)
+        _sync(directory.parent)
     except BaseException as error:
         written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,29 +110,47 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """The newest whole checkpoint of a run, or None; damaged ones are named in a warning and passed over."""
-    folders = []
-    if os.path.isdir(output_dir):
-        for name in os.listdir(output_dir):
-            prefix, _, step = name.rpartition("-")
-            if prefix == PREFIX_CHECKPOINT_DIR and step.isdigit():
-                folders.append((int(step), os.path.join(output_dir, name)))
-    for _, folder in sorted(folders, reverse=True):
+    for _, folder in _checkpoints(output_dir):
         try:
             verify_checkpoint(folder)
         except CheckpointCorrupt as error:
             logger.warning("Passing over a checkpoint that is not whole: %s", error)
         else:
-            return folder
+            return str(folder)
     return None
+
+
+def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
+    """Steps and folders, the newest first."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    numbers = [(folder.name.rpartition("-")[2], folder) for folder in folders]
+    return sorted(((int(n), folder) for n, folder in numbers if n.isascii() and n.isdigit()), reverse=True)
 
 
 def remove_torn_saves(output_dir: str | os.PathLike) -> None:
     """Removes what a run that was killed while saving left behind."""
-    for folder in Path(output_dir).glob(f".tmp-*{PREFIX_CHECKPOINT_DIR}-*"):
-        pid = folder.name.rpartition("-")[2]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
-            logger.warning("Removing %s, which a killed run did not finish writing.", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+    for path in Path(output_dir).glob(".tmp-*"):
+        pid = path.name.rpartition("-")[2]
+        # In a container, the run before this one may have had this very number.
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            logger.warning("Removing %s, which a killed run did not finish writing.", path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def set_aside_later(output_dir: str | os.PathLike, step: int) -> None:
+    """
+    Renames the checkpoints after `step` to `superseded-...`, and says so: a run that goes back to an earlier one, or
+    starts afresh, is another run than theirs, and must not be resumed from them.
+    """
+    for later, folder in reversed(_checkpoints(output_dir)):
+        if later > step:
+            aside = folder.with_name(f"superseded-{folder.name}")
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = folder.with_name(f"superseded-{number}-{folder.name}")
+            logger.warning("%s is later than step %d, where this run begins: it is now %s.", folder, step, aside.name)
+            os.replace(folder, aside)
 
 
 def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
@@ -208,14 +228,18 @@ def load_optimizer_state(directory: str | os.PathLike, optimizer, lr_scheduler) 
         ) from error
 
 
-def check_trainer_state(directory: str | os.PathLike) -> None:
-    """Raises `CheckpointCorrupt` unless the Trainer can read its state, so that it never starts on half of one."""
+def check_trainer_state(directory: str | os.PathLike) -> int:
+    """
+    The step of a checkpoint. Raises `CheckpointCorrupt` unless the Trainer can read its state, so that it never starts
+    on half of one.
+    """
     state, known = read_json(directory, STATE_JSON), {field.name for field in dataclasses.fields(TrainerState)}
     steps = [state.get(name) for name in ("global_step", "max_steps")]
     if not state.keys() <= known or any(type(step) is not int or step < 0 for step in steps):
         raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
     if not isinstance(state.get("log_history"), list) or not isinstance(state.get("stateful_callbacks"), dict):
         raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
+    return state["global_step"]
 
 
 def load_logs(directory: str | os.PathLike) -> dict[str, Any] | None:
@@ -270,8 +294,12 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace_directory(source: Path, target: Path) -> None:

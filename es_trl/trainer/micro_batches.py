@@ -73,8 +73,9 @@ class MicroBatches:
 
     def empty_files(self) -> None:
         """A checkpoint holds what the scores were for; what was found of later steps is still known."""
-        for path in self._files() if self.process_index == 0 else [self._file()] * (self.folder is not None):
-            path.unlink(missing_ok=True)
+        if self.folder is not None:
+            for path in self._files() if self.process_index == 0 else [self._file()]:
+                path.unlink(missing_ok=True)
 
     def begin(
         self, theta: str, step: int, micro: int, prompts: Sequence[str], columns: Mapping[str, Sequence] | None = None

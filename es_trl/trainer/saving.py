@@ -29,6 +29,7 @@ from .checkpoint import (
     read_json,
     remove_torn_saves,
     save_training_state,
+    set_aside_later,
     verify_checkpoint,
     write_json,
     writing_checkpoint,
@@ -40,11 +41,13 @@ logger = logging.getLogger(__name__)
 
 # Settings that may differ on resume without a word: where and how often things are written, not what is computed.
 FREE_ON_RESUME = {
-    "output_dir", "run_name", "report_to", "logging_dir", "resume_from_checkpoint", "disable_tqdm", "max_steps",
+    "output_dir", "run_name", "report_to", "logging_dir", "resume_from_checkpoint", "disable_tqdm",
     "logging_steps", "save_steps", "eval_steps", "sample_steps", "save_total_limit", "local_rank", "log_level",
-    "num_train_epochs", "save_failure", "reward_timeout", "push_to_hub", "hub_model_id",
+    "save_failure", "reward_timeout", "push_to_hub", "hub_model_id",
     "hub_strategy", "hub_private_repo", "hub_revision",
 }  # fmt: skip
+SET_THE_SCHEDULE = {"max_steps", "num_train_epochs"}  # which decays towards the last step
+BESIDE_CONFIG = ("reward_funcs", "reward_weights", "train_prompts")  # of what ran, though no fields of the config
 
 
 def check_writable(output_dir: str) -> None:
@@ -75,11 +78,13 @@ class SavingMixin:
         """
         if self.args.should_save:
             remove_torn_saves(self.args.output_dir)
-        self.resumed_from = None
+        self.resumed_from, step = None, 0
         if resume_from_checkpoint:
             self.resumed_from = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            check_trainer_state(self.resumed_from)
+            step = check_trainer_state(self.resumed_from)
             self._report_changes(self.resumed_from)
+        if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            set_aside_later(self.args.output_dir, step)
         self.theta_is_whole = False  # until the loop has loaded what it continues from
         with self.stop_signals:
             try:
@@ -185,7 +190,7 @@ class SavingMixin:
             yield
         except OSError as error:
             if self.args.save_failure != "warn":
-                raise
+                raise OSError(error.errno, f"{what} could not be written: {error.strerror or error}") from error
             if what not in self._refused:
                 logger.warning('%s could not be written; the run goes on (save_failure="warn"). %s', what, error)
             self._refused.add(what)
@@ -271,10 +276,12 @@ class SavingMixin:
             logger.info(
                 "Resuming on %d processes what %s began: same numbers.", self.args.world_size, saved["num_processes"]
             )
-        keys = sorted(set(saved["config"]) & set(now["config"]) - FREE_ON_RESUME)
-        changed = [k for k in keys if saved["config"][k] != json.loads(json.dumps(now["config"][k], default=str))]
+        before, after = ({**run["config"], **{k: run.get(k) for k in BESIDE_CONFIG}} for run in (saved, now))
+        free = FREE_ON_RESUME | (SET_THE_SCHEDULE if "constant" in str(after["lr_scheduler_type"]) else set())
+        keys = sorted(set(before) & set(after) - free)
+        changed = [key for key in keys if before[key] != json.loads(json.dumps(after[key], default=str))]
         if changed:
-            lines = ", ".join(f"{key}: {saved['config'][key]!r} -> {now['config'][key]!r}" for key in changed)
+            lines = ", ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
             logger.warning("Resuming with other settings than the checkpoint's (%s).", lines)
 
     # ---- the run folder ----

@@ -7,9 +7,25 @@ import numpy as np
 from PIL import Image
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 
 logger = logging.getLogger(__name__)
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raises `ValueError` for a tracker that is unknown or not installed; the Trainer finds out after the model."""
+    here = get_available_reporting_integrations()
+    for name in report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"report_to={name!r} is unknown: use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none."
+            )
+        if name not in here and name != "flyte":  # which transformers does not look for
+            raise ValueError(f"report_to={name!r} is not installed: pip install {name}, or set report_to='none'.")
 
 
 def has_tracker(trainer: Trainer) -> bool:

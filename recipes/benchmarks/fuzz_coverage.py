@@ -11,6 +11,8 @@ prints the input and its traceback.
 """
 
 import argparse
+import importlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -20,17 +22,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-PARSERS = ["es_trl.cli", "es_trl.data", "es_trl.trainer.checkpoint", "es_trl.trainer.journal", "es_trl.trainer.replay",
-           "es_trl.rewards.endpoint", "es_trl.rewards.remote", "yaml", "csv", "json"]  # fmt: skip
+PARSERS = ["es_trl.cli.arguments", "es_trl.data.prompt_files", "es_trl.trainer.checkpoint", "es_trl.trainer.journal",
+           "es_trl.trainer.replay", "es_trl.rewards.endpoint", "es_trl.rewards.remote", "yaml.reader", "yaml.scanner",
+           "yaml.parser", "yaml.composer", "yaml.constructor", "yaml.resolver", "json.decoder"]  # fmt: skip
+
+
+def instrument(module) -> None:
+    """Makes the functions and methods of a module tell atheris which way they go."""
+    import atheris
+
+    for thing in vars(module).values():
+        inside = vars(thing).values() if inspect.isclass(thing) and thing.__module__ == module.__name__ else [thing]
+        for function in inside:
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                atheris.instrument_func(function)
 
 
 def fuzz(kind: str, inputs: int, seconds: int) -> None:
     """Does not return: libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=PARSERS):
-        from recipes.benchmarks.fuzz import SEEDS, Parsers, answer
+    from recipes.benchmarks.fuzz import SEEDS, Parsers, answer
 
+    for name in PARSERS:
+        instrument(importlib.import_module(name))
     logging.disable(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="es_trl-coverage-"))
     (folder / "corpus").mkdir()

@@ -86,6 +86,12 @@ def test_three_processes_send_scores_and_nothing_else(tmp_path, alone):
     assert bytes_sent[0] == bytes_sent[1] == [8 + 10 * 8] * 2
 
 
+def test_two_processes_that_keep_nothing(tmp_path):
+    options = OPTIONS | {"save_strategy": "no", "max_steps": 1}
+    codes, outputs = ranks(2, run, tmp_path, None, options, folder=tmp_path)
+    assert codes == [0, 0], outputs
+
+
 def test_a_checkpoint_of_three_processes_loads_alone(tmp_path, alone):
     assert ranks(3, run, tmp_path, 4, folder=tmp_path)[0] == [143] * 3
     resumed = train(tmp_path, "latest", **OPTIONS)
