@@ -1,6 +1,7 @@
 """`es-trl compare`: seeds of one method are one line with an interval, and nothing is compared that must not be."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -126,3 +127,17 @@ def test_a_damaged_evaluation_costs_its_own_line_only(runs, tmp_path):
     (folder / "eval.json").write_text(json.dumps(evaluation))
     page = opened(write_comparison([folder, runs[0]], tmp_path / "page", ["damaged", "whole"]))
     assert "not evaluated" in page.text and "whole" in page.text
+
+
+def test_what_the_runs_watched_comes_before_what_only_the_evaluation_measured(runs, tmp_path):
+    """The headline is about the first reward: it should be the one that was chosen as the held-out one."""
+    copies = []
+    for run in runs:
+        copies.append(shutil.copytree(run, tmp_path / run.name))
+        table = json.loads((run / "eval.json").read_text())
+        for row in table["rows"]:
+            row["rewards"] = {"a_bystander": row["rewards"][HELD_OUT]} | row["rewards"]
+        table["paired"] += [e | {"reward": "a_bystander"} for e in table["paired"] if e["reward"] == HELD_OUT]
+        (copies[-1] / "eval.json").write_text(json.dumps(table))
+    page = write_comparison(copies, tmp_path / "page").read_text()
+    assert "a_bystander" in page and f"Under {HELD_OUT}, which training never saw" in page

@@ -161,8 +161,9 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
     rewards = list(
         dict.fromkeys(name for run in evaluated for name in wording.ordered_rewards(run.evaluation, trained))
     )
+    watched = {name for run in evaluated for name in run.watched}  # before what only the evaluation has measured
     tables = []
-    for reward in sorted(rewards, key=lambda name: name in trained):
+    for reward in sorted(rewards, key=lambda name: (name in trained, name not in watched)):
         lines = []
         for method in methods:
             images, seconds = groups.budget(method)

@@ -55,6 +55,11 @@ class Folder:
         marked = [name for name, entry in rewards.items() if isinstance(entry, dict) and entry.get("optimised")]
         return marked or list(protocol.get("trained_rewards") or [])
 
+    @property
+    def watched(self) -> list[str]:
+        """Names of the rewards that the run measured while it trained, and did not optimise."""
+        return [str(name) for name in self.config.get("eval_reward_funcs") or []]
+
     def file(self, name: str) -> Path | None:
         """A file below this folder by its relative name; `None` when there is none, or the name leads out."""
         path = self.path / name

@@ -85,7 +85,7 @@ def _labels(groups: dict[str, list[Folder]]) -> list[str]:
         others = [_settings(f) for f in firsts if f is not folder and f.config.get("method") == method]
         different = [key for key in mine if any(mine[key] != other.get(key) for other in others)]
         note = ", ".join(f"{key} {_short(mine[key])}" for key in different[:3])
-        labels.append(f"{str(method).upper()}{f' ({note})' if note else ''}")
+        labels.append(f"{wording.method(method)}{f' ({note})' if note else ''}")
     return [label if labels.count(label) == 1 else f"{label} {i + 1}" for i, label in enumerate(labels)]
 
 

@@ -153,7 +153,7 @@ def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[
         device = str(device.get("name", "GPU"))
     found = [
         ("model", config.get("base_model") or evaluation.get("model")),
-        ("method", str(config["method"]).upper() if config.get("method") else None),
+        ("method", wording.method(config["method"]) if config.get("method") else None),
         ("trained on", ", ".join(folder.trained) or None),
         ("images", wording.whole(images) if images else None),
         ("time", wording.duration(seconds) + (f" on {device}" if device else "") if seconds else None),

@@ -11,7 +11,13 @@ METRICS = {
     "frechet_distance": "Fr\u00e9chet distance to real pictures \u00d7 100 (lower is better)",
     "diversity": "diversity (distance between pictures of one prompt)",
 }
+_METHODS = {"es": "ES", "ddpo": "DDPO", "grpo": "GRPO", "pref_grpo": "Pref-GRPO", "dpo": "DPO"}
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
+
+
+def method(name: Any) -> str:
+    """A method as one writes it; one of your own as its config says."""
+    return _METHODS.get(str(name), str(name))
 
 
 def number(value: float | None, sign: bool = False) -> str:
