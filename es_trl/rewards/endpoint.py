@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 MAX_PAUSE_SECONDS = 30.0
+NAT64, IPV4_COMPATIBLE = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
 SECRET_NAME = re.compile("key|token|secret|passw|signature", re.IGNORECASE)
 
 
@@ -260,9 +261,17 @@ def _version(address) -> int:
 
 
 def _is_public(address) -> bool:
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+    address = _inner_ipv4(address) or address
     return address.is_global and not address.is_multicast
+
+
+def _inner_ipv4(address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 one stands for: mapped, 6to4, behind a translator (NAT64), or in the old form."""
+    if address.version == 4:
+        return None
+    if address in NAT64 or address in IPV4_COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def _decode(body: bytes, endpoint: Endpoint) -> Any:
