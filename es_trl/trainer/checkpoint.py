@@ -130,9 +130,10 @@ def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
 def remove_torn_saves(output_dir: str | os.PathLike) -> None:
     """Removes what a run that was killed while saving left behind."""
     for path in Path(output_dir).glob(".tmp-*"):
-        pid = path.name.rpartition("-")[2]
+        ours = re.fullmatch(rf"\.tmp-(?:(?:old-)?{PREFIX_CHECKPOINT_DIR}-\d+|journal\.jsonl)-(\d+)", path.name)
+        pid = int(ours.group(1)) if ours else None
         # In a container, the run before this one may have had this very number.
-        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+        if ours and (pid == os.getpid() or not psutil.pid_exists(pid)):
             logger.warning("Removing %s, which a killed run did not finish writing.", path)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

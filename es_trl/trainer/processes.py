@@ -101,7 +101,10 @@ class Peers:
         if self.num_processes == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.num_processes)]
-        dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        try:
+            dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        except RuntimeError as error:
+            raise PeerFailed(f"A process has gone while numbers were exchanged. gloo says: {error}") from error
         self.bytes_sent += tensor.numel() * tensor.element_size()
         return torch.stack(parts)
 
