@@ -71,6 +71,8 @@ def test_a_run_leaves_a_complete_folder(entry, tmp_path, monkeypatch):
         ("reward_funcs: [tiny-pickscor]", "tiny-pickscore"),
         ("dataset_name: nowhere.txt", "nowhere.txt"),
         ("bf16: true", "dtype"),
+        ("reward_funcs: [someone/clip]", "'someone/clip' cannot be loaded: HF_HUB_OFFLINE is set"),
+        ("model_name_or_path: someone/model", "someone/model"),
     ],
 )
 def test_a_config_that_cannot_work_is_one_sentence(line, message, tmp_path, capsys):
@@ -80,5 +82,5 @@ def test_a_config_that_cannot_work_is_one_sentence(line, message, tmp_path, caps
     assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.startswith("es-trl: ") and "Traceback" not in error
+    assert "es-trl train: " in error and "Traceback" not in error
     assert not os.path.exists(tmp_path / "run" / "pytorch_lora_weights.safetensors")

@@ -71,7 +71,7 @@ def test_what_cannot_work_is_one_sentence(lines, words, tmp_path, capsys):
     assert main(["train", "--config", config_file(tmp_path, lines)]) == 2
     error = capsys.readouterr().err
     assert [word for word in words if word not in error] == []
-    assert error.startswith("es-trl: ") and "Traceback" not in error
+    assert error.startswith("es-trl train: ") and "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from transformers.trainer_callback import PrinterCallback
 
-from ..data import load_prompts
 from ..es import make_generator
 from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
 from .arguments import RunArguments, parse
-from .training import prepare
+from .training import prepare, prompts_of
 
 
 # One pair on one prompt, twice, the first to warm up; nothing is written but below a temporary folder.
@@ -81,10 +80,10 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="es_trl-dry-run-") as folder:
         try:
             arguments, config = parse(args=argv)
-            counts = [len(prompts) for prompts in _prompts(arguments)]
+            counts = [len(prompts or ()) for prompts in prompts_of(arguments)]
             trainer = _small_trainer(arguments, config, argv, folder)
-        except (ValueError, TypeError, OSError) as error:
-            sys.stderr.write(f"es-trl dry-run: {error}\n")
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            sys.stderr.write(f"es-trl dry-run: {' '.join(str(error).split())}\n")
             return 2
         try:
             _run(trainer, arguments, config, counts, folder, lambda name, text: print_row(name, text))
@@ -97,23 +96,6 @@ def main(argv: Sequence[str]) -> int:
 def print_row(name: str, text: str) -> None:
     sys.stdout.write(f"{name:<16}{text}\n")
     sys.stdout.flush()
-
-
-def _prompts(arguments: RunArguments) -> list:
-    """Training, evaluation and test prompts; empty where the config names none."""
-    train = load_prompts(
-        arguments.dataset_name,
-        arguments.dataset_train_split,
-        arguments.dataset_prompt_column,
-        arguments.max_train_prompts,
-        arguments.dataset_config,
-        arguments.dataset_revision,
-    )
-    others = [
-        (arguments.eval_dataset_name, arguments.max_eval_prompts),
-        (arguments.test_dataset_name, arguments.max_test_prompts),
-    ]
-    return [train] + [load_prompts(name, max_prompts=most) if name else [] for name, most in others]
 
 
 def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[str], folder: str) -> DiffusionTrainer:

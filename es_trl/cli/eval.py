@@ -1,6 +1,5 @@
 """`es-trl eval`: base and adapters on the same prompts and noise, with intervals, into one folder."""
 
-import logging
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ from trl import TrlParser
 from ..evaluation import Evaluation, evaluate, find_adapters, run_value
 from ..pipelines import CallSettings
 from ..report import write_report
+from .messages import show_messages
 
 
 @dataclass
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         arguments = _parse(argv)
         run(arguments, shlex.join(["es-trl", "eval", *argv]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"es-trl eval: {' '.join(str(error).split())}\n")
         # An error of the operating system has a number (a full disk); a missing data set or checkpoint has none.
         return 1 if isinstance(error, OSError) and error.errno is not None else 2
@@ -120,15 +120,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _process_index() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _show_messages() -> None:
-    """es_trl's own messages on the first process, unless the program has set up logging itself."""
-    package = logging.getLogger("es_trl")
-    if not logging.getLogger().handlers and not package.handlers:
-        package.addHandler(logging.StreamHandler())
-        package.setLevel(logging.INFO if _process_index() == 0 else logging.WARNING)
-        package.propagate = False
 
 
 def _parse(argv: Sequence[str]) -> EvalArguments:
@@ -151,7 +142,7 @@ def _parse(argv: Sequence[str]) -> EvalArguments:
 
 def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
     """Evaluates; the command line's arguments are those of [`evaluate`]."""
-    _show_messages()
+    show_messages(_process_index() == 0)
     sources = find_adapters(arguments.adapter)
     model = arguments.model or run_value(sources, "base_model")
     if not model:

@@ -3,12 +3,14 @@
 import logging
 import os
 
+from datasets import Dataset
 from transformers.trainer_callback import TrainerCallback
 
 from ..data import load_prompts
 from ..report import write_report
 from ..trainer import DiffusionConfig, DiffusionTrainer
 from .arguments import RunArguments
+from .messages import show_messages
 from .rerun import write_rerun
 
 
@@ -32,7 +34,23 @@ def prepare(
     Raises:
         `ValueError`: for prompts, rewards, a model or settings that cannot work.
     """
-    _show_messages(config)
+    show_messages(config.process_index == 0)
+    train, evaluation, test = prompts_of(arguments)
+    trainer = trainer_class(
+        model=arguments.model_name_or_path,
+        reward_funcs=arguments.reward_funcs,
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        callbacks=callbacks,
+    )
+    trainer.dataset_name = arguments.dataset_name
+    trainer.test_dataset = test
+    return trainer
+
+
+def prompts_of(arguments: RunArguments) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Prompts for training, for evaluations and for the comparison; None where the arguments name none."""
     train = load_prompts(
         arguments.dataset_name,
         arguments.dataset_train_split,
@@ -41,17 +59,11 @@ def prepare(
         arguments.dataset_config,
         arguments.dataset_revision,
     )
-    trainer = trainer_class(
-        model=arguments.model_name_or_path,
-        reward_funcs=arguments.reward_funcs,
-        args=config,
-        train_dataset=train,
-        eval_dataset=_prompts(arguments.eval_dataset_name, arguments.max_eval_prompts),
-        callbacks=callbacks,
-    )
-    trainer.dataset_name = arguments.dataset_name
-    trainer.test_dataset = _prompts(arguments.test_dataset_name, arguments.max_test_prompts)
-    return trainer
+    others = [
+        (arguments.eval_dataset_name, arguments.max_eval_prompts),
+        (arguments.test_dataset_name, arguments.max_test_prompts),
+    ]
+    return train, *(load_prompts(name, max_prompts=most) if name else None for name, most in others)
 
 
 def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
@@ -82,16 +94,3 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     )
     if config.push_to_hub and trainer.push_failed:
         raise SystemExit(1)  # everything is on disk, and the log says how to push it
-
-
-def _show_messages(config: DiffusionConfig) -> None:
-    """es_trl's own messages on the first process, unless the program has set up logging itself."""
-    package = logging.getLogger("es_trl")
-    if not logging.getLogger().handlers and not package.handlers:
-        package.addHandler(logging.StreamHandler())
-        package.setLevel(logging.INFO if config.process_index == 0 else logging.WARNING)
-        package.propagate = False
-
-
-def _prompts(name: str | None, max_prompts: int | None):
-    return load_prompts(name, max_prompts=max_prompts) if name else None
