@@ -93,3 +93,14 @@ def test_random_sana_sprint_has_the_true_shape():
     assert sum(p.numel() for p in autoencoder.parameters()) == pytest.approx(312e6, rel=2e-3)
     assert transformer.config.cross_attention_head_dim * transformer.config.num_cross_attention_heads == 2240
     assert autoencoder.spatial_compression_ratio == 32
+
+
+def test_the_table_of_rewards_compares_ours_with_the_formula(capsys):
+    rows = load("reward_table").main(
+        ["--only", "tiny-pickscore", "jpeg_compressibility", "vlm_judge", "human", "--rounds", "1"]
+    )
+    names = ["tiny-pickscore", "jpeg_compressibility", "jpeg_incompressibility", "remote", "vlm_judge", "human"]
+    assert [row["reward"] for row in rows] == names
+    assert all(row["difference"] < 1e-4 and np.ptp(row["reference"]) > 0.1 for row in rows)
+    shown = [line.split(" | ")[0].strip("| `") for line in capsys.readouterr().out.splitlines()[2:8]]
+    assert shown == names

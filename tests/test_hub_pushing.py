@@ -130,8 +130,9 @@ def test_only_the_runs_own_files_are_pushed_in_one_commit(hub, tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     run = tmp_path / "run"
     (run / "samples").mkdir(parents=True)
-    (run / "outside.txt").write_text("private")
-    (run / "notes.json").write_text("{}")
+    (run / "report").mkdir()
+    for name in ("outside.txt", "notes.json", ".env", "rerun.yaml", "report/index.html", "samples/notes.txt"):
+        (run / name).write_text("private")
     (run / "samples" / "step-000099.jpg").symlink_to(run / "outside.txt")
     options = {"sample_steps": 2, "num_sample_prompts": 1, "save_strategy": "steps", "hub_strategy": "end"}
     trainer = pushing_trainer(run, save_steps=1, **options)
