@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -207,6 +208,23 @@ def test_ocr_reads_rendered_text():
     scores = RewardSet(ocr)(prompts, [sign("Open 24"), sign("CLOSED"), sign("OPEN 24")])[:, 0]
     assert scores[0] == 1.0 and scores[1] < 0.5 and math.isnan(scores[2])
     assert ocr(prompts=["a cat"], images=[sign("Open 24")], text=["open"]) == [1.0]
+
+
+def test_ocr_hands_pictures_over_as_the_reader_takes_them(monkeypatch):
+    """Blue, green, red: it reads most text in any colour, so only what it is given shows the order."""
+    given = []
+
+    class Reader:
+        def __init__(self, params):
+            pass
+
+        def __call__(self, pixels):
+            given.append(pixels)
+            return SimpleNamespace(txts=("op", "en"))
+
+    monkeypatch.setattr("rapidocr.RapidOCR", Reader)
+    assert Ocr()(prompts=['"open"'], images=[Image.new("RGBA", (3, 2), (10, 20, 30, 255))]) == [1.0]
+    assert given[0].shape == (2, 3, 3) and given[0][0, 0].tolist() == [30, 20, 10]
 
 
 # --- pairwise ---
