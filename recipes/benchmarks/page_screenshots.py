@@ -160,13 +160,13 @@ def space(browser: Browser, output: Path, adapter: str) -> list[dict]:
         for name, (width, height, phone) in WINDOWS.items():
             browser.events.clear()
             browser.open(address, width, height, phone, dark=False)
-            until(browser, f"{DRAWN}.length >= 2", 120)
+            until(browser, f"{DRAWN}.length >= 2", 400)
             first = json.dumps(browser.value(DRAWN))
             time.sleep(1)
             too_wide = browser.value(OVERFLOW)
             browser.screenshot(output / f"space-{name}.png", width)
             browser.value(NEW_SEED)
-            until(browser, f"{DRAWN}.length >= 2 && !{DRAWN}.some(source => {first}.includes(source))", 120)
+            until(browser, f"{DRAWN}.length >= 2 && !{DRAWN}.some(source => {first}.includes(source))", 400)
             found = strangers(browser, address)
             results.append({"page": "space", "window": name, "complaints": found, "too_wide": too_wide,
                             "fine": not (found or too_wide)})  # fmt: skip
