@@ -65,9 +65,7 @@ def test_a_reward_that_does_not_apply_to_a_prompt_leaves_it_to_the_others(aggreg
 def test_what_is_missing_is_named_with_its_place():
     scores = np.array([[[1.0, np.nan], [np.inf, 1.0]]])
     refuse_missing(0.5, "images", scores, ["a", "b"], 3, "a red apple", 0.5)
-    with pytest.raises(
-        RuntimeError, match=r"Step 3: 75% of the images .*\(a, b\), more than max_inv"
-    ):
+    with pytest.raises(RuntimeError, match=r"Step 3: 75% of the images .*\(a, b\), more than max_inv"):
         refuse_missing(0.75, "images", scores, ["a", "b"], 3, "a red apple", 0.5)
 
 
