@@ -8,6 +8,7 @@ import ipaddress
 import json
 import logging
 import math
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -287,6 +288,24 @@ def test_a_name_that_means_a_private_address_is_refused(address, monkeypatch):
     shown = ipaddress.ip_address(address)
     with pytest.raises(EndpointError, match=f"'rewards.example.com' is {shown}, not an address of the public"):
         asyncio.run(ask())
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(serve, monkeypatch):
+    """A name that means another machine a moment later is not asked again."""
+    server = serve(plain(b"[1.0]"))
+    port = server.http.server_address[1]
+    endpoint = Endpoint(f"http://rewards.invalid:{port}/score", allow_private_hosts=True, retries=0)
+    answers = iter(["127.0.0.1", "127.0.0.2"])
+
+    async def ask():
+        async def getaddrinfo(*_, **__):
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        return await endpoint.ask({})
+
+    assert asyncio.run(ask()) == [1.0]
+    assert server.requests[0][2]["Host"] == f"rewards.invalid:{port}"
 
 
 def test_private_hosts_when_allowed_but_no_plain_http_to_the_internet(monkeypatch):
