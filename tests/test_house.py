@@ -133,10 +133,17 @@ def test_library_file(path):
     assert forbidden(tree_of(path), may_print=False) == []
 
 
+# It writes heads in the format in which others have published them, to read them with the product's own reader.
+STANDS_IN_FOR_PICKLES = {"reward_table.py"}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe_file(path):
     """Recipes use what a user may use: no underscore names of ours, nothing forbidden."""
-    assert forbidden(tree_of(path), may_print=True) == []
+    faults = forbidden(tree_of(path), may_print=True)
+    if path.name in STANDS_IN_FOR_PICKLES:
+        faults = [fault for fault in faults if not fault.endswith("torch.save")]
+    assert faults == []
     for line, target, names in imports_of(tree_of(path)):
         if target.split(".")[0] == "es_trl":
             private = [part for part in [*target.split("."), *names] if part.startswith("_") and part != "__version__"]
