@@ -26,6 +26,8 @@ def installed() -> list[str]:
     found = set()
     for package in metadata.distributions():
         origin = package.read_text("direct_url.json")
+        if package.read_text("INSTALLER") is None:  # the egg-info of a source tree that is on the path
+            continue
         if origin is None or "dir_info" not in json.loads(origin):
             found.add(f"{package.metadata['Name'].lower()}=={package.version.partition('+')[0]}")
     return sorted(found)

@@ -163,10 +163,15 @@ def as_torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """`None` -> float32; a torch dtype or its name -> that dtype. Raises `ValueError` for anything else."""
     import torch
 
+    return getattr(torch, dtype_name(dtype))
+
+
+def dtype_name(dtype: str | torch.dtype | None) -> str:
+    """As [`as_torch_dtype`], but the name, without torch."""
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-    return getattr(torch, name)
+    return name
 
 
 def _unit(output) -> torch.Tensor:

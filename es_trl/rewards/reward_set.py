@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
-from .clip_features import ClipScorer, as_torch_dtype, share_image_features
+from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
 from .results import as_scores
 
@@ -73,7 +73,7 @@ class RewardSet:
             raise ValueError(f"reward_funcs must be a name, a function or a list of them, not {reward_funcs!r}")
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
             raise ValueError(f"reward_retries must be an integer of at least 0, not {retries!r}")
-        as_torch_dtype(dtype)
+        dtype_name(dtype)
         self.device, self.dtype = device, dtype
         self.retries, self.timeout, self.failure = retries, timeout, failure
         self.weights = _check_weights(weights, len(reward_funcs))

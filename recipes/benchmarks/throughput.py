@@ -108,7 +108,7 @@ def drawing_ways(setting: Setting, sigma: float = SIGMA) -> dict[str, Callable[[
     plain = plain_drawing(setting, adapter)
 
     def draw_plain() -> list[Image.Image]:
-        generators = [[g for _ in members for g in batch.generators(0, 0, 0)] for members in chunks]
+        generators = [[batch.generator(j, 0, 0, 0) for _ in members for j in range(len(batch))] for members in chunks]
         return [image for row in generators for image in plain(batch.prompts * (len(row) // len(batch)), row)]
 
     def draw_population(members_per_forward: int) -> list[Image.Image]:
