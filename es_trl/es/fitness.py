@@ -87,9 +87,9 @@ def compute_fitness(
     zero_spread = torch.ones(population.groups, scores.shape[1], dtype=torch.bool)
     members = torch.zeros(population.size, dtype=torch.float64)
     whole = _center_and_spread(rewards[valid]) if scale_rewards == "batch" and valid.any() else None
-    for group, applies in enumerate(answered):
+    for group, in_group in enumerate(answered):
         own = torch.arange(population.size) // population.group_size == group
-        columns = applies.any(dim=1)
+        columns = in_group.any(dim=1)
         used = rewards[valid & own][:, columns]
         if not used.numel():
             continue
@@ -103,10 +103,10 @@ def compute_fitness(
         score_members = _win_rate if shaping == "win_rate" else _z_scores_per_column
         members[valid & own] = sum(
             weights[k]
-            * (applies[:, k].sum() / columns.sum())
-            * score_members(scores[valid & own][:, applies[:, k], k])
+            * (in_group[:, k].sum() / columns.sum())
+            * score_members(scores[valid & own][:, in_group[:, k], k])
             for k in range(scores.shape[2])
-            if applies[:, k].any()
+            if in_group[:, k].any()
         )
     values = torch.zeros(population.size, dtype=torch.float64)
     if not zero_spread.all():

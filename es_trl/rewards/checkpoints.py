@@ -101,7 +101,9 @@ def read_tensors(path: str, reward: str) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"reward {reward!r}: {path!r} cannot be read: {_first_sentence(error)}; download it again."
         ) from error
-    except Exception as error:  # noqa: BLE001 - refused by weights_only; naming its class would import pickle
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # refused by weights_only; the class itself is pickle's
+            raise
         raise ValueError(
             f"reward {reward!r}: {path!r} holds more than tensors and is not opened ({_first_sentence(error)}); give "
             "a .safetensors file with the same names."
