@@ -111,6 +111,7 @@ def test_an_adapter_draws_the_pictures_it_was_trained_to_draw(run_folder):
         (["--adapter_scales", "-1"], "adapter_scales holds -1"),
         (["--seeds", "1", "1"], "each once"),
         (["--dtype", "int8"], "--dtype is 'int8'"),
+        (["--adapter", "a", "--adapter", "b"], "--adapter is given 2 times: give its values after one, --adapter A B"),
         (["--colour", "red"], "--colour"),
         (["--batch_size", "many"], "invalid int value"),
     ],
