@@ -1,6 +1,7 @@
 """The head to head is fair by construction, resumes, and its tables say what the runs found."""
 
 import argparse
+import copy
 
 import numpy as np
 import pytest
@@ -94,6 +95,18 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     finished = len(started)
     assert head_to_head.everything(args) == 0
     assert len(started) == finished, "nothing is left to do"
+    changed = copy.deepcopy(SETTINGS)
+    changed["methods"]["es"]["trials"][0]["learning_rate"] = 0.7
+    args.settings = str(tmp_path / "changed.yaml")
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert head_to_head.everything(args) == 0
+    redone = [
+        "tune-es-0",
+        *(f"images-{name}-es-0" for name in list(SETTINGS["rewards"])[: SETTINGS["quick"]["rewards"]]),
+    ]
+    assert started[finished:] == [*redone, f"seconds-{next(iter(SETTINGS['rewards']))}-es-0"], "what was changed, only"
+    names = [row["name"] for row in head_to_head.read(tmp_path / "results.jsonl")]
+    assert len(names) == len(set(names)) == finished - 1
     text = head_to_head.tables(tmp_path)
     assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
     for method in METHODS:

@@ -1,5 +1,6 @@
 """ESTrainer from the first step to the saved adapter, on the shipped model."""
 
+import importlib
 import json
 import logging
 import math
@@ -596,3 +597,14 @@ def test_a_launch_with_fewer_processes_than_asked_for_is_said(caplog):
     warn_if_fewer_processes(2, ["accelerate", "launch", "--num_processes", "2", "train.py"])
     warn_if_fewer_processes(1, ["python", "train.py", "--num_processes", "2"])
     assert not caplog.text
+
+
+def test_env_json_names_the_code_that_was_loaded(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    loaded = dict(trainer.environment)
+    module = importlib.import_module("es_trl.hub.environment")
+    monkeypatch.setattr(module, "_git_commit", lambda root: "a commit made while training")
+    monkeypatch.setattr(module, "_version", lambda package: "installed while training")
+    trainer.train()
+    for folder in ("checkpoint-1", "checkpoint-2"):
+        assert json.loads((tmp_path / folder / "env.json").read_text()) == loaded

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import load_prompts
 from ..evaluation import EvaluationRow
+from ..hub.environment import environment
 from ..pipelines import (
     DEFAULT_TARGETS,
     CallSettings,
@@ -100,6 +101,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self._metrics: dict[str, tuple[float, int]] = {}
         self._micro_step, self._micro = -1, -1
         self.training_seconds = 0.0
+        self.environment = environment()  # of the code that is loaded now, whatever is checked out by the next save
         super().__init__(
             model=AdapterView(self.adapter.theta),
             args=args,

@@ -22,7 +22,6 @@ from ..evaluation import (
     write_files,
 )
 from ..hub.card import model_card
-from ..hub.environment import environment
 from .trackers import tracker_urls
 
 
@@ -178,7 +177,7 @@ class ReportingMixin:
             adapter_info=self.adapter.describe(),
             config=self.run_config(),
             evaluation=self.evaluation,
-            env=environment(),
+            env=self.environment,
             samples=self.gallery,
             picture=picture if os.path.exists(os.path.join(output_dir, picture)) else None,
             sheets=sample_sheets(output_dir),

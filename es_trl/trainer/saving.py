@@ -15,7 +15,6 @@ import torch
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 
-from ..hub.environment import environment
 from .checkpoint import (
     CONFIG_FILE,
     STATE_JSON,
@@ -305,7 +304,7 @@ class SavingMixin:
     def _write_run_files(self, directory: str | os.PathLike) -> None:
         self.adapter.save_lora(directory)
         write_json(Path(directory, CONFIG_FILE), self.run_config())
-        write_json(Path(directory, "env.json"), environment())
+        write_json(Path(directory, "env.json"), self.environment)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the adapter (`pytorch_lora_weights.safetensors`), what ran, and the model card."""

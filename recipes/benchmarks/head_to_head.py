@@ -10,7 +10,7 @@ Three stages, each run a process of its own with one thread: every method tries 
     es-trl compare outputs/head_to_head/runs/images-tiny-pickscore-*
 
 A finished run is one line of OUTPUT/results.jsonl and a run folder OUTPUT/runs/<name>. Finished runs are skipped; one
-that was killed is done again.
+that was killed is done again, as is one whose settings have been changed since.
 """
 
 import argparse
@@ -274,12 +274,15 @@ def everything(args) -> int:
     results = args.output / "results.jsonl"
     args.output.mkdir(parents=True, exist_ok=True)
     done = {row["name"]: row for row in read(results)}
-    whole = results.with_suffix(".tmp")  # without a last line that a kill has cut off
-    whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
-    os.replace(whole, results)
     failed = 0
     for jobs in Plan(settings, size, done).stages():
-        waiting = [job for job in jobs if job["name"] not in done]
+        waiting = [job for job in jobs if not is_done(job, done)]
+        for name in {job["name"] for job in waiting} & set(done):
+            logger.warning("%s: its settings have changed since it ran", name)
+            del done[name]
+        whole = results.with_suffix(".tmp")  # without a last line that a kill has cut off, or what is run again
+        whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+        os.replace(whole, results)
         logger.warning("%s: %d runs, %d to do", jobs[-1]["stage"], len(jobs), len(waiting))
         with ThreadPoolExecutor(args.jobs) as pool:
             for row in pool.map(lambda job: execute(job, args.output), waiting):
@@ -293,6 +296,11 @@ def everything(args) -> int:
             logger.error("%d runs failed; run the command again to repeat them", failed)
             return 1
     return 0
+
+
+def is_done(job: dict, done: dict[str, dict]) -> bool:
+    """Whether `job` has been run as it is planned now."""
+    return {name: done.get(job["name"], {}).get(name) for name in job} == job
 
 
 def read(results: Path) -> list[dict]:

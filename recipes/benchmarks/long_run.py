@@ -10,6 +10,8 @@ checkpoint, so a run that logs grows by design; with `--logging_steps 0`, which 
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -30,25 +32,57 @@ from es_trl import ESConfig, ESTrainer  # noqa: E402
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 
-class Gauge(TrainerCallback):
-    """Every 20 steps: resident memory, open files, threads, files and bytes in the run folder."""
+EVERY = 20  # steps between two readings
+READINGS = (
+    "step", "rss_kb", "heap_kb", "python_blocks", "open_files", "threads", "files", "bytes_without_journal",
+    "journal_bytes",
+)  # fmt: skip
 
-    def __init__(self):
-        self.rows, self.process = [], psutil.Process()
+
+class Gauge(TrainerCallback):
+    """
+    Resident memory, what of it is in use (by malloc, in Python objects), open files, threads, files and bytes in the
+    run folder. Its own memory is taken beforehand.
+    """
+
+    def __init__(self, steps: int):
+        self.rows, self.process = np.ones((steps // EVERY, len(READINGS))), psutil.Process()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % 20 == 0:
+        if state.global_step % EVERY == 0:
+            gc.collect()
             files = [path for path in Path(args.output_dir).rglob("*") if path.is_file()]
             journal = Path(args.output_dir, "journal.jsonl").stat().st_size
-            self.rows.append({
-                "step": state.global_step,
-                "rss_kb": self.process.memory_info().rss / 1024,
-                "open_files": self.process.num_fds(),
-                "threads": self.process.num_threads(),
-                "files": len(files),
-                "bytes_without_journal": sum(path.stat().st_size for path in files) - journal,
-                "journal_bytes": journal,
-            })  # fmt: skip
+            self.rows[state.global_step // EVERY - 1] = (
+                state.global_step,
+                self.process.memory_info().rss / 1024,
+                heap_in_use() / 1024,
+                sys.getallocatedblocks(),
+                self.process.num_fds(),
+                self.process.num_threads(),
+                len(files),
+                sum(path.stat().st_size for path in files) - journal,
+                journal,
+            )
+
+
+class MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def heap_in_use() -> int:
+    """Bytes that malloc has handed out and not got back; 0 where there is no glibc."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = MallInfo
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd
 
 
 def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -66,7 +100,7 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/long_run.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    gauge, began = Gauge(), time.monotonic()
+    gauge, began = Gauge(arguments.steps), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="es_trl-long-") as folder:
         config = ESConfig(
             output_dir=folder, max_steps=arguments.steps, population_size=6, members_per_forward=2, prompts_per_step=2,
@@ -79,10 +113,7 @@ def main() -> None:
         trainer.train()
         checkpoints = sorted(name for name in os.listdir(folder) if name.startswith("checkpoint-"))
     half = gauge.rows[len(gauge.rows) // 2 :]
-    steps = np.array([row["step"] for row in half], dtype=float)
-    fits = {
-        name: slope(steps, np.array([row[name] for row in half], dtype=float)) for name in half[0] if name != "step"
-    }
+    fits = {name: slope(half[:, 0], column) for name, column in zip(READINGS[1:], half.T[1:], strict=True)}
     result = {
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - began, 1),
@@ -90,9 +121,10 @@ def main() -> None:
         "logs_as_json_bytes": len(json.dumps(trainer.state.log_history)),
         "checkpoints_kept": checkpoints,
         "per_step": {name: {"slope": b, "standard_error": error} for name, (b, error) in fits.items()},
-        "first": gauge.rows[0],
-        "middle": half[0],
-        "last": gauge.rows[-1],
+        **{
+            name: dict(zip(READINGS, row.tolist(), strict=True))
+            for name, row in (("first", gauge.rows[0]), ("middle", half[0]), ("last", gauge.rows[-1]))
+        },
     }
     os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
     Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
