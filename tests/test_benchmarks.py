@@ -104,3 +104,29 @@ def test_the_table_of_rewards_compares_ours_with_the_formula(capsys):
     assert all(row["difference"] < 1e-4 and np.ptp(row["reference"]) > 0.1 for row in rows)
     shown = [line.split(" | ")[0].strip("| `") for line in capsys.readouterr().out.splitlines()[2:8]]
     assert shown == names
+
+
+def test_gradient_energy_is_unbiased_and_its_gradients_are_those_of_the_reward():
+    benchmark = load("gradient_energy")
+    mean = torch.tensor([2.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    noise = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shared, stirred = benchmark.energies(mean + noise)
+    assert shared.tolist() == pytest.approx([4, 0, 0, 0], abs=0.1)
+    assert stirred.tolist() == pytest.approx([5, 1, 1, 1], rel=0.05)
+
+    adapter = benchmark.PipelineAdapter(
+        benchmark.load_pipeline("tiny-sana-sprint"),
+        benchmark.LoraConfig(r=2, lora_alpha=2, target_modules=["time_embed.linear"]),
+        "lora_xs",
+        benchmark.CallSettings(1, 2.0, max_sequence_length=16),
+    )
+    reward, (core,) = benchmark.ClipReward("tiny-pickscore"), adapter.theta.values()
+    (row,) = benchmark.gradients(adapter, reward, ["a red apple"], seed=0)
+    values = []
+    for change in (1e-3, -1e-3):
+        core.data[0, 1] += change
+        generator = benchmark.make_generator(0, "gradient_energy", 0)
+        pictures = adapter.generate(["a red apple"], [generator], output_type="pt")
+        values.append(float(reward(pictures, "a red apple")))
+        core.data[0, 1] -= change
+    assert row[1] == pytest.approx((values[0] - values[1]) / 2e-3, rel=0.05)

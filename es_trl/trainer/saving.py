@@ -251,7 +251,7 @@ class SavingMixin:
     def _load_best_model(self) -> None:
         # By its name alone: the state that names it may have been moved, or written by someone else.
         best = os.path.join(self._get_output_dir(trial=None), os.path.basename(self.state.best_model_checkpoint))
-        logger.info("Loading the best adapter, %s (%s).", best, self.state.best_metric)
+        logger.info("Loading the best adapter, %s (%.4g).", best, self.state.best_metric)
         verify_checkpoint(best)
         self.adapter.load_state_dict(load_adapter_state(best))
 
