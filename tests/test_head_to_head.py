@@ -108,6 +108,10 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     names = [row["name"] for row in head_to_head.read(tmp_path / "results.jsonl")]
     assert len(names) == len(set(names)) == finished - 1
     text = head_to_head.tables(tmp_path)
+    stages = [line.split()[2].strip(",") for line in text.splitlines() if line.startswith("### Equal")]
+    assert stages == ["images"] * SETTINGS["quick"]["rewards"] + ["seconds"]
+    first = [line.split()[1] for line in text.split("### ")[1].splitlines() if line.startswith("| ")]
+    assert [word for word in first if word in METHODS][: len(METHODS)] == list(METHODS), "also those that ran again"
     assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
     for method in METHODS:
         assert f"| {method} | 1 | 512 | 20 | 900 | +1.000 [+1.000, +1.000]" in text

@@ -332,7 +332,10 @@ def cell(runs: list[dict], row: str, name: str, others: list[dict] | None = None
 
 def tables(output: Path) -> str:
     """Markdown: per stage and reward a table of methods, and the trials."""
-    rows = read(output / "results.jsonl")
+    from es_trl.trainer import METHODS
+
+    order = [BASE, "tune", *STAGES, *METHODS]  # what was run again comes last in the file
+    rows = sorted(read(output / "results.jsonl"), key=lambda row: [order.index(row[k]) for k in ("stage", "method")])
     for row in rows:
         row["per_prompt"] = json.loads((output / "runs" / row["name"] / PER_PROMPT).read_text())
     parts = []
