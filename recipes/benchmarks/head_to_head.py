@@ -7,7 +7,7 @@ Three stages, each run a process of its own with one thread: every method tries 
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head --table > table.md
     python recipes/benchmarks/head_to_head.py --output outputs/quick --quick
-    es-trl compare outputs/head_to_head/runs/images-tiny-pickscore-*
+    es-trl compare outputs/head_to_head/runs/images-tiny-pickscore-* --output_dir outputs/page
 
 A finished run is one line of OUTPUT/results.jsonl and a run folder OUTPUT/runs/<name>. Finished runs are skipped; one
 that was killed is done again, as is one whose settings have been changed since.
