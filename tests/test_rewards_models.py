@@ -1,7 +1,10 @@
 """Rewards with networks of their own against plain re-calculations, on small random checkpoints of their formats."""
 
+import io
 import json
 import math
+import os
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from es_trl.rewards import Aesthetic, ClipScorer, HPSv2, ImageReward, Ocr, Pairwise, RewardSet
+from es_trl.rewards.checkpoints import read_tensors
 from es_trl.rewards.ocr import edit_distance, quoted, text_score
 from recipes.benchmarks import reward_references as references
 
@@ -195,6 +199,39 @@ def test_wanted_text_is_the_first_in_quotes():
     assert quoted('a sign "open" above a door "closed"') == "open"
     assert quoted("a sign \u201copen\u201d") == "open"
     assert quoted("it's a cat's sign") is None
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_pytorch_files_are_refused_or_hold_tensors_and_run_nothing(tmp_path, zipped):
+    """The formats of torch.save, whole and damaged, with and without code in them: tensors or `ValueError`."""
+    ran, path, draw = tmp_path / "ran", tmp_path / "head.pt", random.Random(0)
+    seeds = []
+    for value in ({"layer.weight": torch.ones(3, 4)}, {"state_dict": {"b": torch.ones(3)}}, {"a": Payload(str(ran))}):
+        file = io.BytesIO()
+        torch.save(value, file, _use_new_zipfile_serialization=zipped)
+        seeds.append(file.getvalue())
+    refused = 0
+    for number in range(1500):
+        data = bytearray(seeds[number % 3])
+        for _ in range(draw.randrange(5)):
+            at = draw.randrange(len(data))
+            data[at : at + draw.choice([0, 1, 30])] = draw.randbytes(draw.choice([0, 1, 6]))
+        path.write_bytes(data)
+        try:
+            found = read_tensors(str(path), "head")
+        except ValueError:
+            refused += 1
+        else:
+            assert all(isinstance(value, torch.Tensor) for value in found.values())
+    assert 500 < refused < 1500 and not ran.exists()
 
 
 def test_ocr_reads_rendered_text():

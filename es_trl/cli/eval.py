@@ -130,11 +130,11 @@ def _parse(argv: Sequence[str]) -> EvalArguments:
         raise ValueError(message)
 
     parser.error = refuse
-    options = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    options = ["--" + word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     for option in dict.fromkeys(options):
         count = options.count(option)
         if count > 1:  # only the last one would count
-            raise ValueError(f"{option} is given {count} times: give its values after one, {option} A B.")
+            raise ValueError(f"{option} is given {count} times: give it once, with all its values after it.")
     (arguments,) = parser.parse_args_and_config(args=list(argv))
     arguments.rewards = [name for text in arguments.rewards for name in text.split(",") if name]
     arguments.trained_rewards = [name for text in arguments.trained_rewards for name in text.split(",") if name]

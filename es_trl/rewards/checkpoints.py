@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from typing import TYPE_CHECKING
 
 from es_trl import assets
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What torch.load answers to bytes that are damaged: it walks them before it can tell.
+DAMAGED = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
+)  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -97,7 +102,7 @@ def read_tensors(path: str, reward: str) -> dict[str, torch.Tensor]:
         if path.endswith(".safetensors"):
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, *DAMAGED) as error:
         raise ValueError(
             f"reward {reward!r}: {path!r} cannot be read: {_first_sentence(error)}; download it again."
         ) from error
