@@ -2,11 +2,11 @@
 A toy run of 2,000 steps with a checkpoint every 10: memory, open files and disk, as JSON.
 
     python recipes/benchmarks/long_run.py --output outputs/long_run.json
-    python recipes/benchmarks/long_run.py --logging_steps 0
+    python recipes/benchmarks/long_run.py --logging_steps 0 --sample_steps 0
 
 The slope of the memory is that of a line through the second half of the run, with its standard error: flat means that
 the one is not larger than twice the other. The Trainer keeps every log in memory and writes all of them into every
-checkpoint, so a run that logs grows by design; with `--logging_steps 0`, which logs nothing, it has to be flat.
+checkpoint, and every sheet of samples stays on disk, so a run with these grows by design; with both at 0 it has to be flat.
 """
 
 import argparse
@@ -97,6 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--logging_steps", type=int, default=10, help="steps between two logs; 0 logs nothing")
+    parser.add_argument(
+        "--sample_steps", type=int, default=200, help="steps between two sheets of samples; 0 for none"
+    )
     parser.add_argument("--output", default="outputs/long_run.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -104,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="es_trl-long-") as folder:
         config = ESConfig(
             output_dir=folder, max_steps=arguments.steps, population_size=6, members_per_forward=2, prompts_per_step=2,
-            lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=200, report_to="none", use_cpu=True,
+            lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=arguments.sample_steps, report_to="none", use_cpu=True,
             disable_tqdm=True, logging_strategy="steps" if arguments.logging_steps else "no",
             logging_steps=arguments.logging_steps or 10, save_strategy="steps", save_steps=10, learning_rate=0.5,
         )  # fmt: skip
