@@ -6,7 +6,8 @@ A toy run of 2,000 steps with a checkpoint every 10: memory, open files and disk
 
 The slope of the memory is that of a line through the second half of the run, with its standard error: flat means that
 the one is not larger than twice the other. The Trainer keeps every log in memory and writes all of them into every
-checkpoint, and every sheet of samples stays on disk, so a run with these grows by design; with both at 0 it has to be flat.
+checkpoint, and every sheet of samples stays on disk, so a run with these grows by design; with both at 0 it has to be
+flat.
 """
 
 import argparse
@@ -107,8 +108,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="es_trl-long-") as folder:
         config = ESConfig(
             output_dir=folder, max_steps=arguments.steps, population_size=6, members_per_forward=2, prompts_per_step=2,
-            lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=arguments.sample_steps, report_to="none", use_cpu=True,
-            disable_tqdm=True, logging_strategy="steps" if arguments.logging_steps else "no",
+            lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=arguments.sample_steps, report_to="none",
+            use_cpu=True, disable_tqdm=True, logging_strategy="steps" if arguments.logging_steps else "no",
             logging_steps=arguments.logging_steps or 10, save_strategy="steps", save_steps=10, learning_rate=0.5,
         )  # fmt: skip
         prompts = [f"prompt {i}" for i in range(12)]
