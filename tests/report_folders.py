@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from es_trl.evaluation import gap_closure, mean_estimate, paired_difference
-from es_trl.trainer.callbacks import tiles
+from es_trl.run.samples import tiles
 
 
 TRAINED, HELD_OUT = "tiny-pickscore", "tiny-clip-heldout"

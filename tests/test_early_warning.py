@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, brightness, tiny_trainer
 
-from es_trl.trainer.early_warning import EarlyWarningCallback
+from es_trl.run.early_warning import EarlyWarningCallback
 
 
 def move(trainer, amount=0.3):

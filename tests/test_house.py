@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "evaluation": {"es", "pipelines", "data", "rewards", "assets", "hub"},
     "hub": {"es", "pipelines", "data", "rewards", "assets"},
     "report": {"es", "assets", "evaluation"},
-    "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "report"},
+    "run": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub"},
+    "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "run"},
+    "replay": {"pipelines", "run", "trainer"},
 }
 # what stands above the rooms and takes only what a room's front door gives: `from es_trl.room import name`
 FRONT_DOORS_ONLY = ("cli",)
@@ -162,7 +164,7 @@ def test_recipe_file(path):
         ("es_trl.hub.card", "from ..evaluation import evaluate"),
         ("es_trl.trainer.base", "from es_trl import cli"),
         ("es_trl.trainer.base", "from es_trl import ESConfig"),
-        ("es_trl.cli", "from es_trl.trainer.checkpoint import restore"),
+        ("es_trl.cli", "from es_trl.run.checkpoint import restore"),
     ],
 )
 def test_wrong_import_is_seen(module, code):

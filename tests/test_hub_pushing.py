@@ -23,7 +23,7 @@ from es_trl.cli import main
 from es_trl.hub import find_adapter
 from es_trl.hub.publishing import reason_of
 from es_trl.pipelines import load_pipeline
-from es_trl.trainer.checkpoint import verify_checkpoint
+from es_trl.run.checkpoint import verify_checkpoint
 
 
 CANARY = "hf_CANARYcanaryCANARYcanaryCANARY"
@@ -226,16 +226,16 @@ def retry(hub, command, tmp_path):
 
 @pytest.mark.parametrize("silent", ["repos/create", "/preupload/"])
 def test_a_hub_that_never_answers_holds_nobody(hub, tmp_path, monkeypatch, caplog, silent):
-    monkeypatch.setattr("es_trl.trainer.pushing.OPEN_SECONDS", 0.3)
-    monkeypatch.setattr("es_trl.trainer.pushing.PUSH_SECONDS", 0.3)
+    monkeypatch.setattr("es_trl.run.pushing.OPEN_SECONDS", 0.3)
+    monkeypatch.setattr("es_trl.run.pushing.PUSH_SECONDS", 0.3)
     hub.faults[silent] = "hang"
     trainer = pushing_trainer(tmp_path, max_steps=1, hub_strategy="every_save", save_strategy="steps", save_steps=1)
     trainer.train()
     assert trainer.push_to_hub() is None and trainer.push_failed and trainer.state.global_step == 1
     assert "the Hub did not answer for 0.3 seconds" in caplog.records[-1].getMessage()
     hub.faults.clear()
-    monkeypatch.setattr("es_trl.trainer.pushing.OPEN_SECONDS", 20)
-    monkeypatch.setattr("es_trl.trainer.pushing.PUSH_SECONDS", 20)
+    monkeypatch.setattr("es_trl.run.pushing.OPEN_SECONDS", 20)
+    monkeypatch.setattr("es_trl.run.pushing.PUSH_SECONDS", 20)
     assert trainer.push_to_hub() is not None and not trainer.push_failed
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from tiny_runs import redness, same, theta_of, tiny_config, tiny_trainer
 
 from es_trl.es import NoiseBank, Population, compute_fitness, estimate
-from es_trl.trainer import redraw_member, verify_run
+from es_trl.replay import redraw_member, verify_run
 
 
 RUN = {"population_size": 6, "prompts_per_step": 2, "prompts_per_member": 1, "members_per_forward": 2, "max_steps": 2}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import PROMPTS, files_in, same, theta_of, tiny_trainer
 from transformers import TrainerCallback
 
-from es_trl.trainer import CheckpointCorrupt
-from es_trl.trainer.checkpoint import (
+from es_trl.run import CheckpointCorrupt
+from es_trl.run.checkpoint import (
     MANIFEST,
     READ_ON_RESUME,
     STATE_FILE,
@@ -268,7 +268,7 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("es_trl.trainer.saving.save_training_state", full_disk)
+    monkeypatch.setattr("es_trl.run.saving.save_training_state", full_disk)
     shutil.rmtree(run_folder / "checkpoint-8")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import PROMPTS, redness, tiny_trainer
 from transformers.integrations import TrackioCallback
 
-from es_trl.trainer.trackers import tracker_urls
+from es_trl.run.trackers import tracker_urls
 
 
 # Read once, when trackio is imported.

@@ -588,7 +588,7 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
 
 
 def test_a_launch_with_fewer_processes_than_asked_for_is_said(caplog):
-    from es_trl.trainer.processes import warn_if_fewer_processes
+    from es_trl.run.processes import warn_if_fewer_processes
 
     with caplog.at_level(logging.WARNING):
         warn_if_fewer_processes(1, ["accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"])

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="the base model, if the recorded name does not load")
     arguments = parser.parse_args(argv)
     from ..evaluation import contact_sheet
-    from ..trainer import redraw_member
+    from ..replay import redraw_member
 
     try:
         images, prompts, scores = redraw_member(

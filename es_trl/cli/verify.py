@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="the output_dir of an ES run")
     parser.add_argument("--model", help="the base model, if the recorded name does not load")
     arguments = parser.parse_args(argv)
-    from ..trainer import verify_run
+    from ..replay import verify_run
 
     try:
         result = verify_run(arguments.run, arguments.model)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 _EXPORTS = {
     "AdapterView": "adapter_view",
-    "CheckpointCorrupt": "checkpoint",
     "DDPOConfig": "ddpo_config",
     "DDPOTrainer": "ddpo",
     "DiffusionConfig": "config",
@@ -24,11 +23,6 @@ _EXPORTS = {
     "PolicyGradientTrainer": "policy_gradient",
     "PrefGRPOConfig": "pref_grpo_config",
     "PrefGRPOTrainer": "pref_grpo",
-    "ReplayError": "replay",
-    "TrainingStopped": "stopping",
-    "Verification": "replay",
-    "redraw_member": "replay",
-    "verify_run": "replay",
 }
 
 # method -> names of its config and its trainer
@@ -43,7 +37,6 @@ METHODS = {
 __all__ = [
     "METHODS",
     "AdapterView",
-    "CheckpointCorrupt",
     "DDPOConfig",
     "DDPOTrainer",
     "DiffusionConfig",
@@ -60,18 +53,12 @@ __all__ = [
     "PolicyGradientTrainer",
     "PrefGRPOConfig",
     "PrefGRPOTrainer",
-    "ReplayError",
-    "TrainingStopped",
-    "Verification",
     "method_classes",
-    "redraw_member",
-    "verify_run",
 ]
 
 if TYPE_CHECKING:
     from .adapter_view import AdapterView
     from .base import DiffusionTrainer
-    from .checkpoint import CheckpointCorrupt
     from .config import DiffusionConfig
     from .ddpo import DDPOTrainer
     from .ddpo_config import DDPOConfig
@@ -87,8 +74,6 @@ if TYPE_CHECKING:
     from .policy_gradient_config import PolicyGradientConfig
     from .pref_grpo import PrefGRPOTrainer
     from .pref_grpo_config import PrefGRPOConfig
-    from .replay import ReplayError, Verification, redraw_member, verify_run
-    from .stopping import TrainingStopped
 
 
 def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":

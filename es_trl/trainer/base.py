@@ -27,17 +27,18 @@ from ..pipelines import (
     load_pipeline,
 )
 from ..rewards import RewardSet
+from ..run.early_warning import EarlyWarningCallback
+from ..run.processes import Peers, warn_if_fewer_processes
+from ..run.progress import StepClock, StepProgressCallback
+from ..run.pushing import PushingMixin
+from ..run.reporting import ReportingMixin
+from ..run.samples import SampleCallback
+from ..run.saving import SavingMixin, check_writable
+from ..run.stopping import RunCallback, StopSignals
+from ..run.trackers import check_trackers
 from .adapter_view import AdapterView
-from .callbacks import SampleCallback, StepClock, StepProgressCallback
 from .config import DiffusionConfig
-from .early_warning import EarlyWarningCallback
-from .processes import Peers, warn_if_fewer_processes
 from .prompt_batches import prompt_dataloader
-from .pushing import PushingMixin
-from .reporting import ReportingMixin
-from .saving import SavingMixin, check_writable
-from .stopping import RunCallback, StopSignals
-from .trackers import check_trackers
 
 
 logger = logging.getLogger(__name__)

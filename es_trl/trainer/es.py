@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
+from ..run.journal import Journal, JournalCallback, tensor_digest
+from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .es_config import ESConfig
-from .journal import Journal, JournalCallback, tensor_digest
-from .memory import peak_memory_gb
 from .micro_batches import MicroBatches, digest_of, source_of
 from .reward_checks import log_rewards, refuse_missing
 from .rollout import PopulationRollout, PromptBatch

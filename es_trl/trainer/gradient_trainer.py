@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
 from .gradient_steps import BlockGradients
-from .memory import peak_memory_gb
 from .reward_checks import log_rewards, refuse_missing, zero_spread
 from .work_shares import warn_if_idle
 

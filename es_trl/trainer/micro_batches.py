@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .journal import append_whole, decode_scores, encode_scores, read_lines
+from ..run.journal import append_whole, decode_scores, encode_scores, read_lines
 
 
 logger = logging.getLogger(__name__)

@@ -34,10 +34,12 @@ from safetensors.torch import save  # noqa: E402
 
 from es_trl.cli import load_config  # noqa: E402
 from es_trl.data.prompt_files import read_columns  # noqa: E402
+from es_trl.replay import ReplayError  # noqa: E402
+from es_trl.replay.replay import read_journal  # noqa: E402
 from es_trl.rewards.endpoint import Endpoint, EndpointError  # noqa: E402
 from es_trl.rewards.remote import check_scores  # noqa: E402
-from es_trl.trainer import CheckpointCorrupt, ReplayError  # noqa: E402
-from es_trl.trainer.checkpoint import (  # noqa: E402
+from es_trl.run import CheckpointCorrupt  # noqa: E402
+from es_trl.run.checkpoint import (  # noqa: E402
     MANIFEST,
     SCALARS_FILE,
     STATE_FILE,
@@ -47,8 +49,7 @@ from es_trl.trainer.checkpoint import (  # noqa: E402
     load_logs,
     verify_checkpoint,
 )
-from es_trl.trainer.journal import JOURNAL, decode_scores, encode_scores  # noqa: E402
-from es_trl.trainer.replay import read_journal  # noqa: E402
+from es_trl.run.journal import JOURNAL, decode_scores, encode_scores  # noqa: E402
 
 
 class CannedEndpoint(Endpoint):

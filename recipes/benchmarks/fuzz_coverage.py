@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-PARSERS = ["es_trl.cli.arguments", "es_trl.data.prompt_files", "es_trl.trainer.checkpoint", "es_trl.trainer.journal",
-           "es_trl.trainer.replay", "es_trl.rewards.endpoint", "es_trl.rewards.remote", "yaml.reader", "yaml.scanner",
+PARSERS = ["es_trl.cli.arguments", "es_trl.data.prompt_files", "es_trl.run.checkpoint", "es_trl.run.journal",
+           "es_trl.replay.replay", "es_trl.rewards.endpoint", "es_trl.rewards.remote", "yaml.reader", "yaml.scanner",
            "yaml.parser", "yaml.composer", "yaml.constructor", "yaml.resolver", "json.decoder"]  # fmt: skip
 
 

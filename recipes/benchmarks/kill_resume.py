@@ -29,8 +29,8 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from es_trl import ESConfig, ESTrainer  # noqa: E402
-from es_trl.trainer.checkpoint import last_checkpoint  # noqa: E402
-from es_trl.trainer.journal import read_lines, tensor_digest  # noqa: E402
+from es_trl.run.checkpoint import last_checkpoint  # noqa: E402
+from es_trl.run.journal import read_lines, tensor_digest  # noqa: E402
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 

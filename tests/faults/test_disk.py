@@ -15,9 +15,10 @@ from tiny_runs import PROMPTS, same, theta_of
 from toy_runs import fork, history, toy_trainer, train, wait
 
 from es_trl import ESConfig, ESTrainer
-from es_trl.trainer import checkpoint, journal, verify_run
-from es_trl.trainer.checkpoint import last_checkpoint, verify_checkpoint
-from es_trl.trainer.journal import JOURNAL, read_lines
+from es_trl.replay import verify_run
+from es_trl.run import checkpoint, journal
+from es_trl.run.checkpoint import last_checkpoint, verify_checkpoint
+from es_trl.run.journal import JOURNAL, read_lines
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline
 
 

@@ -13,7 +13,7 @@ from toy_runs import history, redness, toy_trainer, train
 
 from es_trl.rewards import reward_set
 from es_trl.rewards.time_limit import time_limit
-from es_trl.trainer.checkpoint import last_checkpoint
+from es_trl.run.checkpoint import last_checkpoint
 
 
 OPTIONS = {"max_steps": 3, "save_steps": 2, "reward_timeout": 1.0}

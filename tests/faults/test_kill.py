@@ -8,9 +8,10 @@ import pytest
 from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, toy_trainer, train, wait
 
-from es_trl.trainer import checkpoint, verify_run
-from es_trl.trainer.checkpoint import last_checkpoint
-from es_trl.trainer.journal import JOURNAL, read_lines
+from es_trl.replay import verify_run
+from es_trl.run import checkpoint
+from es_trl.run.checkpoint import last_checkpoint
+from es_trl.run.journal import JOURNAL, read_lines
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 

@@ -8,8 +8,9 @@ from tiny_runs import PROMPTS, same, theta_of
 from toy_runs import RUN, redness, toy_trainer, train
 
 from es_trl import ESConfig, ESTrainer
-from es_trl.trainer import TrainingStopped, verify_run
-from es_trl.trainer.checkpoint import last_checkpoint
+from es_trl.replay import verify_run
+from es_trl.run import TrainingStopped
+from es_trl.run.checkpoint import last_checkpoint
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 

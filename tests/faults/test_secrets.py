@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import PROMPTS, files_in
 from toy_runs import redness, toy_trainer, train
 
-from es_trl.trainer import CheckpointCorrupt
-from es_trl.trainer.checkpoint import _fingerprint
+from es_trl.run import CheckpointCorrupt
+from es_trl.run.checkpoint import _fingerprint
 
 
 CANARY = "hf_" + "CaNaRy" * 6

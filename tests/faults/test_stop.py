@@ -11,8 +11,8 @@ from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, toy_trainer, train, wait
 
 from es_trl.cli import main
-from es_trl.trainer import TrainingStopped
-from es_trl.trainer.checkpoint import verify_checkpoint
+from es_trl.run import TrainingStopped
+from es_trl.run.checkpoint import verify_checkpoint
 
 
 @pytest.fixture(scope="module")

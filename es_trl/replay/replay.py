@@ -19,12 +19,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..pipelines import LORA_WEIGHTS_NAME
-from .checkpoint import CheckpointCorrupt, load_adapter_state
-from .es import ESTrainer
-from .es_config import ESConfig
-from .journal import JOURNAL, decode_scores, read_lines, tensor_digest
-from .rollout import PopulationRollout, PromptBatch, RolloutTimes
-from .stopping import StopRequested, TrainingStopped
+from ..run.checkpoint import CheckpointCorrupt, load_adapter_state
+from ..run.journal import JOURNAL, decode_scores, read_lines, tensor_digest
+from ..run.stopping import StopRequested, TrainingStopped
+from ..trainer.es import ESTrainer
+from ..trainer.es_config import ESConfig
+from ..trainer.rollout import PopulationRollout, PromptBatch, RolloutTimes
 
 
 # Settings of the recorded run that decide what is written, shown, pushed or measured, not what is computed.
