@@ -1,5 +1,6 @@
 """PipelineAdapter: a frozen diffusers pipeline with one LoRA on its denoiser, and the only door to both."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,16 +170,23 @@ class PipelineAdapter(FrozenPipeline):
         return tensors
 
     def save_lora(self, directory: str | os.PathLike) -> None:
-        """Writes `pytorch_lora_weights.safetensors`, with the metadata without which alpha is lost on loading."""
+        """
+        Writes `pytorch_lora_weights.safetensors`, with the metadata without which alpha is lost on loading: the same
+        bytes for the same weights, in every process.
+        """
         name = self.denoiser_name
+        metadata = self.denoiser.peft_config[ADAPTER_NAME].to_dict()
         self.pipe.save_lora_weights(
             save_directory=directory,
             safe_serialization=True,
             **{
                 f"{name}_lora_layers": self.lora_state_dict(),
-                f"{name}_lora_adapter_metadata": self.denoiser.peft_config[ADAPTER_NAME].to_dict(),
+                f"{name}_lora_adapter_metadata": {
+                    key: sorted(value) if isinstance(value, set) else value for key, value in metadata.items()
+                },
             },
         )
+        sort_metadata(os.path.join(directory, LORA_WEIGHTS_NAME))
 
     def describe(self) -> dict:
         """How images were drawn and what was trained, as plain data for cards and evaluation files."""
@@ -191,6 +199,18 @@ class PipelineAdapter(FrozenPipeline):
             if not isinstance(config.target_modules, str)
             else config.target_modules,
         }
+
+
+def sort_metadata(path: str | os.PathLike) -> None:
+    """Orders the header's metadata, which safetensors writes in the order of a hash table seeded anew each time."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def check_lora_config(config: LoraConfig) -> None:
