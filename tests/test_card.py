@@ -11,10 +11,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from es_trl.hub import base_license, environment, md_escape, model_card
-from es_trl.hub.card import METHOD_TAGS
-from es_trl.hub.card_sections import METHOD_SETTINGS
-from es_trl.hub.citation import PAPERS
 from es_trl.hub.escaping import redact_all
+from es_trl.hub.methods import METHODS
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 
 
@@ -131,18 +129,20 @@ def test_body_tells_gain_loss_protocol_and_settings():
 
 @pytest.mark.parametrize("method", ["es", "ddpo", "grpo", "pref_grpo", "dpo"])
 def test_every_method_is_named_cited_and_tagged(method):
-    from es_trl.trainer import METHODS, method_classes
+    from es_trl.trainer import METHODS as TRAINERS
+    from es_trl.trainer import method_classes
 
-    assert method in METHODS and set(METHODS) == set(METHOD_SETTINGS) == set(PAPERS)
-    fields = method_classes(method)[0].__dataclass_fields__
+    assert method in TRAINERS and set(TRAINERS) == set(METHODS)
+    papers, fields = METHODS[method].papers, method_classes(method)[0].__dataclass_fields__
     settings = {"num_generations": 8, "population_size": 64, "beta": 0.5, "seed": 3, "max_steps": 64}
     settings = {name: value for name, value in settings.items() if name in fields}
     card = make_card(config=CONFIG | {"method": method, "config": settings})
-    assert card.text.count("@article") == len(PAPERS[method]) > 0 and "@software{es_trl" in card.text
-    assert all(f"huggingface.co/papers/{number}" in card.text for _, _, number, _, _ in PAPERS[method][:1])
+    assert card.text.count("@article{") == len(papers) > 0 and "@software{es_trl," in card.text
+    assert all(f"huggingface.co/papers/{paper.id}" in card.text and paper.citation in card.text for paper in papers)
+    assert "author  = {{The es_trl contributors}}" in card.text
     for name, value in settings.items():
         assert f"| `{name}` | {value} |" in card.text
-    assert set(METHOD_TAGS[method]) <= set(card.data.tags)
+    assert set(METHODS[method].tags) <= set(card.data.tags)
 
 
 def test_the_page_of_the_run_on_a_tracker_is_linked():
@@ -186,6 +186,32 @@ def test_licence_comes_from_the_base_card(tmp_path):
     unknown = make_card(base_model="org/never-downloaded")
     assert unknown.data.license is None and "was not known when this card was written" in unknown.text
     assert make_card(base_model="org/never-downloaded", license="mit").data.license == "mit"
+
+
+READABLE_CARDS = [
+    ("---\nlicense: mit\n---\n# caf\xe9\n".encode("latin-1"), {"license": "mit"}),
+    (b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
+    (b"---\nlicense: [mit, apache-2.0]\n---\n", {"license": ["mit", "apache-2.0"]}),
+    (b"---\nlicense: 2.0\nlicense_link: [a, b]\n---\n", {"license": "2.0"}),
+]
+UNREADABLE_CARDS = [
+    b"---\nlicense: [mit\n---\n", b"---\n- license\n- mit\n---\n", b"---\nlicense: {a: b}\n---\n",
+    b"---\nlicense: [[mit]]\n---\n", b"---\nlicense: true\n---\n", b"---\n---\n", b"---\nlicense: mit",
+    b"---\nlicense: \x00\n---\n", b"---\na: &a [*a]\nlicense: !!python/name:os.system\n---\n",
+    b"\x00\xff\xfe", b"", b"---\n" + b"[" * 5000 + b"\n---\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "licence"), READABLE_CARDS + [(content, {}) for content in UNREADABLE_CARDS])
+def test_whatever_a_base_models_card_holds_there_is_a_card(tmp_path, content, licence):
+    (tmp_path / "README.md").write_bytes(content)
+    assert base_license(str(tmp_path)) == licence
+    card = make_card(base_model=str(tmp_path))
+    assert ModelCard(str(card)).data.license == card.data.license == licence.get("license")
+    names = licence.get("license", [])
+    names = ", ".join([names] if isinstance(names, str) else names)
+    expected = f"names the licence **{names}**" if names else "was not known when this card was written"
+    assert expected in card.text
 
 
 def test_folders_of_this_machine_stay_private(tmp_path):

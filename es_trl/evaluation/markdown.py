@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from ..formatting import interval, number, p_value
 from ..hub import md_escape
-from ..hub.tables import differences_table, interval, judge_table, number, table
+from ..hub.tables import differences_table, judge_table, table
 
 
 def page(evaluation: dict[str, Any]) -> str:
@@ -70,7 +71,7 @@ def _gaps(evaluation: dict[str, Any]) -> str:
 def _differences(evaluation: dict[str, Any]) -> str:
     header, rule, *lines = differences_table(evaluation).split("\n")
     lines = [
-        f"{line} {_p(entry['wilcoxon_p'])} | {_p(entry['holm_p'])} |"
+        f"{line} {p_value(entry['wilcoxon_p'])} | {p_value(entry['holm_p'])} |"
         for line, entry in zip(lines, evaluation["paired"], strict=True)
     ]
     return "\n".join([f"{header} Wilcoxon p | Holm p |", f"{rule} ---: | ---: |", *lines])
@@ -120,7 +121,3 @@ def _protocol(evaluation: dict[str, Any]) -> str:
     if protocol.get("command"):
         lines.append(f"- command: {md_escape(protocol['command'], 2000)}")
     return "\n".join(lines)
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,14 +1,21 @@
 """What is known of the base model without asking the network: whether it has a Hub id, and its licence."""
 
+import logging
 import os
 import re
 from pathlib import Path
 
+import yaml
+
 from .. import assets
+
+
+logger = logging.getLogger(__name__)
 
 
 # The Hub's own rule for `owner/name`.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -21,7 +28,7 @@ def shown_name(name: str) -> str:
     return name if name in assets.SHIPPED or is_hub_id(name) else os.path.basename(os.path.normpath(name))
 
 
-def base_license(base_model: str | None) -> dict[str, str]:
+def base_license(base_model: str | None) -> dict[str, str | list[str]]:
     """
     The licence that the base model's card names.
 
@@ -30,10 +37,10 @@ def base_license(base_model: str | None) -> dict[str, str]:
             read.
 
     Returns:
-        `dict[str, str]`: `license`, and `license_name`, `license_link` where given; empty when there is no card or it
-            names none.
+        `dict`: `license` (one name, or a list where the card lists several), and `license_name`, `license_link` where
+            given; empty when there is no card, none that can be read, or it names none.
     """
-    from huggingface_hub import ModelCard, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if not base_model:
         return {}
@@ -44,6 +51,25 @@ def base_license(base_model: str | None) -> dict[str, str]:
         path = Path(assets.resolve(base_model), "README.md")
     if path is None or not os.path.isfile(path):  # Path.is_file raises for a name no file can have
         return {}
-    data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    keys = ("license", "license_name", "license_link")
-    return {key: str(data.get(key)) for key in keys if data.get(key)} if data.get("license") else {}
+    data = _front_matter(path)
+    names = data.get("license")
+    names = [str(name) for name in names if _is_text(name)] if isinstance(names, list) else names
+    if not names or not (isinstance(names, list) or _is_text(names)):
+        return {}
+    licence = {"license": names if isinstance(names, list) else str(names)}
+    return licence | {key: str(data[key]) for key in ("license_name", "license_link") if _is_text(data.get(key))}
+
+
+def _front_matter(path: Path) -> dict:
+    """The YAML at the top of a card; empty when it cannot be read, since other people's cards hold anything."""
+    try:
+        block = _FRONT_MATTER.match(path.read_text(encoding="utf-8-sig", errors="replace"))
+        data = yaml.safe_load(block.group(1)) if block else {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        logger.warning("The licence of the base model is not known: %s cannot be read (%s).", path, error)
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())

@@ -1,35 +1,27 @@
-"""The model card of an adapter, built from data: front matter by the YAML dumper, user text through one escape."""
+"""The model card of an adapter: front matter by huggingface_hub, body by `card.md.j2`, all user text escaped."""
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
+from .. import assets
+from ..formatting import METRICS, duration, interval, number, percent, whole
 from .base_model import base_license, is_hub_id, shown_name
-from .card_sections import (
-    evaluation_section,
-    introduction,
-    licence_section,
-    limits_section,
-    pictures_section,
-    results_section,
-    training_section,
-    versions_section,
-)
-from .citation import citation_section
-from .escaping import one_line, redact
-from .snippet import usage_section
+from .escaping import md_escape, one_line, redact
+from .methods import METHODS, SETTINGS, Method
+from .tables import differences_table, judge_table, scores_table
 
 
 TAGS = ("text-to-image", "diffusers", "diffusers-training", "lora", "es_trl", "template:sd-lora")
-METHOD_TAGS = {
-    "es": ("evolution-strategies", "eggroll"),
-    "ddpo": ("ddpo", "reinforcement-learning"),
-    "grpo": ("grpo", "flow-grpo", "reinforcement-learning"),
-    "pref_grpo": ("pref-grpo", "grpo", "reinforcement-learning"),
-    "dpo": ("diffusion-dpo", "dpo"),
-}
+# What `PipelineAdapter.describe` says beside the keywords of the call.
+NOT_OF_THE_CALL = {"pipeline", "es_space", "lora_rank", "lora_alpha", "lora_target_modules"}
+_PLAIN = re.compile(r"[\w ,.'-]{1,120}")
 
 
 def model_card(
@@ -81,38 +73,115 @@ def model_card(
     """
     base_model = base_model or config.get("base_model")
     base = shown_name(base_model) if base_model else None
+    method_name = config.get("method") or "es"
+    method = METHODS.get(method_name) or Method(title=method_name)
     licence = {"license": license} if license else base_license(base_model)
-    dataset = shown_name(dataset_name) if dataset_name else None
-    name = one_line(repo_id.split("/")[-1] if repo_id else f"{(base or 'model').split('/')[-1]}-{_method(config)}", 96)
+    fallback = f"{(base or 'model').split('/')[-1]}-{one_line(method_name)}"
+    name = one_line(repo_id.split("/")[-1] if repo_id else fallback, 96)
     samples = [(prompt, relative_url(path)) for prompt, path in samples]
+    settings = config.get("config") or {}
 
     data = ModelCardData(
         base_model=base_model if is_hub_id(base_model) else None,
         datasets=dataset_name if is_hub_id(dataset_name) else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[*TAGS, *METHOD_TAGS.get(config.get("method"), ()), *map(one_line, tags)],
+        tags=[*TAGS, *method.tags, *map(one_line, tags)],
         widget=[{"text": one_line(prompt), "output": {"url": url}} for prompt, url in samples] or None,
         model_name=name,
         eval_results=eval_results(evaluation) or None if evaluation else None,
         **licence,
     )
-    sections = [
-        introduction(name, adapter_info, config, evaluation, base, num_images, duration_seconds, tracker_urls),
-        pictures_section(
-            samples, relative_url(picture) if picture else None, [(text, relative_url(path)) for text, path in sheets]
-        ),
-        results_section(evaluation, config),
-        usage_section(adapter_info, config, base_model, repo_id, [prompt for prompt, _ in samples], revision),
-        training_section(adapter_info, config, dataset, num_images, duration_seconds),
-        evaluation_section(evaluation),
-        versions_section(env),
-        limits_section(evaluation, config),
-        licence_section(base, licence),
-        citation_section(_method(config)),
+    body = _template().render(
+        name=name,
+        info=adapter_info,
+        config=config,
+        method=method,
+        settings={k: settings[k] for k in (*method.settings, *SETTINGS) if settings.get(k) is not None},
+        evaluation=evaluation,
+        **_findings(evaluation),
+        env=env,
+        samples=[(prompt, Markup(url)) for prompt, url in samples],
+        sheets=[(caption, Markup(relative_url(path))) for caption, path in sheets],
+        picture=Markup(relative_url(picture)) if picture else None,
+        tracker_urls=[(title, Markup(url)) for title, url in (tracker_urls or {}).items() if _is_web_page(url)],
+        base=base,
+        dataset=shown_name(dataset_name) if dataset_name else None,
+        licence=licence,
+        num_images=num_images,
+        seconds=duration_seconds,
+        repo_id=repo_id,
+        revision=revision,
+        dtype=settings.get("dtype", "float32"),
+        **_snippet(adapter_info, base_model, base, [prompt for prompt, _ in samples]),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{redact(body)}")
+
+
+@cache
+def _template():
+    """The body's template. Whatever it prints is escaped, except what the functions below have made as Markdown."""
+    environment = Environment(
+        loader=PackageLoader("es_trl.hub", ""),
+        autoescape=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else Markup(md_escape(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made_here = [number, percent, interval, whole, duration, scores_table, differences_table, judge_table, _two]
+    environment.globals |= {function.__name__.strip("_"): _markup(function) for function in made_here}
+    environment.filters |= {"literal": _markup(literal), "is_hub_id": is_hub_id, "listed": _listed}
+    return environment.get_template("card.md.j2")
+
+
+def _markup(function):
+    def call(*args, **kwargs):
+        return Markup(function(*args, **kwargs) or "")
+
+    return call
+
+
+def _findings(evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    """What the evaluation says of the adapter against the base at equal steps."""
+    roles = (evaluation or {}).get("gap_closure_rows")
+    if not evaluation or not roles:
+        return {"roles": None, "against_base": [], "means": {}, "judge_losses": [], "missing": _missing(evaluation)}
+    pair = (roles["model"], roles["base"])
+    judged = [
+        {**entry, "name": METRICS[entry["metric"]].partition(" (")[0]}
+        for entry in evaluation.get("paired_judge", ())
+        if (entry["row"], entry["against"]) == pair and entry["ci_low"] is not None
     ]
-    body = redact("\n\n".join(section for section in sections if section))
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+    return {
+        "roles": roles,
+        "against_base": [entry for entry in evaluation["paired"] if (entry["row"], entry["against"]) == pair],
+        "means": {row["name"]: row["rewards"] for row in evaluation["rows"]},
+        "judge_losses": [
+            entry
+            for entry in judged
+            if (entry["ci_low"] > 0 if entry["metric"] == "frechet_distance" else entry["ci_high"] < 0)
+        ],
+        "missing": _missing(evaluation),
+    }
+
+
+def _missing(evaluation: dict[str, Any] | None) -> int:
+    rows = evaluation["rows"] if evaluation else ()
+    return sum(found["missing"] for row in rows for found in row["rewards"].values())
+
+
+def _snippet(info: dict[str, Any], base_model: str | None, base: str | None, prompts: Sequence[str]) -> dict[str, Any]:
+    """What the section "Use it" fills in: plain diffusers, called the way the adapter was trained."""
+    keywords = {k: v for k, v in info.items() if k not in NOT_OF_THE_CALL and v is not None}
+    if info.get("pipeline") == "SanaSprintPipeline" and keywords.get("num_inference_steps") != 2:
+        keywords.setdefault("intermediate_timesteps", None)  # the pipeline's default raises for any other number
+    shipped = base_model in assets.SHIPPED
+    source = base or "base-model"
+    if not shipped and not is_hub_id(base_model):
+        source = re.sub(r"[^\w. -]", "_", one_line(source, 96))
+    prompt = next((text for text in prompts if _PLAIN.fullmatch(text)), "a red cat")
+    return {"keywords": keywords, "shipped": shipped, "source": source, "prompt": prompt}
 
 
 def relative_url(path: str) -> str:
@@ -145,5 +214,19 @@ def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _method(config: dict[str, Any]) -> str:
-    return one_line(config.get("method") or "es")
+def literal(value: Any) -> str:
+    """Python source of a value, strings in double quotes where that needs no escapes."""
+    source = repr(value)
+    return f'"{value}"' if isinstance(value, str) and source == f"'{value}'" and '"' not in value else source
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _is_web_page(url: str) -> bool:
+    return bool(re.fullmatch(r"https://[\w.~/%-]+", url))

@@ -3,34 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..formatting import METRICS, interval, number, percent
 from .escaping import md_escape
-
-
-METRICS = {
-    "retrieval_accuracy": "retrieval accuracy",
-    "hard_negative_accuracy": "hard-negative accuracy",
-    "frechet_distance": "Frechet distance to real pictures x 100 (lower is better)",
-    "diversity": "diversity (distance between pictures of one prompt)",
-}
-
-
-def number(value: float | None, sign: bool = False) -> str:
-    """`value` with about four meaningful digits; a dash where there is none."""
-    if value is None:
-        return "-"
-    size = abs(value)
-    decimals = 4 if size < 1 else 3 if size < 10 else 2 if size < 1000 else 0
-    return f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1] in per cent."""
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def interval(low: float | None, high: float | None, show=number) -> str:
-    """Two ends in brackets; nothing when one of them does not exist."""
-    return "" if low is None or high is None else f" [{show(low)}, {show(high)}]"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..formatting import METRICS
 from . import wording
 from .folder import Folder
 
@@ -86,7 +87,7 @@ def judge_table(folder: Folder) -> dict[str, Any] | None:
         return show(entry.get("mean")), wording.interval(entry.get("ci_low"), entry.get("ci_high"), show)
 
     cells = [[cell(row, metric) for row in rows] for metric in metrics]
-    names, columns = [wording.METRICS.get(metric, metric) for metric in metrics], [labels[row["name"]] for row in rows]
+    names, columns = [METRICS.get(metric, metric) for metric in metrics], [labels[row["name"]] for row in rows]
     if len(rows) > 4:
         cells, names, columns = [list(line) for line in zip(*cells, strict=True)], columns, names
     corner = "metric" if len(rows) <= 4 else "model"

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .. import formatting
+from ..formatting import NBSP, typeset
 
-MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
-METRICS = {
-    "retrieval_accuracy": "retrieval accuracy",
-    "hard_negative_accuracy": "hard-negative accuracy",
-    "frechet_distance": "Fr\u00e9chet distance to real pictures \u00d7 100 (lower is better)",
-    "diversity": "diversity (distance between pictures of one prompt)",
-}
+
 _METHODS = {"es": "ES", "ddpo": "DDPO", "grpo": "GRPO", "pref_grpo": "Pref-GRPO", "dpo": "DPO"}
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
 
@@ -22,11 +18,7 @@ def method(name: Any) -> str:
 
 def number(value: float | None, sign: bool = False) -> str:
     """`value` with about four meaningful digits; a dash where there is none."""
-    if value is None or value != value:
-        return DASH
-    size = abs(value)
-    decimals = 4 if size < 0.1 else 3 if size < 10 else 2 if size < 1000 else 0
-    return f"{value:{'+' if sign else ''},.{decimals}f}".replace("-", MINUS)
+    return typeset(formatting.number(value, sign))
 
 
 def signed(value: float | None) -> str:
@@ -36,7 +28,7 @@ def signed(value: float | None) -> str:
 
 def percent(value: float | None, decimals: int = 0) -> str:
     """A share in per cent."""
-    return DASH if value is None or value != value else f"{100 * value:.{decimals}f}{NBSP}%".replace("-", MINUS)
+    return typeset(formatting.percent(value, decimals))
 
 
 def interval(low: float | None, high: float | None, show=number) -> str:
@@ -46,23 +38,17 @@ def interval(low: float | None, high: float | None, show=number) -> str:
 
 def whole(value: float | None) -> str:
     """A count with separators."""
-    return DASH if value is None else f"{round(value):,}"
+    return typeset(formatting.whole(value))
 
 
 def duration(seconds: float | None) -> str:
     """Seconds in the unit one would say."""
-    if seconds is None:
-        return DASH
-    if seconds < 100:
-        return f"{seconds:.0f}{NBSP}s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f}{NBSP}min"
-    return f"{seconds / 3600:.1f}{NBSP}h"
+    return typeset(formatting.duration(seconds))
 
 
 def p_value(value: float | None) -> str:
     """A p value; small ones as a bound."""
-    return DASH if value is None else f"<{NBSP}0.001" if value < 0.001 else f"{value:.3f}"
+    return typeset(formatting.p_value(value))
 
 
 def steps_of(count: int | None) -> str:
