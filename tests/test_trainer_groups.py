@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from tiny_runs import redness, same, theta_of, tiny_config, tiny_trainer
 
 from es_trl.es import NoiseBank, Population, compute_fitness, estimate
 from es_trl.replay import redraw_member, verify_run
+from es_trl.run.journal import read_lines
 
 
 RUN = {"population_size": 6, "prompts_per_step": 2, "prompts_per_member": 1, "members_per_forward": 2, "max_steps": 2}
@@ -49,6 +51,20 @@ def test_any_member_is_drawn_again(run, member):
     seen = [pair for call in calls[3:6] for pair in zip(call[0], call[1], strict=True)]
     assert prompts == [seen[member][0]] and np.array_equal(np.asarray(images[0]), np.asarray(seen[member][1]))
     assert scores.tolist() == [redness(images)]
+
+
+def test_the_strip_shows_what_was_scored(run):
+    """Members of one group, on its prompt, around the theta of that step: the pictures that got the rewards."""
+    folder, trainer, calls = run
+    entry = next(entry for entry in read_lines(folder / "samples" / "metadata.jsonl") if "members" in entry)
+    assert entry["step"] == 2 and entry["prompts"] == calls[3][0][:1]
+    scored = [image for call in calls[3:6] for image in call[1]][:3]
+    rewards = sorted((redness([image])[0] for image in scored), reverse=True)
+    assert [member["reward"] for member in entry["members"]] == rewards
+    tiles = np.asarray(Image.open(folder / "samples" / entry["tiles"]), dtype=float)
+    best_first = sorted(scored, key=lambda image: -redness([image])[0])
+    drawn = np.concatenate([np.asarray(image, dtype=float) for image in best_first])
+    assert np.abs(tiles - drawn).mean() < 4, "but for what JPEG changes"
 
 
 def test_the_journal_proves_the_adapter(run):

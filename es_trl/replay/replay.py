@@ -215,6 +215,8 @@ class RecordedRollout(PopulationRollout):
 class ReplayTrainer(ESTrainer):
     """An [`ESTrainer`] that takes its scores from a journal and writes nothing."""
 
+    keeps_journal = False
+
     def __init__(self, session: Session, end: int | None, scratch: str, model, run: Path):
         record = session.run
         if record.get("own_optimizer"):
@@ -236,7 +238,6 @@ class ReplayTrainer(ESTrainer):
                 "or a machine that rounds differently."
             )
         self.rollout = RecordedRollout(session, end, self)
-        self.journal.enabled = False
         self.digests: dict[int, str] = {}
         self.matches: dict[str, bool] = {}
         self.remove_callback(PrinterCallback)

@@ -1,5 +1,7 @@
 """journal.jsonl: one line per step with all that its update followed from, so that a run can be replayed."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -8,12 +10,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from transformers import TrainerCallback
 
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
         raise ValueError("scores are base64 text with a shape of three numbers")
     if not all(type(n) is int and 0 <= n <= 2**31 for n in shape):
         raise ValueError(f"the shape {shape} is not made of counts")
+    import numpy as np
+    import torch
+
     data = base64.b64decode(text, validate=True)
     if len(data) != 8 * shape[0] * shape[1] * shape[2]:
         raise ValueError(f"{len(data)} bytes are not the scores of a shape {shape}")
@@ -40,6 +44,8 @@ def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
 
 def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over names, shapes and bytes, in the order of the names; equal only where the tensors are, bit by bit."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -160,26 +166,3 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
-
-
-class JournalCallback(TrainerCallback):
-    """Opens the journal of an ES run, and the scores that a killed run left, when training begins."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        record = trainer.run_record()
-        micro_batches = trainer.rollout.micro_batches
-        micro_batches.settings = record["settings"]
-        if trainer.resumed_from is not None:
-            micro_batches.load()
-        else:
-            micro_batches.clear()
-        trainer.journal.start(state.global_step, record)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        with self.trainer.may_fail(f"The last lines of {JOURNAL}"):
-            self.trainer.journal.sync()
-        self.trainer.rollout.micro_batches.clear()

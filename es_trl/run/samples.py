@@ -13,6 +13,9 @@ from .journal import read_lines
 from .trackers import has_tracker, log_media
 
 
+MAX_MEMBER_COLUMNS = 6  # pictures of one member in the strip
+
+
 class SampleCallback(TrainerCallback):
     """
     Draws the sample prompts with fixed latents before the first step, every `sample_steps`, and at the end, into
@@ -36,7 +39,12 @@ class SampleCallback(TrainerCallback):
         if args.sample_steps and state.global_step % args.sample_steps == 0:
             with self._together():
                 self.draw()
-                self.draw_members()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        step = state.global_step + 1
+        if args.sample_steps and step % args.sample_steps == 0:
+            with self._together():
+                self.draw_members(step)
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.sample_steps and self.drawn_at != state.global_step:
@@ -70,41 +78,53 @@ class SampleCallback(TrainerCallback):
         title = f"step {step}: the best adapter, of step {adapter_step}" if earlier else f"step {step}"
         sheet = sample_sheet(self.images(), self.prompts, title)
         entry = {"prompts": self.prompts} | ({"adapter_of_step": adapter_step} if earlier else {})
-        self._save(sheet, f"step-{step:06d}.jpg", entry)
+        self._save(sheet, f"step-{step:06d}.jpg", step, entry)
         if trainer.args.log_images and has_tracker(trainer):
             log_media(trainer, {"samples": (sheet, title)})
 
-    def draw_members(self) -> None:
-        """Best, median and worst member of the last step, drawn again on its first prompts, and all rewards."""
+    def draw_members(self, step: int) -> None:
+        """
+        Best, median and worst member of one group of the population that step `step` (from 1) comes from: the weights
+        that were scored, drawn again on the group's own prompts, ranked by fitness.
+        """
         trainer = self.trainer
-        rollout = getattr(trainer, "last_rollout", None)
-        if rollout is None or not trainer.is_world_process_zero():
+        last = getattr(trainer, "last_step", None)
+        if last is None or not trainer.is_world_process_zero():
             return
-        batch, factors, step, micro, fitness = rollout
-        rewards = fitness.rewards.nanmean(dim=1)
-        order = [int(i) for i in fitness.values.argsort(descending=True, stable=True) if fitness.valid[int(i)]]
+        # Only members of one group drew the same prompts and are compared with each other.
+        size, valid = trainer.population.group_size, last.fitness.valid
+        first = int(valid.nonzero()[0]) // size * size
+        group = [i for i in range(first, first + size) if valid[i]]
+        order = sorted(group, key=lambda i: -float(last.fitness.values[i]))
         chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        # Theta has moved on by one step, so these show the population around the new theta.
-        prompts = batch.prompts[:6]
+        own = trainer.population.columns(first, len(last.batch))
+        columns = own[:MAX_MEMBER_COLUMNS]
+        prompts = [last.batch.prompts[j] for j in columns]
         rows = [
-            (label, float(rewards[i]), trainer.rollout.draw([i], batch, factors, step, micro, range(len(prompts))))
+            (
+                label,
+                float(last.fitness.rewards[i].nanmean()),
+                trainer.rollout.draw([i], last.batch, last.factors, last.step, last.micro, columns),
+            )
             for label, i in chosen.items()
         ]
-        strip = member_strip(rows, prompts)
-        name = f"members-{trainer.state.global_step:06d}"
+        title = None if len(own) == len(columns) else f"rewards are means over all {len(own)} pictures of a member"
+        strip = member_strip(rows, prompts, title)
+        name = f"members-{step:06d}"
         members = [{"label": label, "reward": reward} for label, reward, _ in rows]
-        self._save(strip, f"{name}.jpg", {"prompts": prompts, "members": members, "tiles": f"{name}-tiles.jpg"})
+        entry = {"prompts": prompts, "members": members, "tiles": f"{name}-tiles.jpg"}
+        self._save(strip, f"{name}.jpg", step, entry)
         tiles([images for _, _, images in rows]).save(self._path(f"{name}-tiles.jpg"), quality=92, subsampling=0)
         if trainer.args.log_images and has_tracker(trainer):
-            values = fitness.rewards[fitness.rewards.isfinite()].tolist()
+            values = last.fitness.rewards[last.fitness.rewards.isfinite()].tolist()
             log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
 
     def _path(self, name: str) -> str:
         return os.path.join(self.trainer.args.output_dir, "samples", name)
 
-    def _save(self, sheet, name: str, entry: dict) -> None:
+    def _save(self, sheet, name: str, step: int, entry: dict) -> None:
         """Writes a sheet and its line of the metadata, in place of what a run that was resumed had drawn later."""
-        step, metadata = self.trainer.state.global_step, self._path("metadata.jsonl")
+        metadata = self._path("metadata.jsonl")
         os.makedirs(os.path.dirname(metadata), exist_ok=True)
         sheet.save(self._path(name), quality=92, subsampling=0)
         entries = []

@@ -152,7 +152,6 @@ class SavingMixin:
             if best == folder or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
         if self._save_together(folder):
-            self.after_checkpoint()
             if self.args.push_to_hub:
                 self._push_from_checkpoint(folder)
         elif self.state.best_global_step == self.state.global_step:  # the best adapter is one that can be loaded
@@ -197,7 +196,8 @@ class SavingMixin:
             self._refused.discard(what)
 
     def _write_checkpoint(self, folder: str) -> None:
-        self.before_checkpoint()
+        if self.journal is not None:
+            self.journal.journal.sync()  # a checkpoint never stands without the lines that led to it
         with writing_checkpoint(folder) as directory:
             self._write_run_files(directory)
             save_training_state(
@@ -205,12 +205,6 @@ class SavingMixin:
             )
             self._update_callback_states()
             self.state.save_to_json(str(directory / STATE_JSON))
-
-    def before_checkpoint(self) -> None:
-        """What a method brings to the disk before a checkpoint may stand."""
-
-    def after_checkpoint(self) -> None:
-        """What a method no longer needs once the checkpoint of a finished step stands."""
 
     def _pending_logs(self) -> dict:
         """What was collected since the last log, so that a resumed run logs what the uninterrupted one does."""

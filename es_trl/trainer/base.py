@@ -28,6 +28,7 @@ from ..pipelines import (
 )
 from ..rewards import RewardSet
 from ..run.early_warning import EarlyWarningCallback
+from ..run.journaling import JournalCallback
 from ..run.processes import Peers, warn_if_fewer_processes
 from ..run.progress import StepClock, StepProgressCallback
 from ..run.pushing import PushingMixin
@@ -76,6 +77,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
     config_class: type[DiffusionConfig] = DiffusionConfig
     method_name = "diffusion"
+    keeps_journal = False  # whether a run can be replayed from the scores of its `last_step`s
     es_space = "lora"
 
     def __init__(
@@ -122,8 +124,11 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self.add_callback(self.clock)
         self.sample_callback = SampleCallback(self)
         self.add_callback(self.sample_callback)
-        self.add_callback(RunCallback(self))
+        self.journal = JournalCallback(self) if self.keeps_journal else None
+        if self.journal is not None:
+            self.add_callback(self.journal)
         self.add_callback(EarlyWarningCallback(self))
+        self.add_callback(RunCallback(self))
 
     # ---- input ----
 
@@ -204,6 +209,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self.adapter.prompts.encode(prompts)
 
     def train(self, *args, **kwargs):
+        self._micro_step = -1  # a step that a stopped run has begun is begun anew
         self.prepare_prompts(self.train_dataset["prompt"])
         if self.eval_dataset is not None:
             self.prepare_prompts(self.eval_dataset["prompt"])

@@ -7,16 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import SaveStrategy
 
 from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
-from ..run.journal import Journal, JournalCallback, tensor_digest
 from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .es_config import ESConfig
-from .micro_batches import MicroBatches, digest_of, source_of
 from .reward_checks import log_rewards, refuse_missing
-from .rollout import PopulationRollout, PromptBatch
+from .rollout import PopulationRollout, PopulationStep, PromptBatch
 from .work_shares import warn_if_idle
 
 
@@ -50,6 +47,7 @@ class ESTrainer(DiffusionTrainer):
 
     config_class = ESConfig
     method_name = "es"
+    keeps_journal = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -66,43 +64,13 @@ class ESTrainer(DiffusionTrainer):
             config.seed,
             config.process_index,
             config.world_size,
+            self.check_own_stop,
         )
+        self.last_step: PopulationStep | None = None
         shares = len(self.population.chunks(config.members_per_forward))
         warn_if_idle(config.world_size, shares, "population_size", "members_per_forward")
-        self.journal = Journal(config.output_dir, self.is_world_process_zero(), self.may_fail)
-        keep = config.output_dir if config.save_strategy != SaveStrategy.NO else None
-        self.rollout.micro_batches = MicroBatches(
-            keep, config.process_index, self.check_own_stop, self.add_metric, self.may_fail
-        )
-        self._settings = self._settings_digest(args[1] if len(args) > 1 else kwargs["reward_funcs"])
-        self._own_optimizer = self.optimizer is not None
-        self.add_callback(JournalCallback(self))
         self.add_callback(AdapterBoundsCallback(self))
         self._warned_constant = False
-
-    def _settings_digest(self, reward_funcs) -> str:
-        """Of all that the scores of a micro-batch depend on beside the step, the adapter and the prompts."""
-        names = ("sigma", "noise_rank", "noise_reuse", "seed", "population_size", "antithetic", "members_per_forward",
-                 "prompts_per_member", "images_per_prompt", "dtype", "model_init_kwargs")  # fmt: skip
-        functions = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        config = {name: getattr(self.args, name) for name in names}
-        return digest_of([config, self.base_model, self.adapter.describe(), [source_of(f) for f in functions]])
-
-    def run_record(self) -> dict[str, Any]:
-        """What the journal opens with: all that a replay needs beside the scores."""
-        lora = self.adapter.lora_config.to_dict()
-        return self.run_config() | {
-            "lora": {name: sorted(value) if isinstance(value, set) else value for name, value in lora.items()},
-            "adapter": tensor_digest(self.adapter.state_dict()),
-            "own_optimizer": self._own_optimizer,
-            "settings": self._settings,
-        }
-
-    def before_checkpoint(self) -> None:
-        self.journal.sync()
-
-    def after_checkpoint(self) -> None:
-        self.rollout.micro_batches.empty_files()
 
     def _space(self, args: ESConfig) -> str:
         return args.es_space
@@ -121,17 +89,14 @@ class ESTrainer(DiffusionTrainer):
         noise_started = time.perf_counter()
         factors = self.noise.draw(step, range(self.population.num_directions), micro, self.args.device)
         noise_seconds = time.perf_counter() - noise_started
-        theta, bytes_before = tensor_digest(self.adapter.theta), self.peers.bytes_sent
-        micro_batches = self.rollout.micro_batches
-        micro_batches.begin(theta, step, micro, batch.prompts, batch.columns)
+        bytes_before = self.peers.bytes_sent
         with self.peers.together(f"step {step}"):
             scores, times = self.rollout.scores(
-                batch, factors, step, micro, trainer_state=self.state, log_metric=micro_batches.log_metric
+                batch, factors, step, micro, trainer_state=self.state, log_metric=self.add_metric
             )
         update_started = time.perf_counter()
         scores = self._collect(scores)
         fitness = self._fitness(scores, batch)
-        self.journal.write(step, micro, batch.prompts, theta, scores)
         accumulation = self.current_gradient_accumulation_steps
         for site in self.adapter.space.sites:
             grad = gradient(factors[site.name], fitness.values, self.population, self.args.sigma, fitness.num_valid)
@@ -146,7 +111,7 @@ class ESTrainer(DiffusionTrainer):
         self.add_metric("es/reward_time", times.reward)
         self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)
         self.add_metric("es/comm_bytes", self.peers.bytes_sent - bytes_before)
-        self.last_rollout = (batch, factors, step, micro, fitness)
+        self.last_step = PopulationStep(step, micro, batch, factors, scores, fitness)
         reward = fitness.rewards[torch.isfinite(fitness.rewards)].mean()
         return -(reward / accumulation).to(self.args.device, torch.float32)
 

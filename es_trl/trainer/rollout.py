@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from ..es import Factors, Population, PopulationShapeError, make_generator
+from ..es import Factors, Fitness, Population, PopulationShapeError, make_generator
 from ..pipelines import PipelineAdapter
 from ..rewards import PendingScores, RewardSet
 from .drawing_limits import MembersInMemory, check_pictures
-from .micro_batches import MicroBatches
 
 
 logger = logging.getLogger(__name__)
@@ -63,6 +62,26 @@ class RolloutTimes:
 
 
 @dataclass
+class PopulationStep:
+    """
+    What one population on one prompt batch was and gave; callbacks read the last one (`trainer.last_step`).
+
+    Attributes:
+        step, micro (`int`): Step and prompt batch within it.
+        batch (`PromptBatch`), factors (`dict[str, Factors]`): What was drawn, along which directions.
+        scores (`torch.Tensor`): `(N, J / groups, K)` fp64, of all processes.
+        fitness (`Fitness`): What became of them.
+    """
+
+    step: int
+    micro: int
+    batch: PromptBatch
+    factors: dict[str, Factors]
+    scores: torch.Tensor
+    fitness: Fitness
+
+
+@dataclass
 class _Scored:
     """A micro-batch whose scores are on their way: `rewards` are the columns that it fills."""
 
@@ -90,10 +109,7 @@ class PopulationRollout:
         members_per_forward (`int`): Members per batch.
         seed (`int`): Seed of the latents.
         process_index, num_processes (`int`): This process and how many there are.
-
-    Attributes:
-        micro_batches (`MicroBatches`): Asked before each micro-batch (it may stop the run, or know the scores), and
-            told after it.
+        check_stop (`Callable`, *optional*): Called before each micro-batch; may raise to end the run there.
     """
 
     def __init__(
@@ -106,11 +122,12 @@ class PopulationRollout:
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
+        check_stop: Callable[[], None] | None = None,
     ):
         self.adapter, self.rewards, self.population = adapter, rewards, population
         self.sigma, self.members_per_forward, self.seed = sigma, members_per_forward, seed
         self.process_index, self.num_processes = process_index, num_processes
-        self.micro_batches = MicroBatches()
+        self.check_stop = check_stop
         self.memory = MembersInMemory()
         if num_processes > 1 and rewards.group_rewards:
             names = ", ".join(rewards.names[k] for k in rewards.group_rewards)
@@ -150,24 +167,22 @@ class PopulationRollout:
             for chunk in self.population.chunks(self.members_per_forward):
                 if self.owner(chunk[0]) != self.process_index:
                     continue
-                earlier = self.micro_batches.earlier(chunk)
-                if earlier is not None:
-                    scores[chunk] = earlier
-                    continue
+                if self.check_stop is not None:
+                    self.check_stop()
                 started = time.perf_counter()
                 images = self.draw(chunk, batch, factors, step, micro)
                 times.generate += time.perf_counter() - started
                 under_way.append(self._submit(chunk, images, batch, step, single, reward_context, times))
                 drawn += images if compared else []
                 while under_way and (under_way[0].pending.done() or len(under_way) > MAX_UNDER_WAY):
-                    self._collect(under_way.popleft(), scores, times, keep=not compared)
+                    self._collect(under_way.popleft(), scores, times)
             while under_way:
-                self._collect(under_way.popleft(), scores, times, keep=not compared)
+                self._collect(under_way.popleft(), scores, times)
             if compared:
                 members = list(range(self.population.size))
                 whole = self._submit(members, drawn, batch, step, compared, reward_context, times)
                 under_way.append(whole)
-                self._collect(under_way.popleft(), scores, times, keep=False)
+                self._collect(under_way.popleft(), scores, times)
         except BaseException:
             for scored in under_way:
                 scored.pending.cancel()
@@ -203,7 +218,7 @@ class PopulationRollout:
         times.reward += time.perf_counter() - started
         return _Scored(members, rewards, pending, metrics, log_metric)
 
-    def _collect(self, scored: "_Scored", scores: torch.Tensor, times: "RolloutTimes", keep: bool) -> None:
+    def _collect(self, scored: "_Scored", scores: torch.Tensor, times: "RolloutTimes") -> None:
         """Waits for a micro-batch, in the order of drawing, and only then passes its metrics on."""
         started = time.perf_counter()
         values = torch.from_numpy(scored.pending.result()).view(len(scored.members), scores.shape[1], -1)
@@ -211,8 +226,6 @@ class PopulationRollout:
         scores.transpose(1, 2)[rows, columns] = values.transpose(1, 2)[:, scored.rewards]
         for name, value in scored.metrics if scored.log_metric else ():
             scored.log_metric(name, value)
-        if keep:
-            self.micro_batches.finished(scored.members, scores[scored.members])
         times.reward += time.perf_counter() - started
 
     def draw(

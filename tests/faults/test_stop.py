@@ -46,38 +46,20 @@ def test_a_signal_stops_after_the_micro_batch_and_the_run_goes_on_later(tmp_path
     assert signal.getsignal(signum) is before
     assert trainer.state.global_step == step and calls.count((step, 4)) == 2, "two of three micro-batches were drawn"
     verify_checkpoint(tmp_path / f"checkpoint-{step}")
-    assert len((tmp_path / "in_flight-0.jsonl").read_text().splitlines()) >= 2
 
     resumed = train(tmp_path, "latest", logging_steps=2)
-    assert resumed.rollout.micro_batches.num_reused == 0, "scores of a function of other text are not taken"
     assert same(theta_of(resumed), theta_of(uninterrupted)) and history(resumed) == history(uninterrupted)
 
 
-def test_only_the_micro_batch_in_flight_is_drawn_again(tmp_path, uninterrupted):
-    """The same reward function: two of the three micro-batches of step 3 are known."""
-    drawn = []
-
-    def run(resume):
-        trainer = toy_trainer(tmp_path, redness, logging_steps=2)
-        draw = trainer.rollout.draw
-
-        def counted(members, batch, factors, step, micro=0):
-            drawn.append((step, members[0]))
-            if not resume and len(drawn) == 11:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return draw(members, batch, factors, step, micro)
-
-        trainer.rollout.draw = counted
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "prompts_per_step": 1}], ids=["", "micro"])
+def test_the_same_trainer_goes_on_in_the_same_process(tmp_path, options):
+    """As in a notebook: the step that Ctrl-C cut short is drawn again from its own noise."""
+    whole = train(tmp_path / "whole", **options)
+    trainer = toy_trainer(tmp_path / "run", signalling(3, signal.SIGINT)[0], **options)
     with pytest.raises(TrainingStopped):
-        run(None)
-    assert drawn[-2:] == [(3, 0), (3, 2)]
-    resumed = run("latest")
-    assert drawn[11:13] == [(3, 4), (4, 0)] and len(drawn) == 6 * 3
-    assert resumed.rollout.micro_batches.num_reused == 2
-    assert same(theta_of(resumed), theta_of(uninterrupted)) and history(resumed) == history(uninterrupted)
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert same(theta_of(trainer), theta_of(whole))
 
 
 def test_a_signal_between_steps_and_in_the_last_one(tmp_path):
