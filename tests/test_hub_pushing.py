@@ -250,7 +250,7 @@ def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, 
     lora = "pytorch_lora_weights.safetensors"
     written = (tmp_path / "run" / lora).read_bytes()
     assert list(hub.large.values()) == [written] == [hub.files("someone/tiny")[lora]]
-    assert Path(find_adapter("someone/tiny"), lora).read_bytes() == written
+    assert Path(find_adapter("someone/tiny")).read_bytes() == written
     assert not [a for _, path, a in hub.requests if path.startswith("/large/") and a], "no token for the storage"
 
 
@@ -303,23 +303,24 @@ def test_a_pushed_adapter_is_evaluated_by_its_hub_id(hub, tmp_path):
 def test_an_adapter_is_found_by_folder_file_and_hub_id(hub, tmp_path):
     lora = "pytorch_lora_weights.safetensors"
     hub.create("someone/tiny", files={lora: b"lora", "es_config.json": b"{}", "other.bin": b"x"})
-    folder = find_adapter("someone/tiny")
-    assert Path(folder, lora).read_bytes() == b"lora" and not Path(folder, "other.bin").exists()
+    path = find_adapter("someone/tiny")
+    folder = os.path.dirname(path)
+    assert Path(path).read_bytes() == b"lora" and not Path(folder, "other.bin").exists()
     assert sorted(os.listdir(folder)) == ["es_config.json", lora]
-    assert find_adapter(folder) == folder and find_adapter(os.path.join(folder, lora)) == folder
+    assert find_adapter(folder) == path and find_adapter(path) == path
     hub.create("someone/none", files={"README.md": b"x"})
     for name, message in [
         ("someone/none", "holds no pytorch_lora"),
         ("someone/away", "cannot be had from the Hub .*hf auth login"),
         (str(tmp_path), "holds no pytorch_lora"),
-        ("no/such/folder", "neither a folder nor a Hub id"),
+        ("no/such/folder", "neither a folder nor a file nor a Hub id"),
     ]:
         with pytest.raises(ValueError, match=message):
             find_adapter(name)
     with pytest.raises(ValueError, match="revision"):
         find_adapter("someone/tiny", revision="v9")
     hub.close()
-    assert find_adapter("someone/tiny") == folder, "what is cached needs no Hub"
+    assert find_adapter("someone/tiny") == path, "what is cached needs no Hub"
     with pytest.raises(ValueError, match="cannot be had from the Hub"):
         find_adapter("someone/other")
 

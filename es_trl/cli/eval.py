@@ -58,6 +58,8 @@ class EvalArguments:
             Folder of the tables; the same command continues an interrupted evaluation there.
         overwrite (`bool`, *optional*, defaults to `False`):
             Drop what another evaluation left in output_dir.
+        allow_partial (`bool`, *optional*, defaults to `False`):
+            Go on when the model takes only a part of an adapter.
         save_images (`int`, *optional*, defaults to `24`):
             Prompts whose images are kept: best, typical and worst change.
         use_cpu (`bool`, *optional*, defaults to `False`):
@@ -98,6 +100,7 @@ class EvalArguments:
     batch_size: int = field(default=16, metadata={"help": "Images drawn and scored at once."})
     max_prompts: int | None = field(default=None, metadata={"help": "Only the first so many prompts."})
     overwrite: bool = field(default=False, metadata={"help": "Drop another evaluation in output_dir."})
+    allow_partial: bool = field(default=False, metadata={"help": "Go on with a part of an adapter."})
     save_images: int = field(default=24, metadata={"help": "Prompts whose images are kept."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
@@ -181,6 +184,7 @@ def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
         max_prompts=arguments.max_prompts,
         output_dir=arguments.output_dir,
         overwrite=arguments.overwrite,
+        allow_partial=arguments.allow_partial,
         save_images=arguments.save_images,
         command=command,
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hub import find_adapter
-from ..pipelines import LORA_WEIGHTS_NAME
+from ..hub.adapters import PEFT_FILE, find_adapter
+from ..hub.publishing import LORA_FILE
 
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
@@ -28,7 +28,7 @@ class AdapterSource:
         label (`str`): Its name in the table, unique.
         method (`str`): The name it shares with other training runs of the same method.
         source (`str`): What the user gave: a folder or a Hub id.
-        folder (`str`): Where its file lies.
+        file (`str`): Where it lies.
         sha256 (`str`): Of that file.
         rank, alpha (`int`, `float`), target_modules (`list[str]`): From its metadata; `None` without.
         run (`dict`, *optional*): The `es_config.json` beside it.
@@ -37,7 +37,7 @@ class AdapterSource:
     label: str
     method: str
     source: str
-    folder: str
+    file: str
     sha256: str
     rank: int | None
     alpha: float | None
@@ -73,7 +73,7 @@ def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[st
     Finds and describes adapters.
 
     Args:
-        adapters (`str`, `list[str]` or `dict`): Run folders, LoRA folders, their files, or Hub ids. `"name=source"`
+        adapters (`str`, `list[str]` or `dict`): Run folders, LoRA files or folders, or Hub ids. `"name=source"`
             (or a dict `{name: source or sources}`) names the method; sources of one name are training runs of one
             method, labelled name-1, name-2, ... Without names, a single one is "adapter", several are called after
             their folders.
@@ -90,7 +90,11 @@ def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[st
     for i, (method, source) in enumerate(named):
         several = methods.count(method) > 1
         label = f"{method}-{methods[:i].count(method) + 1}" if several else method
-        if not LABEL.fullmatch(label) or method == "base":
+        if method == "base":
+            raise ValueError(
+                f"the adapter name 'base' cannot be used, a row of the table is called so: name it, mine={source}."
+            )
+        if not LABEL.fullmatch(label):
             raise ValueError(
                 f"the adapter name {method!r} cannot be used: give up to 36 letters, digits, '.', '_' or '-'."
             )
@@ -129,13 +133,15 @@ def _named(adapters) -> list[tuple[str, str]]:
 
 def _folder_name(source: str) -> str:
     path = Path(source).expanduser()
-    name = path.parent.name if path.suffix == ".safetensors" else path.resolve().name if path.exists() else path.name
+    if path.name in (LORA_FILE, PEFT_FILE):
+        path = path.parent
+    name = path.stem if path.suffix == ".safetensors" else path.resolve().name if path.exists() else path.name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:36] or "adapter"
 
 
 def _describe(label: str, method: str, source: str) -> AdapterSource:
-    folder = find_adapter(source)
-    path = os.path.join(folder, LORA_WEIGHTS_NAME)
+    path = find_adapter(source)
+    folder = os.path.dirname(path)
     metadata = _metadata(path, source)
     run = None
     if os.path.isfile(os.path.join(folder, RUN_FILE)):
@@ -151,7 +157,7 @@ def _describe(label: str, method: str, source: str) -> AdapterSource:
         label=label,
         method=method,
         source=source,
-        folder=folder,
+        file=path,
         sha256=digest,
         rank=metadata.get("r"),
         alpha=metadata.get("lora_alpha"),

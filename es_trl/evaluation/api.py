@@ -58,6 +58,7 @@ def evaluate(
     max_prompts: int | None = None,
     output_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
+    allow_partial: bool = False,
     save_images: int = 24,
     command: str | None = None,
     process_index: int = 0,
@@ -88,7 +89,7 @@ def evaluate(
             "category" and "challenge" also make exploratory tables. By default those of the data set.
         judge ([`ClipJudge`] or `str`, *optional*): Measures retrieval, hard negatives, Frechet distance, diversity.
             A string is a CLIP checkpoint. Without one, diversity is measured with a reward's CLIP model.
-        adapters (`str`, `list` or `dict`, *optional*): Run folders, LoRA folders or Hub ids; `"name=source"` or
+        adapters (`str`, `list` or `dict`, *optional*): Run folders, LoRA files or folders, Hub ids; `"name=source"` or
             `{name: sources}` name methods, several sources of one name being its training runs.
         steps (`list[int]`, *optional*): Sampling steps, the first being what the adapters were trained for; by default
             that and twice as many.
@@ -106,6 +107,8 @@ def evaluate(
         output_dir (`str`, *optional*): Writes eval.json, eval.md, scores.parquet, prompts.jsonl and images there, and
             a journal: the same call goes on after an interruption and scores no image twice.
         overwrite (`bool`, *optional*, defaults to `False`): Drop what another evaluation left in `output_dir`.
+        allow_partial (`bool`, *optional*, defaults to `False`): Go on, with a warning, when the model takes only a
+            part of an adapter, for example without its text encoder's matrices.
         save_images (`int`, *optional*, defaults to 24): Prompts whose images are written, drawn again from their keys:
             those with the best, typical and worst change.
         command (`str`, *optional*): The command line that asks for this, for the files.
@@ -152,7 +155,8 @@ def evaluate(
         rewards.load()  # a scorer that cannot be had is said before the larger model is loaded
         dtype = as_torch_dtype(dtype or run_value(sources, "dtype"))
         pipe = load_pipeline(model, dtype) if isinstance(model, str) else model
-        drawer = LoadedAdapters(pipe, {source.label: source.folder for source in sources}, settings)
+        files = {source.label: source.file for source in sources}
+        drawer = LoadedAdapters(pipe, files, settings, allow_partial)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}
     try:
         described = drawer.describe()

@@ -7,36 +7,50 @@ from .base_model import is_hub_id
 from .publishing import LORA_FILE, reason_of
 
 
+PEFT_FILE = "adapter_model.safetensors"
+
+
 def find_adapter(name: str | os.PathLike, revision: str | None = None) -> str:
     """
-    The folder of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into the cache.
+    The file of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into the cache.
 
     Args:
-        name (`str`): A run folder or checkpoint, its `pytorch_lora_weights.safetensors`, or a Hub id (`"user/repo"`).
+        name (`str`): A run folder or checkpoint, a folder of peft, a `.safetensors` file of any name, or a Hub id
+            (`"user/repo"`).
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Returns:
-        `str`: A folder that holds `pytorch_lora_weights.safetensors`.
+        `str`: The path of a `.safetensors` file.
 
     Raises:
         `ValueError`: No adapter is there, or it cannot be had from the Hub.
     """
     name = os.fspath(name)
     path = os.path.expanduser(name)
-    if os.path.isfile(path) and os.path.basename(path) == LORA_FILE:
-        return os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, LORA_FILE)):
-            raise ValueError(
-                f"{name!r} holds no {LORA_FILE}: give a run folder that was trained to its end, or one of its "
-                "checkpoint-<step> folders."
-            )
+    if os.path.isfile(path):
+        if not path.endswith(".safetensors"):
+            raise ValueError(f"adapter {name!r} is a file, but no .safetensors one; other formats are not read.")
         return path
-    if not is_hub_id(name):
+    if os.path.isdir(path):
+        return _in_folder(name, path)
+    if not is_hub_id(name) or path.endswith(".safetensors"):
         raise ValueError(
-            f"adapter {name!r} is neither a folder nor a Hub id ('user/repo'); paths start at {os.getcwd()!r}."
+            f"adapter {name!r} is neither a folder nor a file nor a Hub id ('user/repo'); paths start at "
+            f"{os.getcwd()!r}."
         )
     return _download(name, revision)
+
+
+def _in_folder(name: str, path: str) -> str:
+    for known in (LORA_FILE, PEFT_FILE):
+        if os.path.isfile(os.path.join(path, known)):
+            return os.path.join(path, known)
+    others = sorted(file for file in os.listdir(path) if file.endswith(".safetensors"))
+    found = f"; it has {', '.join(others[:3])}: give the file itself" if others else ""
+    raise ValueError(
+        f"{name!r} holds no {LORA_FILE} and no {PEFT_FILE}{found or ': give a run folder that was trained to its end'}"
+        ", or one of its checkpoint-<step> folders."
+    )
 
 
 def _download(repo_id: str, revision: str | None) -> str:
@@ -55,4 +69,4 @@ def _download(repo_id: str, revision: str | None) -> str:
     commit = os.path.basename(os.path.dirname(path))  # the same commit for both, whatever is pushed in between
     with suppress(EntryNotFoundError):  # other people's adapters have none
         hf_hub_download(repo_id, "es_config.json", revision=commit)
-    return os.path.dirname(path)
+    return path

@@ -1,5 +1,7 @@
 """LoadedAdapters: a pipeline with finished LoRAs, loaded by diffusers itself, for evaluations and comparisons."""
 
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,6 +10,10 @@ from diffusers import DiffusionPipeline
 from .adapter import LORA_WEIGHTS_NAME
 from .call_settings import CallSettings
 from .frozen import FrozenPipeline
+from .lora_files import listed, lora_layers, read_lora
+
+
+logger = logging.getLogger(__name__)
 
 
 class LoadedAdapters(FrozenPipeline):
@@ -16,19 +22,23 @@ class LoadedAdapters(FrozenPipeline):
 
     Args:
         pipe (`DiffusionPipeline`): Any pipeline with a LoRA loader, carrying no adapter.
-        folders (`Mapping[str, str]`, *optional*): By label, folders with `pytorch_lora_weights.safetensors`. Rank and
-            alpha are what the file says.
+        files (`Mapping[str, str]`, *optional*): By label, LoRA files in the names of diffusers, peft, kohya or
+            ComfyUI, or folders with `pytorch_lora_weights.safetensors`. Rank and alpha are what the file says.
         settings (`CallSettings`, *optional*): How the pipeline is called.
+        allow_partial (`bool`, *optional*, defaults to `False`): Go on, with a warning, when the model takes only a
+            part of a LoRA.
 
     Raises:
-        `ValueError`: for a LoRA that does not fit the pipeline, or that also changes its text encoder.
+        `ValueError`: for a LoRA that does not fit the pipeline or is not finite; for one of which the pipeline's
+            denoiser takes only a part, unless `allow_partial`: the text encoder's matrices are never applied.
     """
 
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        folders: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
         settings: CallSettings | None = None,
+        allow_partial: bool = False,
     ):
         super().__init__(pipe, settings)
         carried = getattr(self.denoiser, "peft_config", None)
@@ -38,34 +48,41 @@ class LoadedAdapters(FrozenPipeline):
                 "pipe.unload_lora_weights() and give them as adapters, or load the pipeline afresh."
             )
         # A label may hold dots, the name of a torch module may not.
-        self._names = {label: f"adapter_{i}" for i, label in enumerate(folders or {})}
+        self._names = {label: f"adapter_{i}" for i, label in enumerate(files or {})}
         try:
-            for label, folder in (folders or {}).items():
-                self._load(label, folder)
+            for label, path in (files or {}).items():
+                self._load(label, path, allow_partial)
         except ValueError:
             self.unload()
             raise
         if self._names:
             pipe.disable_lora()
 
-    def _load(self, label: str, folder: str) -> None:
-        name = self._names[label]
+    def _load(self, label: str, path: str, allow_partial: bool) -> None:
+        name, what, model = self._names[label], f"adapter {label!r} from {path!r}", type(self.pipe).__name__
+        file = os.path.join(path, LORA_WEIGHTS_NAME) if os.path.isdir(path) else path
         try:
-            self.pipe.load_lora_weights(
-                folder, weight_name=LORA_WEIGHTS_NAME, adapter_name=name, use_safetensors=True, local_files_only=True
-            )
+            lora = read_lora(file, self.denoiser)
+        except ValueError as error:
+            raise ValueError(f"adapter {label!r}: {error}") from error
+        try:
+            self.pipe.load_lora_weights(lora.state_dict(self.denoiser_name), adapter_name=name)
         except Exception as error:  # noqa: BLE001 - diffusers, peft, torch and safetensors each raise their own
             raise ValueError(
-                f"adapter {label!r} from {folder!r} does not fit {type(self.pipe).__name__}: "
-                f"{' '.join(str(error).split())[:300]} Is `model` the one it was trained on?"
+                f"{what} does not fit {model}: {' '.join(str(error).split())[:300]} Is `model` the one it was trained "
+                "on?"
             ) from error
-        changed = [part for part, names in self.pipe.get_list_adapters().items() if name in names]
-        if changed != [self.denoiser_name]:
-            what = f"changes {', '.join(changed)}" if changed else "changes nothing"
-            raise ValueError(
-                f"adapter {label!r} from {folder!r} {what} of {type(self.pipe).__name__}, where it should change the "
-                f"{self.denoiser_name} alone: prompts are encoded once for all rows."
-            )
+        applied = lora_layers(self.denoiser, name)
+        if not applied:
+            raise ValueError(f"{what} changes nothing of {model}: no layer of its {self.denoiser_name} has its names.")
+        left_out = lora.not_in(applied, name) + lora.strange
+        if left_out:
+            text = f"{what}: {model} takes only a part of it, without {listed(left_out)}"
+            if not allow_partial:
+                raise ValueError(f"{text}. Is `model` the one it was trained on? To go on without, allow_partial.")
+            logger.warning("%s, as allow_partial says.", text)
+        if not any(layer.lora_B[name].weight.any() for layer in applied.values()):
+            logger.warning("%s changes nothing: all its B are 0, so it draws the base.", what)
 
     @property
     def labels(self) -> list[str]:

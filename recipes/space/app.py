@@ -39,8 +39,8 @@ class Painter:
     """Draws a prompt with and without the adapter from the same noise."""
 
     def __init__(self, adapter: str, base_model: str | None = None, revision: str | None = None):
-        folder = find_adapter(adapter, revision)
-        about = Path(folder, "es_config.json")
+        file = Path(find_adapter(adapter, revision))
+        about = file.with_name("es_config.json")
         saved = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
         config = saved.get("config", {})
         self.adapter, self.base_model = adapter, base_model or saved.get("base_model")
@@ -55,7 +55,9 @@ class Painter:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = DTYPES.get(config.get("dtype")) if self.device == "cuda" else None
         self.pipe = load_pipeline(self.base_model, dtype).to(self.device)
-        self.pipe.load_lora_weights(folder, adapter_name="trained", use_safetensors=True)
+        self.pipe.load_lora_weights(
+            str(file.parent), weight_name=file.name, adapter_name="trained", use_safetensors=True
+        )
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
