@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pictures import rgb
+
 
 INK, MUTED, PAPER, EDGE = (24, 24, 27), (107, 114, 128), (255, 255, 255), (229, 231, 235)
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
@@ -166,7 +168,7 @@ def wrap(text: str, face: ImageFont.ImageFont, width: float, lines: int) -> list
 def _fit(image: Image.Image, cell: int, upscale: Image.Resampling) -> Image.Image:
     scale = cell / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, upscale if scale > 1 else Image.Resampling.LANCZOS)
+    return rgb(image).resize(size, upscale if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _line_height(face: ImageFont.ImageFont) -> int:

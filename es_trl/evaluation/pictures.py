@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..pictures import rgb
 from .protocol import draw_images
 from .statistics import prompt_means
 
@@ -110,6 +111,6 @@ def save_pairs(
         for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
             for key, image in zip(keys, images, strict=True):
                 beside = wanted[key].with_name(f".{wanted[key].name}")
-                image.convert("RGB").save(beside, format="JPEG", quality=92, subsampling=0)
+                rgb(image).save(beside, format="JPEG", quality=92, subsampling=0)
                 os.replace(beside, wanted[key])
     return pairs

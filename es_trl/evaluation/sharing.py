@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..pictures import rgb
+
 
 def launched_processes(use_cpu: bool) -> dict[str, Any]:
     """
@@ -96,7 +98,7 @@ class PromptShare:
             size = np.asarray(self.gather(np.array([size]))).reshape(-1, 2).max(axis=0)  # a process may have none
             pixels = self.empty((per_prompt, size[1], size[0], 3), 0, np.uint8)
             for (prompt, image), picture in images.items():
-                pixels[self.slot(prompt), image] = np.asarray(picture.convert("RGB"))
+                pixels[self.slot(prompt), image] = np.asarray(rgb(picture))
             pixels = self.collect(pixels)
             return [[Image.fromarray(picture) for picture in row] for row in pixels]
         return [[images[prompt, image] for image in range(per_prompt)] for prompt in range(self.prompts)]

@@ -14,6 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
 from PIL import Image
 
+from ..pictures import rgb
 from .adapter import PipelineAdapter
 
 
@@ -131,6 +132,6 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    image = image.convert("RGB")
+    image = rgb(image)
     image = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
     return image.crop((left, top, left + width, top + height))

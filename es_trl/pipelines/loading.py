@@ -26,6 +26,9 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
+        refused = _why_refused(model, error)
+        if refused:
+            raise ValueError(refused) from error
         shipped = ", ".join(name for name in assets.SHIPPED if os.path.isfile(assets.path(name, "model_index.json")))
         raise ValueError(
             f"No diffusers pipeline could be loaded from {model!r} ({str(error).splitlines()[0]}). Give a folder with "
@@ -33,6 +36,26 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         ) from error
     check_pipeline(pipe)
     return pipe
+
+
+def _why_refused(model: str, error: BaseException | None) -> str | None:
+    """What to do where the Hub refuses a model to this login; None where `error` came of something else."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return (
+                f"The model {model!r} is gated: accept the licence at {constants.ENDPOINT}/{model} and log in with "
+                "`hf auth login` (or set HF_TOKEN)."
+            )
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                f"The Hub shows no model {model!r} to this login: check the name, or if it is private log in with "
+                "`hf auth login` (or set HF_TOKEN)."
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def check_pipeline(pipe) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..pictures import rgb
 from .folder import Folder
 
 
@@ -68,7 +69,7 @@ def data_uri(image: Image.Image | Path, longest: int = LONGEST) -> tuple[str, in
         if isinstance(image, Path) and small and opened.format in ("JPEG", "PNG"):
             opened.load()
             return _uri(image.read_bytes(), opened.format), *opened.size
-        picture = opened.convert("RGB")
+        picture = rgb(opened)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         logger.warning("%s is left out of the report: %s", image, error)
         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from es_trl import assets
 
+from ..pictures import rgb
 from .checkpoints import HUB_ID, why_unreachable
 
 
@@ -113,7 +114,7 @@ class ClipScorer:
         chunks = []
         with torch.no_grad():
             for start in range(0, len(images), self.batch_size):
-                chunk = list(images[start : start + self.batch_size])
+                chunk = [rgb(image) for image in images[start : start + self.batch_size]]
                 pixels = self.processor.image_processor(images=chunk, return_tensors="pt")["pixel_values"]
                 output = self.model.get_image_features(pixel_values=pixels.to(device=self.device, dtype=self.dtype))
                 chunks.append(_unit(output))

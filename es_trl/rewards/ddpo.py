@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..pictures import private_copy, rgb
 from .calling import function_name
 
 
@@ -31,7 +32,7 @@ def from_ddpo(fn: Callable, image_format: str = "pt") -> Callable:
 
     def reward(prompts, images, trainer_state=None, log_extra=None, log_metric=None, **columns):
         rows = zip(*columns.values(), strict=True) if columns else [()] * len(images)
-        metadata = tuple(dict(zip(columns, row, strict=True)) for row in rows)
+        metadata = tuple(private_copy(dict(zip(columns, row, strict=True))) for row in rows)
         result = fn(_convert(images, image_format), tuple(prompts), metadata)
         scores, info = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
         if log_extra is not None and isinstance(info, dict):
@@ -46,11 +47,11 @@ def from_ddpo(fn: Callable, image_format: str = "pt") -> Callable:
 
 def _convert(images, image_format: str):
     if image_format == "pil":
-        return images
+        return private_copy(list(images))
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         raise ValueError(f"a DDPO reward takes images of one size, not {sizes}: use image_format='pil'")
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    pixels = np.stack([np.asarray(rgb(image)) for image in images])
     if image_format == "np":
         return pixels
     import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ..pictures import rgb
 from .checkpoints import fill, find_file, read_json, read_tensors
 from .clip_features import MAX_CACHED_TEXTS, as_torch_dtype
 
@@ -75,7 +76,7 @@ class HPSv2:
         """`image` as the model sees it, `(3, 224, 224)` float32."""
         from torchvision.transforms import functional as F
 
-        picture = F.to_tensor(image.convert("RGB"))
+        picture = F.to_tensor(rgb(image))
         height, width = picture.shape[1:]
         scale = self.image_size / max(height, width)
         if scale != 1:

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..pictures import rgb
 from .groups import check_pairing, members_of_groups, pairs_within, win_rates
 
 
@@ -163,7 +164,7 @@ class Ballot:
                 return None
             image = self.comparisons[index].shown(side)
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, format="PNG")
+        rgb(image).save(buffer, format="PNG")
         return buffer.getvalue()
 
 

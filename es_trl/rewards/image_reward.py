@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from es_trl import assets
 
+from ..pictures import rgb
 from .aesthetic import linear_head, numbered
 from .checkpoints import fill, find_file, read_json, read_tensors, why_unreachable
 from .clip_features import as_torch_dtype
@@ -115,7 +116,7 @@ class ImageReward:
         """`image` as BLIP sees it, `(3, 224, 224)` float32: shorter side resized (bicubic), centre cut out."""
         from torchvision.transforms import functional as F
 
-        picture = F.resize(image.convert("RGB"), self.image_size, F.InterpolationMode.BICUBIC)
+        picture = F.resize(rgb(image), self.image_size, F.InterpolationMode.BICUBIC)
         return F.normalize(F.to_tensor(F.center_crop(picture, self.image_size)), CLIP_MEAN, CLIP_STD)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+from ..pictures import rgb
+
 
 JPEG_QUALITY = 95
 
@@ -11,7 +13,7 @@ JPEG_QUALITY = 95
 def jpeg_kilobytes(image) -> float:
     """Size of `image` as a JPEG of quality 95, in kB (bytes / 1000)."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    rgb(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return buffer.tell() / 1000
 
 

@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 
+from ..pictures import rgb
+
 
 QUOTED = re.compile('"([^"]+)"|\u201c([^\u201d]+)\u201d')
 INSTALL = "pip install 'es-trl[ocr]'"
@@ -85,7 +87,7 @@ def _reader(threads: int):
     )
 
     def read(image) -> str:
-        pixels = np.asarray(image.convert("RGB"))[:, :, ::-1]  # RapidOCR takes OpenCV's order, BGR
+        pixels = np.asarray(rgb(image))[:, :, ::-1]  # RapidOCR takes OpenCV's order, BGR
         return "".join(engine(np.ascontiguousarray(pixels)).txts or ())
 
     return read

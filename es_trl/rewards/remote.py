@@ -9,6 +9,7 @@ import math
 import numbers
 from typing import TYPE_CHECKING, Any
 
+from ..pictures import rgb
 from .calling import gather_or_cancel
 from .endpoint import Endpoint, EndpointError
 
@@ -94,7 +95,7 @@ class Remote:
 def png_base64(image: Image.Image) -> str:
     """The pixels, unchanged, as PNG in base64."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG", compress_level=1)
+    rgb(image).save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -22,6 +22,7 @@ from ..evaluation import (
     write_files,
 )
 from ..hub.card import model_card
+from ..pictures import rgb
 from .trackers import tracker_urls
 
 
@@ -132,7 +133,7 @@ class ReportingMixin:
         for i, (prompt, image) in enumerate(zip(prompts, list(pictures.values())[1], strict=True)):
             scale = max(1, 256 // max(image.size))
             image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
-            image.convert("RGB").save(os.path.join(folder, f"adapter-{i:03d}.jpg"), quality=92)
+            rgb(image).save(os.path.join(folder, f"adapter-{i:03d}.jpg"), quality=92)
             self.gallery.append((prompt, f"samples/adapter-{i:03d}.jpg"))
 
     def _report(self, result: Evaluation, seconds: float) -> None:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from ..es import make_generator
 from ..evaluation.grids import contact_sheet, member_strip
+from ..pictures import rgb
 from .journal import read_lines
 from .trackers import has_tracker, log_media
 
@@ -146,7 +147,7 @@ def tiles(rows: list[list], longest: int = 256):
     page = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            page.paste(image.convert("RGB").resize((width, height)), (x * width, y * height))
+            page.paste(rgb(image).resize((width, height)), (x * width, y * height))
     return page
 
 

@@ -12,6 +12,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from ..pictures import rgb
+
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def log_media(
         try:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 for name, (image, _) in images.items():
-                    callback.tb_writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                    callback.tb_writer.add_image(name, np.asarray(rgb(image)), step, dataformats="HWC")
                 for name, values in histograms.items():
                     callback.tb_writer.add_histogram(name, np.asarray(values), step)
             elif isinstance(callback, WandbCallback | TrackioCallback):

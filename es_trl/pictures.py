@@ -1,0 +1,38 @@
+"""What all rooms do with one picture: see it without transparency, and hand it out so that nobody can change it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from PIL import Image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """
+    `image` itself, or where it has transparency (RGBA, LA, P with a transparent colour, ...) an RGB picture of it on
+    white. Rewards, judges, saved files and pages all see this one, as CLIP's own processor does.
+    """
+    if not getattr(image, "has_transparency_data", False):
+        return image
+    layers = image.convert("RGBA")
+    paper = Image.new("RGBA", layers.size, "white")
+    return Image.alpha_composite(paper, layers).convert("RGB")
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """`image` in mode RGB, transparency on white."""
+    return on_white(image).convert("RGB")
+
+
+def private_copy(value: Any) -> Any:
+    """A copy of a picture, a column or anything in one, so that whoever gets it may change it."""
+    if isinstance(value, str | int | float | bool | bytes | None):
+        return value
+    if isinstance(value, Image.Image):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(map(private_copy, value))
+    if type(value) is dict:
+        return {key: private_copy(item) for key, item in value.items()}
+    return copy.deepcopy(value)
