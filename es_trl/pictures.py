@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -15,6 +17,8 @@ def on_white(image: Image.Image) -> Image.Image:
     """
     if not getattr(image, "has_transparency_data", False):
         return image
+    from PIL import Image
+
     layers = image.convert("RGBA")
     paper = Image.new("RGBA", layers.size, "white")
     return Image.alpha_composite(paper, layers).convert("RGB")
@@ -29,7 +33,7 @@ def private_copy(value: Any) -> Any:
     """A copy of a picture, a column or anything in one, so that whoever gets it may change it."""
     if isinstance(value, str | int | float | bool | bytes | None):
         return value
-    if isinstance(value, Image.Image):
+    if hasattr(value, "has_transparency_data"):  # a PIL picture
         return value.copy()
     if type(value) in (list, tuple):
         return type(value)(map(private_copy, value))

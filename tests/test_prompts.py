@@ -162,10 +162,10 @@ def test_iterable_data_set_needs_a_number():
         ("p.tsv", b"prompt\ta\nx\ty\tz\n", "3 fields in line 2, but 2 columns"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "JSON object .* in line 2"),
         ("p.jsonl", b'"a cat"\n', "JSON object .* in line 1"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "columns of .* cannot be stored"),
-        ("p.jsonl", b'{"prompt": 3}\n', "row 0 is int .3., not a string"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "row 1 is NoneType"),
-        ("p.jsonl", b'{"prompt": [{"role": "user", "content": "a"}]}\n', "row 0 is conversational.*'content' alone"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2 is int"),
+        ("p.jsonl", b'{"prompt": 3}\n', "line 1 is int .3., not a string"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2 is NoneType"),
+        ("p.jsonl", b'{"prompt": [{"role": "user", "content": "a"}]}\n', "line 1 is conversational.*'content' alone"),
         ("p.parquet", b"nothing", "not a readable parquet file"),
         ("p.json", b"[]", "unknown ending: use one of .txt, .csv"),
     ],
@@ -182,11 +182,11 @@ def test_a_bad_file_is_an_error_in_one_sentence(tmp_path, name, content, message
     [
         ([], "no prompts in the list"),
         (["", "  "], "no prompts in the list"),
-        (["a", 3], "entry 1 is int .3., not a string"),
-        (["a", None], "entry 1 is NoneType"),
-        (["a", "b\x00"], "null byte in the prompt of the list, entry 1"),
-        ([[{"role": "user", "content": "a cat"}]], "entry 0 is conversational"),
-        ([{"prompt": "a"}], "entry 0 is dict"),
+        (["a", 3], "row 1 is int .3., not a string"),
+        (["a", None], "row 1 is NoneType"),
+        (["a", "b\x00"], "null byte in the prompt of the list, row 1"),
+        ([[{"role": "user", "content": "a cat"}]], "row 0 is conversational"),
+        ([{"prompt": "a"}], "row 0 is dict"),
         ({"prompt": ["a", "b"], "n": [1]}, "cannot be stored"),
         (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"prompt": ["a"]})}), "no split 'train'.* test"),
         (3, "cannot be loaded from int"),
@@ -203,6 +203,50 @@ def test_a_bad_file_is_an_error_in_one_sentence(tmp_path, name, content, message
 def test_a_bad_source_is_an_error(source, message):
     with pytest.raises(ValueError, match=message):
         load_prompts(source)
+
+
+CUT = "a cut \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["a", CUT], "the prompt of the list, row 1 holds half of a surrogate pair"),
+        ({"prompt": ["a", CUT]}, "the prompt of the dict, row 1 holds half of"),
+        ({"prompt": ["a", "b"], "x": ["c", CUT]}, "the dict, row 1, column 'x', holds half of"),
+        ({"prompt": ["a", "b"], "x": [[["c"]], [[CUT]]]}, "the dict, row 1, column 'x', holds half of"),
+        ({"prompt": ["a", "b"], "x": [{"k": "c"}, {"k": CUT}]}, "the dict, row 1, column 'x', holds half of"),
+        ({"prompt": ["a"], CUT: ["b"]}, "the column name .* of the dict holds half of"),
+        ({"prompt": ["a"], "seed": [2**64]}, "the dict, row 0, column 'seed', holds an integer of more than 63 bits"),
+        ({"prompt": ["a", "b"], "seed": [-1, 2**63]}, "row 1, column 'seed', holds an integer of more than 63 bits"),
+        ({"prompt": ["a"], "x": [{"seeds": [2**63]}]}, "row 0, column 'x', holds an integer of more than 63 bits"),
+        ({"prompt": ["a", float("nan"), "b"]}, "the prompt of the dict, row 1 is float .nan., not a string"),
+    ],
+    ids=lambda value: ascii(value)[:50],
+)
+def test_what_cannot_be_stored_is_named_with_its_place(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_prompts(source)
+
+
+def test_what_a_jsonl_file_cannot_hold_is_named_with_file_and_line(tmp_path):
+    lines = [f'{{"prompt": "p{i}", "seed": {i}, "x": "y"}}' for i in range(1, 5001)]
+    broken = {
+        '{"prompt": NaN}': "is float .nan., not a string",
+        '{"prompt": null}': "is NoneType",
+        '{"prompt": "cut \\ud83d"}': "holds half of a surrogate pair",
+        '{"prompt": "p", "x": "\\udc00"}': "column 'x', holds half of a surrogate pair",
+        '{"prompt": "p", "seed": 36893488147419103232}': "column 'seed', holds an integer of more than 63 bits",
+    }
+    for line, message in broken.items():
+        path = write(tmp_path / "p.jsonl", "\n".join([*lines[:2998], "", line, *lines[3000:]]) + "\n")
+        with pytest.raises(ValueError, match=f"prompt file .*p.jsonl', line 3000,? {message}"):
+            load_prompts(path)
+
+
+def test_seeds_of_64_bits_without_a_sign_are_read(tmp_path):
+    path = write(tmp_path / "p.jsonl", '{"prompt": "a", "seed": 18446744073709551615}\n{"prompt": "b"}\n')
+    assert load_prompts(path)["seed"][:] == [2**64 - 1, None]
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, True])

@@ -201,6 +201,45 @@ def test_wanted_text_is_the_first_in_quotes():
     assert quoted("it's a cat's sign") is None
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'a sign "" that says "open"',
+        'a sign " " above "open", not "shut"',
+        'a 5" nail under a sign "open"',
+        "ein Schild \u201eopen\u201c",
+        "un panneau \u00ab\u00a0open\u00a0\u00bb",
+        "ein Schild \u00bbopen\u00ab",
+        "szyld \u201eopen\u201d",
+        "en skylt \u201dopen\u201d",
+        "\u770b\u677f\u300copen\u300d",
+        "\u770b\u677f\u300eopen\u300f",
+        "\u5199\u7740\u201copen\u201d\u7684\u724c",
+        "\u5199\u7740\uff02open\uff02",
+    ],
+    ids=ascii,
+)
+def test_quotes_of_many_languages_and_empty_ones(prompt):
+    assert quoted(prompt) == "open"
+
+
+def test_ocr_compares_letters_however_they_are_composed_and_ignores_blanks():
+    assert text_score("cafe\u0301", "CAF\u00c9") == text_score("CAF\u00c9", "cafe\u0301") == 1.0
+    assert text_score("\uff2f\uff30\uff25\uff2e", "open") == text_score("STRASSE", "Stra\u00dfe") == 1.0
+    assert text_score("open", " \u200b\u00a0") is None
+
+
+def test_the_column_of_ocr_takes_numbers_and_nothing_odd(monkeypatch):
+    monkeypatch.setattr("es_trl.rewards.ocr._reader", lambda threads: lambda image: "2024")
+    ocr, image = Ocr(), Image.new("RGB", (8, 8))
+    numbers = [2024, 2024.0, np.int64(2024), "2024", " 20 24 "]
+    assert ocr(["p"] * 5, [image] * 5, text=numbers) == [1.0] * 5
+    assert ocr(["p"] * 5, [image] * 5, text=["", "  ", "\u200b", None, math.nan]) == [None] * 5
+    for odd in (["2024"], True, b"2024"):
+        with pytest.raises(ValueError, match="column 'text' of the ocr reward holds a .*give a str"):
+            ocr(["p"], [image], text=[odd])
+
+
 class Payload:
     def __init__(self, path):
         self.path = path

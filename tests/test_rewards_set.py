@@ -6,9 +6,12 @@ import math
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import sparse
+from transformers import TrainerState
 
 from es_trl.rewards import RewardSet
 
@@ -44,6 +47,10 @@ def returning(value):
         torch.tensor([1, 2, 1]),
         torch.tensor([1.0, 2.0, 1.0], dtype=torch.bfloat16),
         [torch.tensor(1.0, requires_grad=True), torch.tensor(2), 1],
+        np.ma.array([1, 2, 1]),
+        pd.Series([1, 2, 1], index=[7, 8, 9]),
+        pd.array([1, 2, 1], dtype="Int64"),
+        pd.Index([1, 2, 1]),
     ],
     ids=str,
 )
@@ -76,6 +83,12 @@ def test_accepted_results_become_float64(value):
         ((x for x in (1, 2, 3)), "generator"),
         ([1.0, 2.0, 1j], "complex 1j at index 2"),
         ([torch.ones(2), 1.0, 1.0], r"array of shape \(2,\) at index 0"),
+        (pd.DataFrame({"score": [1.0, 2.0, 3.0]}), r"a DataFrame of shape \(3, 1\)"),
+        (sparse.coo_array(np.array([1.0, 0.0, 2.0])), r"a coo_array of shape \(3,\)"),
+        (sparse.csr_matrix([[1.0, 0.0, 2.0]]), r"a csr_matrix of shape \(1, 3\)"),
+        (torch.sparse_coo_tensor([[0]], [1.0], (3,)), "a Tensor that is no plain tensor .*to_dense"),
+        ([1.0, 10**400, 2.0], "a number beyond the range of floats at index 1"),
+        (np.array([1.0, -(10**400), 2.0], dtype=object), "a number beyond the range of floats at index 1"),
         ((torch.ones(3), {}), "2 of them; a DDPO reward.*from_ddpo"),
     ],
     ids=lambda value: str(value)[:30],
@@ -90,6 +103,22 @@ def test_none_is_nan_and_non_finite_values_pass_through():
     scores = rewards(PROMPTS, IMAGES)
     np.testing.assert_array_equal(scores, [[1.0, math.nan, 1.0], [math.nan, 2.0, 2.0], [math.inf, -math.inf, 3.0]])
     assert np.isnan(rewards.total(scores)).all()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ma.array([1.0, 7.0, 3.0], mask=[False, True, False]),
+        np.ma.array([1, 7, 3], mask=[False, True, False]),
+        [1.0, np.ma.masked, 3.0],
+        pd.Series([1, None, 3], dtype="Int64"),
+        pd.array([1, None, 3], dtype="Float64"),
+        [1, pd.NA, 3],
+    ],
+    ids=repr,
+)
+def test_what_a_mask_hides_is_missing_and_not_nought(value):
+    np.testing.assert_array_equal(RewardSet(returning(value))(PROMPTS, IMAGES)[:, 0], [1.0, math.nan, 3.0])
 
 
 def test_total_is_the_weighted_sum():
@@ -135,6 +164,72 @@ def test_each_function_is_given_the_keywords_it_takes():
     assert scores[:, 2].tolist() == [5, 5, 6]
     assert seen == {"category": ["x", "y", "z"], "target": [1, 2, 3], "state": "state"}
     assert (extra, metrics) == ({"category": ["x", "y", "z"]}, {"mean_width": 2.0})
+
+
+def paints(images, prompts, target, tags, state, trainer_state, **_):
+    for image in images:
+        image.paste("white", (0, 0, *image.size))
+    prompts.clear()
+    target.reverse()
+    for tag in tags:
+        tag.append("x")
+    for entry in state:
+        entry["deep"]["list"].append(1)
+    trainer_state.global_step += 1
+    return [0.0] * len(images)
+
+
+async def paints_later(images, prompts, target, tags, state, trainer_state, **_):
+    return paints(images, prompts, target, tags, state, trainer_state)
+
+
+class Paints:
+    def __call__(self, images, **columns):
+        return paints(images, **columns)
+
+
+@pytest.mark.parametrize("first", [paints, paints_later, Paints(), functools.partial(paints)], ids=repr)
+def test_what_a_reward_does_to_what_it_gets_stays_with_it(first):
+    """Pictures, columns and what is in them are those that were drawn, for the next reward and for the caller."""
+    seen = []
+
+    def after(images, prompts, target, tags, state, trainer_state, **_):
+        seen.append([images[0].getpixel((0, 0)), prompts, target, tags, state, trainer_state.global_step])
+        return [0.0] * len(images)
+
+    images = [Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")]
+    columns = {"target": [1, 2], "tags": [["a"], ["b"]], "state": [{"deep": {"list": []}}, {"deep": {"list": []}}]}
+    right = [(255, 0, 0), ["p", "q"], [1, 2], [["a"], ["b"]], [{"deep": {"list": []}}] * 2, 7]
+    rewards, state = RewardSet([first, after]), TrainerState(global_step=7)
+    for _ in range(2):
+        rewards(["p", "q"], images, columns, trainer_state=state)
+    assert seen == [right, right]
+    assert [images[0].getpixel((0, 0)), ["p", "q"], *columns.values(), state.global_step] == right
+
+
+def test_another_attempt_gets_the_picture_that_was_drawn():
+    seen = []
+
+    def once(images):
+        seen.append(images[0].getpixel((0, 0)))
+        images[0].paste("white", (0, 0, 4, 4))
+        if len(seen) == 1:
+            raise OSError("once")
+        return [1.0]
+
+    RewardSet(once, retries=1)(["p"], [Image.new("RGB", (4, 4), "red")])
+    assert seen == [(255, 0, 0)] * 2
+
+
+def test_half_an_emoji_in_log_extra_is_shown_as_its_escape():
+    extra = {}
+
+    def reward(images, log_extra):
+        log_extra("answer", ["fine \U0001f600", "cut \ud83d", 3])
+        return [0, 0, 0]
+
+    RewardSet(reward)(PROMPTS, IMAGES, log_extra=extra.__setitem__)
+    assert extra == {"answer": ["fine \U0001f600", "cut \\ud83d", 3]}
 
 
 def test_log_functions_may_be_called_when_nobody_listens():

@@ -12,7 +12,7 @@ from typing import Any
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read_columns(path: str, column: str) -> tuple[dict[str, list], int]:
+def read_columns(path: str, column: str) -> tuple[dict[str, list], int, list[int] | None]:
     """
     Read a .txt, .csv, .tsv or .jsonl file.
 
@@ -21,15 +21,16 @@ def read_columns(path: str, column: str) -> tuple[dict[str, list], int]:
         column (`str`): the name given to the only column of a .txt file.
 
     Returns:
-        `tuple[dict[str, list], int]`: the columns, all of one length, and the number of blank lines passed over.
+        `tuple[dict[str, list], int, list[int] | None]`: the columns, all of one length; the number of blank lines
+            passed over; and for .jsonl, whose values may be anything, the line of each row.
 
     Raises:
         `ValueError`: not UTF-8, a null byte, a malformed line, or nothing in it.
     """
     text = _read_text(path)
-    suffix = os.path.splitext(path)[1].lower()
+    suffix, numbers = os.path.splitext(path)[1].lower(), None
     if suffix == ".jsonl":
-        columns, blank = _from_jsonl(path, text)
+        columns, blank, numbers = _from_jsonl(path, text)
     elif suffix in (".csv", ".tsv"):
         columns, blank = _from_table(path, text, tab=suffix == ".tsv")
     else:
@@ -38,7 +39,7 @@ def read_columns(path: str, column: str) -> tuple[dict[str, list], int]:
         blank = len(lines) - len(columns[column])
     if not columns or not next(iter(columns.values())):
         raise ValueError(f"prompt file {path!r} has no prompts in it: put one on each line")
-    return columns, blank
+    return columns, blank, numbers
 
 
 def _read_text(path: str) -> str:
@@ -92,17 +93,19 @@ def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list], int]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}, blank
 
 
-def _from_jsonl(path: str, text: str) -> tuple[dict[str, list], int]:
+def _from_jsonl(path: str, text: str) -> tuple[dict[str, list], int, list[int]]:
     rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     lines = _lines(text)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             rows.append(dict(json.loads(line).items()))
+            numbers.append(number)
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f'prompt file {path!r} needs a JSON object such as {{"prompt": "a cat"}} in line {number}: {error}'
             ) from error
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}, len(lines) - len(rows)
+    return {name: [row.get(name) for row in rows] for name in names}, len(lines) - len(rows), numbers

@@ -16,6 +16,7 @@ from es_trl import assets
 from .parti import is_parti, read_parti
 from .prompt_files import SUFFIXES, read_columns
 from .showcase import SHOWCASE
+from .storable import all_unsigned, unstorable
 
 
 if TYPE_CHECKING:
@@ -63,10 +64,7 @@ def load_prompts(
         `ValueError`: no prompts, no such file, split or column, or prompts that are not plain strings.
         `OSError`: a data set on the Hub that cannot be loaded.
     """
-    if max_prompts is not None and (
-        isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
-    ):
-        raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
+    check_max_prompts(max_prompts)
     if max_prompts is None and column == "prompt" and any(source is found for found in _loaded):
         return source
     title, found, from_file, blank = _open(source, split, column, max_prompts, name, revision)
@@ -104,6 +102,14 @@ def load_prompts(
     return found
 
 
+def check_max_prompts(max_prompts: int | None) -> None:
+    """Raises `ValueError` unless it is None or at least 1."""
+    if max_prompts is not None and (
+        isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
+    ):
+        raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
+
+
 def _open(source: Any, split: str, column: str, max_prompts: int | None, name: str | None, revision: str | None):
     """A name for messages, the raw data set, whether it came from a file, and the blank lines passed over."""
     import datasets
@@ -120,9 +126,9 @@ def _open(source: Any, split: str, column: str, max_prompts: int | None, name: s
             raise ValueError("prompts from an IterableDataset need max_prompts, the number to take from it")
         return "the IterableDataset", datasets.Dataset.from_list(list(islice(source, max_prompts))), False, 0
     if isinstance(source, Mapping):
-        return "the dict", _from_columns(dict(source), "the dict"), False, 0
+        return "the dict", _from_columns(dict(source), column, "the dict"), False, 0
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        _check_strings(source, "the list, entry")
+        check_prompts(source, "the list")
         return "the list", datasets.Dataset.from_dict({column: list(source)}), False, 0
     raise ValueError(
         f"prompts cannot be loaded from {type(source).__name__}: give a list of strings, a file, a Dataset or a Hub id"
@@ -152,8 +158,8 @@ def _open_path(source: str, split: str, column: str, name: str | None, revision:
             raise ValueError(f"prompt file {path!r} has an unknown ending: use one of {', '.join(SUFFIXES)}")
         if suffix == ".parquet":
             return title, _from_parquet(path), True, 0
-        columns, blank = read_columns(path, column)
-        return title, _from_columns(columns, title), True, blank
+        columns, blank, lines = read_columns(path, column)
+        return title, _from_columns(columns, column, f"prompt file {path!r}", lines), True, blank
     if os.path.isdir(path):
         saved = [file for file in ("dataset_dict.json", "state.json") if os.path.isfile(os.path.join(path, file))]
         _only_on_the_hub(f"in the folder {title}", name if saved else None, revision)
@@ -213,16 +219,35 @@ def _from_parquet(path: str) -> datasets.Dataset:
         raise ValueError(f"prompt file {path!r} is not a readable parquet file: {error}") from error
 
 
-def _from_columns(columns: dict[str, Sequence], name: str) -> datasets.Dataset:
+def _from_columns(
+    columns: dict[str, Sequence], column: str, name: str, lines: Sequence[int] | None = None
+) -> datasets.Dataset:
+    """Columns of Python values as a data set; `lines` are the lines of the file that they stand in."""
     import datasets
     import pyarrow
 
+    prepared: dict[str, Any] = {}
+    for key, values in columns.items():
+        if unstorable(key):
+            raise ValueError(f"the column name {key!r} of {name} holds {unstorable(key)}")
+        if key == column or key.lower() == column.lower() and column not in columns:
+            check_prompts(values, name, lines)
+        unsigned = all_unsigned(values)
+        for i, value in enumerate(() if unsigned else values):
+            reason = unstorable(value)
+            if reason:
+                raise ValueError(f"{_place(name, i, lines)}, column {key!r}, holds {reason}")
+        prepared[key] = pyarrow.array(values, pyarrow.uint64()) if unsigned else values
     try:
-        return datasets.Dataset.from_dict(columns)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError) as error:
+        return datasets.Dataset.from_dict(prepared)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError, OverflowError) as error:
         raise ValueError(
             f"the columns of {name} cannot be stored: {error} Each needs one type and one length"
         ) from error
+
+
+def _place(name: str, index: int, lines: Sequence[int] | None = None) -> str:
+    return f"{name}, row {index}" if lines is None else f"{name}, line {lines[index]}"
 
 
 def _pick_split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
@@ -250,16 +275,27 @@ def _take_column(found: datasets.Dataset, column: str, name: str) -> datasets.Da
 
 def _checked(found: datasets.Dataset, name: str) -> list[str]:
     prompts = list(found.select_columns(["prompt"]).with_format(None)["prompt"])
-    _check_strings(prompts, f"{name}, row")
+    check_prompts(prompts, name)
     return prompts
 
 
-def _check_strings(prompts: Sequence[Any], place: str) -> None:
+def check_prompts(prompts: Sequence[Any], name: str, lines: Sequence[int] | None = None) -> None:
+    """
+    Raises `ValueError`, with the place, unless all are strings that a text encoder and a file can take.
+
+    Args:
+        prompts (`Sequence`): what should be prompts.
+        name (`str`): of where they come from.
+        lines (`Sequence[int]`, *optional*): of the file, one per prompt; without them rows are counted from 0.
+    """
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise _not_plain(prompt, f"{place} {i}")
+            raise _not_plain(prompt, _place(name, i, lines))
         if "\x00" in prompt:
-            raise ValueError(f"there is a null byte in the prompt of {place} {i}: remove it")
+            raise ValueError(f"there is a null byte in the prompt of {_place(name, i, lines)}: remove it")
+        reason = unstorable(prompt)
+        if reason:
+            raise ValueError(f"the prompt of {_place(name, i, lines)} holds {reason}")
 
 
 def _not_plain(prompt: Any, place: str) -> ValueError:

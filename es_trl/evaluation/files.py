@@ -13,6 +13,7 @@ import numpy as np
 
 from .markdown import page
 from .pictures import IMAGES
+from .result import plain
 
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, 
         {"index": i, "prompt": prompt, **{name: values[i] for name, values in result.columns.items()}}
         for i, prompt in enumerate(result.prompts)
     ]
-    lines = "".join(json.dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in entries)
+    # A NaN in a column is no JSON: like every number that does not exist it is null.
+    texts = [json.dumps(plain(entry), ensure_ascii=False, allow_nan=False, default=str) for entry in entries]
+    lines = "".join(text + "\n" for text in texts)
     _whole(folder / "prompts.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     _whole(folder / "scores.parquet", lambda path: _write_scores(result, path))
     _whole(folder / "eval.md", lambda path: path.write_text(page(table), encoding="utf-8"))

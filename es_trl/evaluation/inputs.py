@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..data import load_prompts
+from ..data import check_max_prompts, check_prompts, load_prompts, unstorable
 from ..pipelines import CallSettings
 from .adapters import AdapterSource
 from .noise import Noise
@@ -29,6 +29,7 @@ def read_prompts(
         if columns is None:
             columns = {name: list(dataset[name]) for name in dataset.column_names if name != "prompt"}
         return list(dataset["prompt"]), dict(columns), source
+    check_max_prompts(max_prompts)
     prompts = list(prompts)[:max_prompts]
     return prompts, dict(columns or {}), None
 
@@ -133,12 +134,14 @@ def check(
     """Raises `ValueError` for what cannot work, naming the field."""
     if not prompts:
         raise ValueError("there are no prompts to evaluate on; give at least one.")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is a {type(prompt).__name__}; prompts are strings.")
+    check_prompts(prompts, "the evaluation")
     for name, values in columns.items():
         if len(values) != len(prompts):
             raise ValueError(f"column {name!r} has {len(values)} values for {len(prompts)} prompts; give one each.")
+        for i, value in enumerate(values):
+            reason = None if isinstance(value, int) else unstorable(value)
+            if reason:
+                raise ValueError(f"column {name!r}, row {i}, holds {reason}.")
     numbers = {"images_per_prompt": [noise.images_per_seed], "batch_size": [batch_size], "steps": steps or ()}
     for field, values in {**numbers, "best_of": best_of}.items():
         for value in values:

@@ -208,7 +208,7 @@ class Evaluation:
             "pipeline": self.settings,
             **self.details,
         }
-        return _plain(table)
+        return plain(table)
 
     def save(self, path: str | os.PathLike) -> str:
         """Writes [`to_dict`] as JSON, whole or not at all, and returns the path."""
@@ -336,12 +336,12 @@ def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:
     return percentile_interval(draws - draws.mean() + value)
 
 
-def _plain(value):
+def plain(value):
     """Python numbers for JSON, `None` for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import difflib
 import functools
 import inspect
@@ -14,6 +15,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from ..pictures import private_copy
 from .results import shorten
 from .time_limit import time_limit
 
@@ -30,6 +32,11 @@ def function_name(func: Callable) -> str:
         func = func.func
     name = re.sub(r"[^\w.-]+", "_", getattr(func, "__name__", type(func).__name__)).strip("_")
     return name or "reward"
+
+
+def is_ours(func: Callable) -> bool:
+    """Whether a reward is one of this package, which leave pictures and columns as they are."""
+    return (getattr(func, "__module__", None) or type(func).__module__ or "").startswith("es_trl.")
 
 
 class RewardCall:
@@ -52,6 +59,7 @@ class RewardCall:
         self.is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
             getattr(func, "__call__", None)  # noqa: B004 - an instance whose __call__ is async
         )
+        self.is_ours = is_ours(func)
         self.is_groupwise = bool(getattr(func, "groupwise", False))
         try:
             self.parameters = list(inspect.signature(func).parameters.values())
@@ -77,19 +85,31 @@ class RewardCall:
                     f"reward function {self.name!r} needs an argument {parameter.name!r} that it is not given: {hint}"
                     f"Given are {', '.join(available)}; every further column of the dataset is passed by its name"
                 )
-        # Lists of its own, so that a function that sorts or empties them does not disturb the next one.
-        available = {key: list(value) if isinstance(value, list) else value for key, value in available.items()}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in self.parameters):
             return available
         taken = {parameter.name for parameter in self.parameters}
         return {key: value for key, value in available.items() if key in taken}
 
+    def _given(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """
+        What one attempt gets. A function of the user's gets copies: whatever it draws on a picture or appends to a
+        column, the next attempt, the next reward, the judge and the kept pictures see what was drawn.
+        """
+        if self.is_ours:
+            return keywords
+        shared = ("log_extra", "log_metric")
+        return {
+            key: value if key in shared else copy.copy(value) if key == "trainer_state" else private_copy(value)
+            for key, value in keywords.items()
+        }
+
     def run(self, keywords: dict[str, Any], where: str, wait: Callable[[Awaitable], Any]) -> Any:
         """Call the function; `wait` finishes an awaitable that a plain function may return."""
         for attempt in range(self.retries + 1):
             try:
+                given = self._given(keywords)
                 with time_limit(self.timeout):
-                    result = self.func(**keywords)
+                    result = self.func(**given)
                     return wait(_awaited(result)) if inspect.isawaitable(result) else result
             except Exception as error:
                 if attempt == self.retries:
@@ -100,7 +120,7 @@ class RewardCall:
         """As `run`, for an `async def`."""
         for attempt in range(self.retries + 1):
             try:
-                return await self._in_time(self.func(**keywords))
+                return await self._in_time(self.func(**self._given(keywords)))
             except Exception as error:
                 if attempt == self.retries:
                     return self._fail(error, keywords, where)

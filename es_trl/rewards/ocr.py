@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
+import unicodedata
+from typing import Any
 
 import numpy as np
 
 from ..pictures import rgb
 
 
-QUOTED = re.compile('"([^"]+)"|\u201c([^\u201d]+)\u201d')
+# Opening and closing marks of many languages. A straight one behind a digit is an inch and opens nothing.
+MARKS = {
+    r'(?<!\d)"': '"',
+    "\u201e": "\u201c\u201d",
+    "\u201c": "\u201d",
+    "\u201d": "\u201d",
+    "\u201a": "\u2018\u2019",
+    "\u00ab": "\u00bb",
+    "\u00bb": "\u00ab",
+    "\u2039": "\u203a",
+    "\u203a": "\u2039",
+    "\u300c": "\u300d",
+    "\u300e": "\u300f",
+    "\u301d": "\u301e\u301f",
+    "\uff02": "\uff02",
+}
+QUOTED = re.compile("|".join(f"{start}([^{ends}]*)[{ends}]" for start, ends in MARKS.items()))
 INSTALL = "pip install 'es-trl[ocr]'"
 
 
 class Ocr:
     """
     `max(0, 1 - d / n)` with `d` the edit distance between the text read off the picture and the wanted one of `n`
-    characters, both in lower case without spaces; 1 if the wanted text is part of what was read (the score of
-    Flow-GRPO, https://huggingface.co/papers/2505.05470). In [0, 1].
+    characters, ignoring case, spaces and how letters are composed (NFKC); 1 if the wanted text is part of what was
+    read (the score of Flow-GRPO, https://huggingface.co/papers/2505.05470). In [0, 1].
 
-    Wanted is the first text in double quotes of the prompt (`a sign that says "open"`), or the entry of the dataset's
-    column `text`. Without either the answer is None: the reward does not apply.
+    Wanted is the first text in double quotes of the prompt (`a sign that says "open"`; also typographic quotes, German
+    and Polish low ones, guillemets, corner brackets), or the entry of the dataset's column `text`, a text or a number.
+    Without either, or where it is blank, the answer is None: the reward does not apply.
 
     The reader is RapidOCR (PP-OCR networks under onnxruntime, on the CPU); its weights come with the package, nothing
     is downloaded. Lines are read in RapidOCR's order, from top to bottom.
@@ -30,6 +51,7 @@ class Ocr:
             thread leaves the others to the pipeline and gives the same text every time.
 
     Raises:
+        `ValueError`: when called, an entry of `text` that is neither a string, a number nor None.
         `ImportError`: `rapidocr` or `onnxruntime` is not installed.
     """
 
@@ -39,7 +61,7 @@ class Ocr:
         self.read = _reader(threads)
 
     def __call__(self, prompts, images, text=None, **kwargs) -> list[float | None]:
-        wanted = [quoted(prompt) for prompt in prompts] if text is None else list(text)
+        wanted = [quoted(prompt) for prompt in prompts] if text is None else [wanted_text(entry) for entry in text]
         return [
             text_score(self.read(image), target) if target else None
             for image, target in zip(images, wanted, strict=True)
@@ -47,15 +69,38 @@ class Ocr:
 
 
 def quoted(prompt: str) -> str | None:
-    """The first text between double quotes, straight or typographic, or None."""
-    match = QUOTED.search(prompt)
-    return (match[1] or match[2]) if match else None
+    """The first text between double quotes that is not blank, or None."""
+    found = (match[match.lastindex] for match in QUOTED.finditer(prompt))
+    return next((text.strip() for text in found if plain(text)), None)
 
 
-def text_score(read: str, wanted: str) -> float:
-    """`max(0, 1 - edit_distance / len(wanted))`, ignoring case and spaces; 1 if `wanted` is part of `read`."""
-    read, wanted = ("".join(text.lower().split()) for text in (read, wanted))
-    if not wanted or wanted in read:
+def wanted_text(entry: Any) -> str | None:
+    """An entry of the column `text`, None where it is missing or blank; a whole number has no decimal point."""
+    if entry is None or isinstance(entry, float) and math.isnan(entry):
+        return None
+    if isinstance(entry, numbers.Real) and not isinstance(entry, bool | np.bool_):
+        whole = isinstance(entry, numbers.Integral) or float(entry).is_integer()
+        entry = str(int(entry) if whole else entry)
+    if not isinstance(entry, str):
+        raise ValueError(f"the column 'text' of the ocr reward holds a {type(entry).__name__} ({entry!r}): give a str")
+    return entry if plain(entry) else None
+
+
+def plain(text: str) -> str:
+    """Without case, spaces and invisible characters; composed and decomposed letters become one (NFKC)."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def text_score(read: str, wanted: str) -> float | None:
+    """
+    `max(0, 1 - edit_distance / len(wanted))` of the two as [`plain`] gives them; 1 if `wanted` is part of `read`, None
+    if nothing is wanted.
+    """
+    read, wanted = plain(read), plain(wanted)
+    if not wanted:
+        return None
+    if wanted in read:
         return 1.0
     return max(0.0, 1 - edit_distance(read, wanted) / len(wanted))
 

@@ -17,17 +17,23 @@ def as_scores(result: Any, count: int, name: str, where: str = "") -> np.ndarray
     Scores of one reward as float64, shape (count,); None becomes NaN, NaN and infinities stay.
 
     Args:
-        result (`list`, `tuple`, 1-D `numpy.ndarray` or 1-D `torch.Tensor`): what the function returned.
+        result (`list`, `tuple`, or a 1-D array, masked array, tensor or pandas series): what the function returned. A
+            masked entry is None.
         count (`int`): number of images it was given.
         name (`str`): the function's name, for messages.
         where (`str`, *optional*): the place in the run, for messages.
 
     Raises:
-        `ValueError`: any other type or shape, a wrong length, or an element that is not a number.
+        `ValueError`: any other type or shape, a wrong length, or an element that is not a number that fits a float.
     """
     if hasattr(result, "detach"):  # a tensor; torch itself need not be imported to see it
         result = result.detach().cpu()
-        result = result.double().numpy() if result.dtype.is_floating_point else result.numpy()
+        try:
+            result = result.double().numpy() if result.dtype.is_floating_point else result.numpy()
+        except (TypeError, RuntimeError) as error:  # a sparse or masked tensor has no array
+            got = f"a {type(result).__name__} that is no plain tensor ({' '.join(str(error).split())})"
+            raise _error(name, where, count, got) from None
+    result = _plain(result)
     if isinstance(result, np.ndarray) and result.ndim != 1:
         raise _error(name, where, count, f"an array of shape {result.shape}")
     if not isinstance(result, list | tuple | np.ndarray):
@@ -40,19 +46,37 @@ def as_scores(result: Any, count: int, name: str, where: str = "") -> np.ndarray
     return np.array([_number(value, i, count, name, where) for i, value in enumerate(result)], dtype=np.float64)
 
 
+def _plain(result: Any) -> Any:
+    """The list in a masked array (None where its mask hides a value) or in a 1-D series, index or array of pandas."""
+    if isinstance(result, np.ndarray) and not isinstance(result, np.ma.MaskedArray):
+        return result
+    if getattr(result, "ndim", 0) == 1 and hasattr(result, "tolist"):
+        return result.tolist()
+    return result
+
+
+def _is_missing(value: Any) -> bool:
+    """pandas.NA and NaT, which are neither numbers nor None; no need of pandas to see them."""
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
 def _number(value: Any, index: int, count: int, name: str, where: str) -> float:
-    if value is None:
+    if value is None or value is np.ma.masked or _is_missing(value):
         return float("nan")
     if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()  # numpy and torch scalars
     if isinstance(value, numbers.Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _error(name, where, count, f"a number beyond the range of floats at index {index}") from None
     raise _error(name, where, count, f"{_describe(value)} at index {index}")
 
 
 def _describe(value: Any) -> str:
     if getattr(value, "ndim", 0):
-        return f"an array of shape {tuple(value.shape)}"
+        kind = "an array" if isinstance(value, np.ndarray) or hasattr(value, "detach") else f"a {type(value).__name__}"
+        return f"{kind} of shape {tuple(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..pictures import on_white
 from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
 from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
@@ -32,6 +33,7 @@ class RewardSet:
     A reward is a name (`es_trl.rewards.REWARD_NAMES`), another string that `parse_reward` understands, or any callable
     `f(prompts=[...], images=[PIL...], **columns) -> list[float | None]`, `def` or `async def`. It is given only the
     keywords it takes: `prompts`, `images`, `trainer_state`, `log_extra`, `log_metric` and the dataset's columns.
+    Transparent pictures are put on white first. A function of your own gets copies and may do with them what it likes.
 
     Args:
         reward_funcs (`str`, `Callable` or a list of them): at least one reward.
@@ -157,13 +159,13 @@ class RewardSet:
         Args:
             only (`list[int]`, *optional*): compute only these rewards; the others' columns are NaN.
         """
-        prompts, images = list(prompts), list(images)
+        prompts, images = list(prompts), [on_white(image) for image in images]
         available = {
             **_check_columns(columns or {}, len(prompts), len(images)),
             "prompts": prompts,
             "images": images,
             "trainer_state": trainer_state,
-            "log_extra": log_extra or _ignore,
+            "log_extra": _writable(log_extra) if log_extra else _ignore,
             "log_metric": log_metric or _ignore,
         }
         if groups is not None and len(groups) != len(images):
@@ -255,6 +257,15 @@ class PendingScores:
 
 def _ignore(name: str, value: Any) -> None:
     """Stands in for `log_extra` and `log_metric` where nothing is logged, so that a reward may always call them."""
+
+
+def _writable(log_extra: Callable[[str, list], None]) -> Callable[[str, list], None]:
+    """`log_extra` for texts that no file takes: half of a surrogate pair (a cut emoji) is shown as its escape."""
+
+    def clean(value: Any) -> Any:
+        return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+    return lambda column, values: log_extra(clean(column), [clean(value) for value in values])
 
 
 def _parse(func: str | Callable) -> NamedReward | Callable:
