@@ -17,7 +17,7 @@ class LoopbackHub:
         repos (`dict`): `"model/user/name"` to `{"private", "branches": {name: commit}, "commits": {commit: files}}`.
         requests (`list`): Method, path and Authorization header of everything that was asked.
         faults (`dict`): Part of a path to a status code, to `"die"` (the connection is cut without an answer), or to
-            `"hang"` (no answer until the server is closed).
+            `"hang"` (no answer until the server is closed), or to a status and the Hub's error code.
         token (`str`): When set, every request needs it.
         lfs (`bool`): Whether safetensors go the way of large files: to a storage first, by name only into the commit.
     """
@@ -85,6 +85,7 @@ def talk_to(hub: LoopbackHub, monkeypatch, cache) -> None:
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # what `model_info` and the like belong to
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{cache}/hub")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
@@ -124,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
                     if fault == "die":
                         self.close_connection = True
                         self.connection.shutdown(2)
+                        return
+                    if isinstance(fault, tuple):
+                        self._error(fault[0], "Access to this model is restricted.", fault[1])
                         return
                     # As careless servers do, the answer repeats what it was sent.
                     self._error(fault, f"fault {fault} for {self.headers.get('Authorization')}")

@@ -6,6 +6,7 @@ from loopback_hub import LoopbackHub, talk_to
 from es_trl import ESTrainer
 from es_trl.cli import load_config, prepare
 from es_trl.data import load_prompts
+from es_trl.pipelines import load_pipeline
 
 
 README = b"""---
@@ -61,3 +62,20 @@ def test_a_config_file_pins_its_prompts(hub, tmp_path):
     path.write_text(CONFIG + f"output_dir: {tmp_path / 'run'}\n")
     trainer = prepare(ESTrainer, *load_config(path, overrides=["--dataset_revision", hub.first]))
     assert trainer.train_dataset["prompt"][:] == ["nine cats", "ten dogs"]
+
+
+@pytest.mark.parametrize("where", ["someone/model/resolve", "models/someone/model"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ((403, "GatedRepo"), "'someone/model' is gated: accept the licence at http.*/someone/model and log in with"),
+        ((401, "GatedRepo"), "'someone/model' is gated: accept the licence"),
+        ((401, "RepoNotFound"), "no model 'someone/model' to this login: check the name, or if it is private log in"),
+        ((404, "RepoNotFound"), "no model 'someone/model' to this login"),
+    ],
+)
+def test_a_gated_or_private_base_model_says_what_to_do(hub, where, fault, message):
+    hub.create("someone/model", "model", files={"model_index.json": b"{}"})
+    hub.faults[where] = fault
+    with pytest.raises(ValueError, match=message):
+        load_pipeline("someone/model")
