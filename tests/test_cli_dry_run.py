@@ -5,8 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_runs import PROMPTS, tiny_trainer
 
 from es_trl.cli import main
+from es_trl.cli.dry_run import Workload
+from es_trl.run import peak_memory_gb
 
 
 CONFIG = """
@@ -54,9 +58,37 @@ def test_a_dry_run_counts_what_the_config_would_draw(tmp_path, capsys):
     assert rows["evaluations"].startswith("40 images, ")
     assert rows["samples"].startswith("12 images, ")
     assert rows["comparison"].startswith("160 images, ")
-    assert 0.1 < float(rows["memory"].split()[0]) < 8
+    assert float(rows["memory"].split()[0]) == pytest.approx(peak_memory_gb(torch.device("cpu")), abs=0.02)
     assert rows["in all"].startswith("about ")
     assert not (tmp_path / "run").exists(), "nothing is written where the real run will write"
+
+
+@pytest.mark.parametrize("max_steps", [-1, 3])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_workload_is_what_a_run_really_draws(tmp_path, max_steps, accumulation):
+    """Six batches of two prompts, twice: with accumulation an epoch is two updates, of four batches and of two."""
+    options = {"max_steps": max_steps, "num_train_epochs": 2, "gradient_accumulation_steps": accumulation}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "eval_delay": 2, "eval_on_start": True}
+    trainer = tiny_trainer(
+        tmp_path, train_dataset=[*PROMPTS, *(f"{p} again" for p in PROMPTS)], eval_dataset=PROMPTS[:1], **options
+    )
+    found = Workload.of(trainer.args, trainer.images_per_batch, prompts=12, eval_prompts=1, test_images=0)
+    trainer.train()
+    assert (found.steps, found.training) == (trainer.state.global_step, trainer.images_drawn)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
+    assert found.evaluations == len(evaluations)
+
+
+def test_accumulation_and_an_evaluation_before_training(tmp_path, capsys):
+    lines = "gradient_accumulation_steps: 4\neval_on_start: true\n"
+    arguments = config_in(tmp_path, lines)
+    path = Path(arguments[1])
+    path.write_text(path.read_text().replace("max_steps: 20\n", "num_train_epochs: 2\n"))
+    assert main(["dry-run", *arguments]) == 0
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    assert rows["a step"].startswith("256 images, ")
+    assert rows["14 steps"].startswith("3,200 images, ")  # 25 batches an epoch in 7 steps, of 64 images each
+    assert rows["evaluations"].startswith("30 images, ")
 
 
 @pytest.mark.parametrize(("method", "images"), [("grpo", 12), ("dpo", 12)])

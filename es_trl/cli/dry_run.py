@@ -13,6 +13,8 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from ..es import make_generator
+from ..formatting import duration
+from ..run import peak_memory_gb
 from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
 from .arguments import RunArguments, parse
 from .training import prepare, prompts_of
@@ -23,7 +25,7 @@ SMALL = {
     "max_steps": "2", "prompts_per_step": "1", "images_per_prompt": "1", "logging_strategy": "steps",
     "logging_steps": "1", "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "sample_steps": "0",
     "push_to_hub": "False", "load_best_model_at_end": "False", "disable_tqdm": "True", "log_level": "error",
-    "num_sample_prompts": "1",
+    "num_sample_prompts": "1", "eval_on_start": "False", "gradient_accumulation_steps": "1",
 }  # fmt: skip
 
 HELP = """\
@@ -42,33 +44,46 @@ class Workload:
     How many images a config draws, by purpose.
 
     Attributes:
-        steps (`int`): Training steps.
+        steps, batches (`int`): Training steps, and the batches of prompts they take.
         training, evaluations, samples, comparison (`int`): Images. Those of the base in twice the steps count twice.
     """
 
     steps: int
+    batches: int
     training: int
     evaluations: int
     samples: int
     comparison: int
 
     @classmethod
-    def of(cls, config: DiffusionConfig, per_step: int, prompts: int, eval_prompts: int, test_images: int):
-        """From the config, the images of a step, and the sizes of the three lists of prompts."""
-        steps = config.max_steps
-        if steps <= 0:
-            steps = math.ceil(config.num_train_epochs * max(1, prompts // config.prompts_per_step))
-        every = config.eval_steps or config.logging_steps
-        every = every if every >= 1 else max(1, math.ceil(every * steps))
-        rounds = {"no": 0, "steps": int(steps // every), "epoch": math.ceil(config.num_train_epochs)}
+    def of(cls, config: DiffusionConfig, per_batch: int, prompts: int, eval_prompts: int, test_images: int):
+        """From the config, the images of a batch of prompts, and the sizes of the three lists of prompts."""
+        batches = max(1, prompts // config.prompts_per_step)
+        updates = math.ceil(batches / config.gradient_accumulation_steps)
+        steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * updates)
+        epochs, rest = divmod(steps, updates)  # an epoch's last update takes the batches that are left
+        drawn = epochs * batches + min(rest * config.gradient_accumulation_steps, batches)
         sheets = 2 + steps // config.sample_steps if config.sample_steps else 0
         return cls(
             steps=steps,
-            training=steps * per_step * config.gradient_accumulation_steps,
-            evaluations=rounds.get(config.eval_strategy.value, 0) * eval_prompts * config.eval_images_per_prompt,
+            batches=drawn,
+            training=drawn * per_batch,
+            evaluations=_evaluations(config, steps) * eval_prompts * config.eval_images_per_prompt,
             samples=sheets * config.num_sample_prompts,
             comparison=4 * test_images,  # base, adapter, and base in twice the steps
         )
+
+
+def _evaluations(config: DiffusionConfig, steps: int) -> int:
+    """How often a run of `steps` evaluates."""
+    every = config.eval_steps or config.logging_steps
+    every = int(every if every >= 1 else max(1, math.ceil(every * steps)))
+    rounds = {
+        "no": 0,
+        "steps": sum(step >= config.eval_delay for step in range(every, steps + 1, every)),
+        "epoch": math.ceil(config.num_train_epochs),
+    }
+    return rounds.get(config.eval_strategy.value, 0) + bool(config.eval_on_start)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -132,7 +147,7 @@ def _run(
     found = [(name, last.get(f"rewards/{name}/mean")) for name in trainer.rewards.names]
     rewards = "".join(f"; {name} {value:.4g}" for name, value in found if value is not None)
     es, small = isinstance(config, ESConfig), trainer.images_per_batch
-    row("one pair" if es else "one prompt", f"{small} images of one prompt in {_seconds(last['step_time'])}{rewards}")
+    row("one pair" if es else "one prompt", f"{small} images of one prompt in {duration(last['step_time'])}{rewards}")
     row("save and load", _round_trip(trainer, folder))
 
     batch = _images_per_forward(config)
@@ -140,27 +155,28 @@ def _run(
     prompts = columns.pop("prompt")
     draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch)), device)
     score, _ = _timed(lambda: trainer.rewards(prompts, images, columns, where="the dry run"), device)
-    row("full batch", f"{batch} images in {_seconds(draw)}, their rewards in {_seconds(score)}")
+    row("full batch", f"{batch} images in {duration(draw)}, their rewards in {duration(score)}")
     of = "of the GPU" if device.type == "cuda" else "of the process"
-    row("memory", f"{_peak_gb(device):.2f} GB at the peak, {of}")
+    row("memory", f"{peak_memory_gb(device):.2f} GB at the peak, {of}")
 
-    per_prompt = small * config.images_per_prompt
-    per_step = config.population_size * config.images_per_member if es else per_prompt * config.prompts_per_step
-    drawn = (draw + score) / batch / max(1, trainer.args.world_size)
-    trained = drawn if es else last["step_time"] / small / max(1, trainer.args.world_size)
-    work = Workload.of(config, per_step, counts[0], counts[1], counts[2] * arguments.test_images_per_prompt)
-    row("a step", f"{per_step:,} images, {_seconds(trained * per_step)}")
+    prompts_per_batch = config.images_per_prompt * config.prompts_per_step
+    per_batch = config.population_size * config.images_per_member if es else small * prompts_per_batch
+    per_image = (draw + score) / batch / max(1, trainer.args.world_size)
+    seconds = per_image * per_batch if es else last["step_time"] * prompts_per_batch / max(1, trainer.args.world_size)
+    work = Workload.of(config, per_batch, counts[0], counts[1], counts[2] * arguments.test_images_per_prompt)
+    accumulated = min(config.gradient_accumulation_steps, max(1, counts[0] // config.prompts_per_step))
+    row("a step", f"{per_batch * accumulated:,} images, {duration(seconds * accumulated)}")
     total = 0.0
-    for name, amount, seconds in [
-        (f"{work.steps:,} steps", work.training, trained),
-        ("evaluations", work.evaluations, drawn),
-        ("samples", work.samples, drawn),
-        ("comparison", work.comparison, drawn),
+    for name, amount, taken in [
+        (f"{work.steps:,} steps", work.training, seconds * work.batches),
+        ("evaluations", work.evaluations, per_image * work.evaluations),
+        ("samples", work.samples, per_image * work.samples),
+        ("comparison", work.comparison, per_image * work.comparison),
     ]:
-        if amount:
-            total += seconds * amount
-            row(name, f"{amount:,} images, {_seconds(seconds * amount)}")
-    row("in all", f"about {_seconds(total)}, without loading the model and encoding {sum(counts):,} prompts")
+        if taken:
+            total += taken
+            row(name, f"{amount:,} images, {duration(taken)}")
+    row("in all", f"about {duration(total)}, without loading the model and encoding {sum(counts):,} prompts")
 
 
 def _images_per_forward(config: DiffusionConfig) -> int:
@@ -208,29 +224,12 @@ def _timed(work: Callable, device: torch.device):
     return time.perf_counter() - started, result
 
 
-def _peak_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
 def _device_name(device: torch.device) -> str:
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} (threads: {torch.get_num_threads()})"
     )
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _advice(error: Exception) -> str:

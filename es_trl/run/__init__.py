@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 _EXPORTS = {
     "CheckpointCorrupt": "checkpoint",
     "TrainingStopped": "stopping",
+    "peak_memory_gb": "memory",
 }
 
-__all__ = ["CheckpointCorrupt", "TrainingStopped"]
+__all__ = ["CheckpointCorrupt", "TrainingStopped", "peak_memory_gb"]
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointCorrupt
+    from .memory import peak_memory_gb
     from .stopping import TrainingStopped
 
 
