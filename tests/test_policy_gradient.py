@@ -1,9 +1,11 @@
 """The policy-gradient trainers: ratios, directions of known answer, updates inside a step, processes."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -441,3 +443,55 @@ def test_every_reward_judges_alone_if_asked(tmp_path):
     )
     expected = win_rates(scores[..., 0]) + 0.5 * win_rates(scores[..., 1]) - 0.75
     np.testing.assert_allclose(apart.advantages(rollout), expected, atol=1e-12)
+
+
+class Flaky:
+    """A pairwise judge that raises in every call but each `patience`-th; brighter is better."""
+
+    __name__ = "flaky"
+
+    def __init__(self, patience):
+        self.patience, self.calls = patience, 0
+
+    def __call__(self, prompts, images_a, images_b):
+        self.calls += 1
+        if self.calls % self.patience:
+            raise ConnectionError("the judge is away")
+        return [float(a > b) for a, b in zip(brightness(images_a), brightness(images_b), strict=True)]
+
+
+def slow(prompts, images_a, images_b):
+    time.sleep(5)
+
+
+async def slow_to_answer(prompts, images_a, images_b):
+    await asyncio.sleep(5)
+
+
+def test_a_judge_is_asked_again(tmp_path):
+    judge = Flaky(patience=2)
+    trainer = tiny_policy(tmp_path, "pref_grpo", pairwise_judge=judge, reward_retries=1, max_steps=1)
+    trainer.train()
+    assert judge.calls == 4 and trainer.state.global_step == 1  # two blocks of one prompt, asked twice each
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"), [(Flaky(99), "the judge is away"), (slow, "0.2 s"), (slow_to_answer, "0.2 s")]
+)
+def test_the_error_of_a_judge_names_the_step_and_the_prompt(tmp_path, judge, reason):
+    trainer = tiny_policy(tmp_path, "pref_grpo", pairwise_judge=judge, reward_timeout=0.2, max_steps=1)
+    with pytest.raises(RuntimeError, match="failed at step 0, prompts 0-0") as caught:
+        trainer.train()
+    assert reason in str(caught.value) and any(prompt in str(caught.value) for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.9])
+def test_groups_without_a_verdict_are_left_out_or_too_many(tmp_path, fraction):
+    options = {"reward_failure": "invalid", "max_invalid_fraction": fraction, "max_steps": 1}
+    trainer = tiny_policy(tmp_path, "pref_grpo", pairwise_judge=Flaky(patience=2), **options)
+    if fraction == 0.0:
+        with pytest.raises(RuntimeError, match=r"50% of the images have no finite reward \(flaky\)"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert trainer.state.global_step == 1

@@ -77,7 +77,7 @@ class Rollout:
     reward_time: float = 0.0
 
 
-Judge = Callable[[list[str], list[list[Image.Image]], dict[str, list]], np.ndarray]
+Judge = Callable[..., np.ndarray]
 
 
 class GroupRollout:
@@ -124,8 +124,8 @@ class GroupRollout:
         Args:
             batch (`GroupBatch`): `P` prompts.
             steps (`Sequence[int]`): Trained steps of the sampler.
-            judge (`Callable`, *optional*): Called with the prompts of a block, their groups of images, and their
-                columns; returns `(groups, G)` win rates.
+            judge (`Callable`, *optional*): Called with the prompts of a block, their groups of images, their columns,
+                and the keywords `where` and those of `reward_context`; returns `(groups, G)` win rates.
             **reward_context: Passed on to the reward functions.
 
         Returns:
@@ -144,11 +144,12 @@ class GroupRollout:
             started = time.perf_counter()
             images = self._draw_block(batch, block, keys, steps, rollout)
             drawn = time.perf_counter()
+            where = f"step {batch.step}, prompts {groups[0]}-{groups[-1]}"
             values = self.rewards(
                 [batch.prompts[p] for p, _ in keys],
                 images,
                 {name: [column[p] for p, _ in keys] for name, column in batch.columns.items()},
-                where=f"step {batch.step}, prompts {groups[0]}-{groups[-1]}",
+                where=where,
                 groups=[p for p, _ in keys],
                 **reward_context,
             )
@@ -159,6 +160,8 @@ class GroupRollout:
                     [batch.prompts[p] for p in groups],
                     [images[start : start + size] for start in range(0, len(images), size)],
                     {name: [column[p] for p in groups] for name, column in batch.columns.items()},
+                    where=where,
+                    **reward_context,
                 )
             rollout.generate_time += drawn - started
             rollout.reward_time += time.perf_counter() - drawn

@@ -3,13 +3,15 @@
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..rewards import RewardSet
-from ..rewards.calling import AsyncRunner, function_name
+from ..rewards.calling import FAILED, AsyncRunner, RewardCall, function_name
 from ..rewards.registry import parse_reward
+from ..rewards.results import as_scores
 from .advantages import mean_wins, win_rates
 
 
@@ -27,20 +29,32 @@ class GroupJudge:
             function); or `"file.py:function"` that is one of the two. Either may be `async def`.
         temperature (`float`): Divides the logits of a reward.
         device (`str`): Where a named scorer runs.
+        retries (`int`), timeout (`float`), failure (`str`): As in [`~es_trl.rewards.RewardSet`]; a judge that failed
+            with `"invalid"` gives no verdict on the groups it was asked about.
 
     Raises:
         `ValueError`: for a name that is not known; nothing is loaded by then.
     """
 
-    def __init__(self, judge: str | Callable, temperature: float = 1.0, device="cpu"):
+    def __init__(
+        self,
+        judge: str | Callable,
+        temperature: float = 1.0,
+        device="cpu",
+        retries: int = 0,
+        timeout: float | None = None,
+        failure: str = "raise",
+    ):
         self.temperature = temperature
         func = judge
         if isinstance(judge, str):
             found = parse_reward(judge)
             func = found.build(device, None) if ":" in judge and ".py" in judge else None
-        self.pairwise: PairwiseJudge | None = func if func is not None and is_pairwise(func) else None
-        self.scorer = None if self.pairwise else RewardSet(func or judge, device=device)
         self.name = judge if isinstance(judge, str) else function_name(judge)
+        limits = {"retries": retries, "timeout": timeout, "failure": failure}
+        asked_in_pairs = func is not None and is_pairwise(func)
+        self.pairwise = RewardCall(self.name, func, **limits) if asked_in_pairs else None
+        self.scorer = None if asked_in_pairs else RewardSet(func or judge, device=device, **limits)
         self._runner = AsyncRunner()
 
     def load(self) -> None:
@@ -49,25 +63,38 @@ class GroupJudge:
             self.scorer.load()
 
     def __call__(
-        self, prompts: list[str], groups: list[list[Image.Image]], columns: dict[str, list] | None = None
+        self,
+        prompts: list[str],
+        groups: list[list[Image.Image]],
+        columns: dict[str, list] | None = None,
+        where: str = "",
+        **context,
     ) -> np.ndarray:
         """
         Args:
             prompts (`list[str]`): `P` prompts.
             groups (`list[list[PIL.Image.Image]]`): `P` groups of `G` images.
             columns (`dict[str, list]`, *optional*): The data set's other columns, `P` values each.
+            where (`str`, *optional*): The place in the run, for error messages.
+            **context: What else a judge may ask for (`trainer_state`, `log_metric`, `log_extra`).
 
         Returns:
             `(P, G)`: the expected share of the other images of its group that an image beats; NaN without a verdict.
 
         Raises:
             `ValueError`: if the judge returns another number of verdicts, or one outside [0, 1].
+            `RuntimeError`: if it raises or takes too long, after `retries`; names the place and the first prompt.
         """
         columns, size = columns or {}, len(groups[0])
         if self.scorer is not None:
             repeated = {name: [v for v in values for _ in range(size)] for name, values in columns.items()}
             scores = self.scorer(
-                [prompt for prompt in prompts for _ in range(size)], [i for group in groups for i in group], repeated
+                [prompt for prompt in prompts for _ in range(size)],
+                [image for group in groups for image in group],
+                repeated,
+                where=where,
+                groups=[p for p in range(len(prompts)) for _ in range(size)],
+                **context,
             )
             return win_rates(scores.reshape(len(prompts), size), self.temperature)
         # Both orders, because a judge may favour the first picture.
@@ -77,27 +104,37 @@ class GroupJudge:
             for i, j in combinations(range(size), 2)
             for a, b in ((i, j), (j, i))
         ]
-        verdicts = self.pairwise(
-            prompts=[prompts[p] for p, _, _ in pairs],
-            images_a=[groups[p][a] for p, a, _ in pairs],
-            images_b=[groups[p][b] for p, _, b in pairs],
+        available = {
             **{name: [values[p] for p, _, _ in pairs] for name, values in columns.items()},
-        )
-        if inspect.isawaitable(verdicts):
-            verdicts = self._runner.wait(verdicts)
+            "prompts": [prompts[p] for p, _, _ in pairs],
+            "images_a": [groups[p][a] for p, a, _ in pairs],
+            "images_b": [groups[p][b] for p, _, b in pairs],
+            **context,
+        }
         preferences = np.full((len(prompts), size, size), np.nan)
-        for (p, a, b), verdict in zip(pairs, self._checked(verdicts, len(pairs)), strict=True):
+        for (p, a, b), verdict in zip(pairs, self._verdicts(available, len(pairs), where), strict=True):
             preferences[p, a, b] = verdict
         return mean_wins((preferences + 1 - preferences.transpose(0, 2, 1)) / 2)
 
-    def _checked(self, verdicts: Sequence[float | None], count: int) -> list[float]:
-        verdicts = [0.5 if verdict is None else float(verdict) for verdict in verdicts]
-        if len(verdicts) != count:
-            raise ValueError(f"pairwise judge {self.name!r} returned {len(verdicts)} verdicts for {count} pairs.")
-        odd = [verdict for verdict in verdicts if not 0 <= verdict <= 1]
-        if odd:
+    def _verdicts(self, available: dict[str, Any], count: int, where: str) -> np.ndarray:
+        """`(count,)` probabilities in [0, 1]; all NaN where the judge failed and that does not end the run."""
+        keywords = self.pairwise.keywords(available)
+        if self.pairwise.is_async:
+            result = self._runner.wait(self.pairwise.run_async(keywords, where))
+        else:
+            result = self.pairwise.run(keywords, where, self._runner.wait)
+        if result is FAILED:
+            return np.full(count, np.nan)
+        at = f" at {where}" if where else ""
+        if hasattr(result, "__len__") and len(result) != count:
+            raise ValueError(f"pairwise judge {self.name!r} returned {len(result)} verdicts for {count} pairs{at}.")
+        if isinstance(result, list | tuple):
+            result = [0.5 if verdict is None else verdict for verdict in result]
+        verdicts = as_scores(result, count, self.name, where)
+        odd = verdicts[~((verdicts >= 0) & (verdicts <= 1))]
+        if len(odd):
             raise ValueError(
-                f"pairwise judge {self.name!r} returned {odd[0]!r}: give the probability in [0, 1] that the first "
+                f"pairwise judge {self.name!r} returned {odd[0]:g}{at}: give the probability in [0, 1] that the first "
                 "picture is the better one, or None."
             )
         return verdicts

@@ -9,6 +9,7 @@ from .group_rollout import Judge, Rollout
 from .grpo import GRPOTrainer
 from .pairwise import GroupJudge
 from .pref_grpo_config import PrefGRPOConfig
+from .reward_checks import refuse_missing
 
 
 class PrefGRPOTrainer(GRPOTrainer):
@@ -45,7 +46,14 @@ class PrefGRPOTrainer(GRPOTrainer):
         config: PrefGRPOConfig = self.args
         self._judge = None
         if config.pairwise_judge is not None:
-            self._judge = GroupJudge(config.pairwise_judge, config.win_rate_temperature, config.device)
+            self._judge = GroupJudge(
+                config.pairwise_judge,
+                config.win_rate_temperature,
+                config.device,
+                retries=config.reward_retries,
+                timeout=config.reward_timeout,
+                failure=config.reward_failure,
+            )
             self._judge.load()
 
     def judge(self) -> Judge | None:
@@ -55,6 +63,7 @@ class PrefGRPOTrainer(GRPOTrainer):
     def advantages(self, rollout: Rollout) -> np.ndarray:
         """`(P, G)` group advantages of win rates: the judge's, or those of the rewards."""
         if rollout.preferences is not None:
+            self.check_judged(rollout)
             self._log_spread(rollout.preferences)
             advantages = group_advantages(rollout.preferences, self.args.scale_rewards)
             return np.where(np.isfinite(advantages), advantages, 0.0)
@@ -65,6 +74,18 @@ class PrefGRPOTrainer(GRPOTrainer):
             return group_advantages(wins, self.args.scale_rewards)
 
         return combine(rollout.scores, self.rewards.weights, normalise, self.args.multi_objective_aggregation)
+
+    def check_judged(self, rollout: Rollout) -> None:
+        """Raises `RuntimeError` if the judge gave more than `max_invalid_fraction` of the images no verdict."""
+        refuse_missing(
+            float(1 - np.isfinite(rollout.preferences).mean()),
+            "images",
+            rollout.preferences[..., None],
+            [self._judge.name],
+            rollout.batch.step,
+            rollout.batch.prompts[0],
+            self.args.max_invalid_fraction,
+        )
 
     def _log_spread(self, wins: np.ndarray) -> None:
         spreads = [row[np.isfinite(row)].std() for row in wins if np.isfinite(row).any()]
