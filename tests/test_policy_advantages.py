@@ -6,12 +6,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from es_trl.es import Population, compute_fitness
+from es_trl.rewards.totals import weighted_total
 from es_trl.trainer.advantages import PromptStatistics, combine, group_advantages, mean_wins, win_rates
 from es_trl.trainer.dpo_pairs import best_and_worst, totals
 from es_trl.trainer.pairwise import GroupJudge
-from es_trl.trainer.reward_checks import group_rewards, refuse_missing, zero_spread
+from es_trl.trainer.reward_checks import refuse_missing, zero_spread
 
 
 REWARDS = np.array([[1.0, 3.0, 2.0], [10.0, 10.0, 10.0]])
@@ -53,12 +56,15 @@ def test_a_reward_that_does_not_apply_to_a_prompt_leaves_it_to_the_others(aggreg
     nan = np.nan
     scores = np.array([[[1.0, nan], [3.0, nan], [2.0, nan]], [[1.0, 5.0], [1.0, nan], [1.0, 7.0]]])
     weights = np.array([1.0, 2.0])
-    np.testing.assert_equal(group_rewards(scores, weights), [[1, 3, 2], [11, nan, 15]])
+    np.testing.assert_equal(weighted_total(scores, weights), [[1, 3, 2], [11, nan, 15]])
+    as_members = torch.from_numpy(scores.transpose(1, 0, 2))  # three members, two columns
+    fitness = compute_fitness(as_members, Population(3, antithetic=False), torch.from_numpy(weights))
+    np.testing.assert_equal(fitness.rewards.numpy().T, weighted_total(scores, weights))
     advantages = combine(scores, weights, lambda r: group_advantages(r, "none"), aggregation)
     np.testing.assert_allclose(advantages, [[-1, 1, 0], [-2, 0, 2]])
     np.testing.assert_equal(np.isnan(totals(scores, weights, aggregation)), [[False] * 3, [False, True, False]])
     assert best_and_worst(totals(scores, weights, aggregation)) == [(0, 1, 0), (1, 2, 0)]
-    assert zero_spread(group_rewards(scores, weights)).tolist() == [False, False]
+    assert zero_spread(weighted_total(scores, weights)).tolist() == [False, False]
     assert zero_spread(np.array([[2.0, nan, 2.0], [nan, nan, nan]])).all()
 
 

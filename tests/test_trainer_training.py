@@ -337,6 +337,45 @@ def test_evaluation_measures_the_unperturbed_adapter_on_fixed_latents(tmp_path):
     assert twin.evaluate()["eval_reward"] == pytest.approx(first["eval_reward"], rel=1e-6)
 
 
+def test_one_total_for_training_evaluation_and_early_warning(tmp_path):
+    """A reward that does not apply to some prompts leaves them to the others: 3.5 on both sides of a run, not 6."""
+
+    def one(images, **_):
+        return [1.0] * len(images)
+
+    def on_quotes(images, prompts, **_):
+        return [5.0 if '"' in prompt else None for prompt in prompts]
+
+    def never(images, **_):
+        return [None] * len(images)
+
+    prompts = ['a sign "open"', "a red apple"]
+    trainer = tiny_trainer(tmp_path, [one, on_quotes, never], train_dataset=prompts, eval_dataset=prompts, max_steps=1)
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == 3.5
+    assert metrics["eval_rewards/on_quotes/prompts"] == 1.0 and metrics["eval_rewards/never/prompts"] == 0.0
+    assert "eval_rewards/one/prompts" not in metrics
+    trainer.train()
+    assert next(entry["reward"] for entry in trainer.state.log_history if "reward" in entry) == 3.5
+    scores = trainer.last_evaluation.scores["adapter"]
+    np.testing.assert_array_equal(trainer.rewards.total(scores), trainer.last_evaluation.total(scores))
+
+
+def test_rewards_see_the_trainers_state_in_evaluations_too(tmp_path):
+    """A reward with a curriculum goes by the step, and so does the comparison with the base at the end."""
+    seen = []
+
+    def curriculum(images, trainer_state, **_):
+        seen.append(trainer_state.global_step)
+        return redness(images)
+
+    trainer = tiny_trainer(tmp_path, curriculum, eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1,
+                           eval_on_start=True, max_steps=2)  # fmt: skip
+    trainer.train()
+    trainer.compare_with_base(PROMPTS[:2])
+    assert None not in seen and seen[0] == 0 and seen[-1] == 2
+
+
 def test_evaluating_without_prompts_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"evaluate\(\) needs an eval_dataset"):
         tiny_trainer(tmp_path).evaluate()

@@ -66,6 +66,7 @@ def evaluate(
     gather: Callable[[np.ndarray], np.ndarray] | None = None,
     n_keep: int | None = None,
     resamples: int = RESAMPLES,
+    trainer_state: Any = None,
 ) -> Evaluation:
     """
     Draws and scores models on the same prompts from the same noise.
@@ -118,6 +119,7 @@ def evaluate(
         n_keep (`int`, *optional*): The images of the first `n_keep` prompts are kept in the result; by default 16, and
             none with `output_dir`.
         resamples (`int`, *optional*, defaults to 10000): Bootstrap resamples of the prompts.
+        trainer_state (*optional*): Passed on to the rewards, as in training.
 
     Returns:
         [`Evaluation`]
@@ -195,7 +197,7 @@ def evaluate(
         if isinstance(model, str) or device is not None:
             drawer.to(_device(device))
         n_keep = (16 if output_dir is None else 0) if n_keep is None else n_keep
-        measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal)
+        measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal, trainer_state)
         if output_dir is not None and process_index == 0:
             pairs = choose_pairs(result, save_images)
             result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size, reuse=True)

@@ -7,7 +7,7 @@ enter, so two rows differ only by their weights and steps, and the table does no
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -83,6 +83,7 @@ def measure(
     share: PromptShare,
     n_keep: int,
     journal: "Journal | None" = None,
+    trainer_state: Any = None,
 ) -> None:
     """
     Draws and scores every row of `result` on every prompt and fills it; the loop behind [`evaluate`].
@@ -116,6 +117,7 @@ def measure(
                     [prompts[i] for i in indices],
                     images,
                     columns={name: [values[i] for i in indices] for name, values in columns.items()},
+                    trainer_state=trainer_state,
                     where=f"evaluation of {users[0].name}, prompts {indices[0]} to {indices[-1]}",
                 )
                 batch_features = judge.image_features(images) if judge is not None else None

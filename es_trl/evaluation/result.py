@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..es.keys import make_seed
+from ..rewards.totals import weighted_total
 from .fingerprint import prompts_sha256
 from .noise import Noise
 from .significance import holm, wilcoxon_p
@@ -90,8 +91,11 @@ class Evaluation:
 
     def mean(self, row: str, reward: str) -> float:
         """Mean over prompts of one row under one reward; NaN when nothing was scored."""
-        means = prompt_means(self.of(row, reward))
-        return float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
+        return _mean(self.of(row, reward))
+
+    def mean_total(self, row: str) -> float:
+        """Mean over prompts of [`total`] of one row; NaN when nothing was scored."""
+        return _mean(self.total(self.scores[row]))
 
     def add_row(
         self,
@@ -115,7 +119,7 @@ class Evaluation:
         prompts, j, n = len(scores), self.noise.images_per_prompt, row.best_of
         picked = np.tile(np.arange(j), (prompts, 1))
         if n > 1:
-            tries = self._trained_total(scores[:, : j * n]).reshape(prompts, n, j)
+            tries = self.total(scores[:, : j * n]).reshape(prompts, n, j)
             best = np.where(np.isfinite(tries), tries, -np.inf).argmax(axis=1)  # the first one where none is scored
             picked = best * j + picked
         self.image_index[row.name], self.images_drawn[row.name] = picked, prompts * j * n
@@ -128,10 +132,14 @@ class Evaluation:
                 self.distances[row.name] = judge.real.distance(features), draws
         return picked
 
-    def _trained_total(self, scores: np.ndarray) -> np.ndarray:
-        """Weighted sum of the optimised rewards (..., K) -> (...): what a best-of row chooses by."""
-        weights = np.array([(self.trained or {}).get(name, 0.0) for name in self.reward_names])
-        return scores[..., weights != 0] @ weights[weights != 0]
+    def total(self, scores: np.ndarray) -> np.ndarray:
+        """
+        The optimised rewards of pictures of the same prompts, weighted and summed as in training (`weighted_total`):
+        (P, M, K) -> (P, M). A best-of row chooses by it, and `eval_reward` is its mean.
+        """
+        trained = [k for k, name in enumerate(self.reward_names) if name in (self.trained or {})]
+        weights = np.array([self.trained[self.reward_names[k]] for k in trained])
+        return weighted_total(scores[..., trained], weights)
 
     def _bases(self) -> "list[EvaluationRow]":
         return sorted((row for row in self.rows if row.kind == "base"), key=lambda row: row.num_inference_steps)
@@ -326,6 +334,11 @@ class Evaluation:
             else None,
             "gap_closures": closures,
         }
+
+
+def _mean(scores: np.ndarray) -> float:
+    means = prompt_means(scores)
+    return float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
 
 
 def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, funct
 from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
 from .results import as_scores
+from .totals import weighted_total
 
 
 if TYPE_CHECKING:
@@ -200,9 +201,11 @@ class RewardSet:
         return [k for k, call in enumerate(self.load()._calls) if call.is_groupwise]
 
     def total(self, scores: np.ndarray) -> np.ndarray:
-        """Weighted sum over the rewards: (..., K) -> (...); NaN where any reward is NaN."""
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN without a word
-            return np.asarray(scores, dtype=np.float64) @ self.weights
+        """
+        The weighted sum of the rewards, (..., G, K) -> (..., G), for groups of G pictures of one prompt. A reward that
+        scored none of the G does not apply to the prompt; one that missed some leaves those without a total (NaN).
+        """
+        return weighted_total(scores, self.weights)
 
 
 class PendingScores:

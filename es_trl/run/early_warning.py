@@ -89,7 +89,7 @@ class EarlyWarningCallback(TrainerCallback):
         watched = {name: result.of(row, name) for name in result.reward_names[trained:]}
         if "diversity" in result.judge_scores.get(row, {}):
             watched["diversity"] = result.judge_scores[row]["diversity"]
-        return Measures(step, self.trainer.rewards.total(scores[..., :trained]), watched)
+        return Measures(step, result.total(scores), watched)
 
     def _base(self, result: Evaluation) -> Measures:
         row = EvaluationRow("base", adapter=False)

@@ -53,6 +53,7 @@ class ReportingMixin:
             columns=columns,
             trained_rewards=self.trained_rewards,
             n_keep=0,
+            trainer_state=self.state,
             **self.evaluation_share(),
         )
 
@@ -104,6 +105,7 @@ class ReportingMixin:
                 judge=load_judge(judge, prompts, device=self.args.device) if judge else None,
                 trained_rewards=self.trained_rewards,
                 n_keep=num_pictures,
+                trainer_state=self.state,
                 **self.evaluation_share(),
             )
         result.details |= {"model": self.base_model, "dtype": self.args.dtype}

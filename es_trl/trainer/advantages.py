@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from .reward_checks import group_rewards
+from ..rewards.totals import weighted_total
 
 
 EPSILON = 1e-4  # keeps a spread of nothing from being a division by nothing, as in Flow-GRPO
@@ -28,7 +28,7 @@ def combine(
         `np.ndarray`: 0 for images without a finite reward under every function that applies to their prompt, which is
         every function that scored any image of the group.
     """
-    rewards = group_rewards(scores, weights)
+    rewards = weighted_total(scores, weights)
     if aggregation == "sum_then_normalize":
         advantages = normalise(rewards)
     else:

@@ -302,9 +302,11 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
         scores = result.scores["adapter"]
         metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
-        totals = self.rewards.total(scores[..., : len(self.rewards)])
-        totals = totals[np.isfinite(totals)]
-        metrics["reward"] = float(totals.mean()) if totals.size else math.nan
+        for name in self.eval_rewards.names:
+            spoke = int(np.isfinite(result.of("adapter", name)).any(axis=1).sum())
+            if spoke < len(result.prompts):  # it failed, or does not apply to the others
+                metrics[f"rewards/{name}/prompts"] = float(spoke)
+        metrics["reward"] = result.mean_total("adapter")
         if "diversity" in result.judge_scores.get("adapter", {}):
             metrics["diversity"] = float(result.judge_scores["adapter"]["diversity"].mean())
         metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)

@@ -15,7 +15,6 @@ from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
 from .dpo_pairs import Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
 from .gradient_trainer import GradientTrainer
-from .reward_checks import group_rewards
 
 
 class DiffusionDPOTrainer(GradientTrainer):
@@ -173,9 +172,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         self.add_metric("dpo/generate_time", times[0])
         self.add_metric("dpo/reward_time", times[1])
         scores = self.collect(scores)
-        self.check_and_log_rewards(
-            group_rewards(scores, self.rewards.weights), scores, [row["prompt"] for row in rows]
-        )
+        self.check_and_log_rewards(self.rewards.total(scores), scores, [row["prompt"] for row in rows])
         values = totals(scores, self.rewards.weights, self.args.multi_objective_aggregation)
         found = best_and_worst(values)
         gaps = [values[j, best] - values[j, worst] for j, best, worst in found]

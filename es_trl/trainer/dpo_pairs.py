@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 
-from .reward_checks import group_rewards
+from ..rewards.totals import weighted_total
 
 
 # Pick-a-Pic: two pictures, and 1 if the first one was preferred, 0 if the second, 0.5 for neither.
@@ -56,7 +56,7 @@ def totals(scores: np.ndarray, weights: np.ndarray, aggregation: str) -> np.ndar
         centred = np.where(finite, scores - mean, 0.0)
         spread = np.sqrt(np.square(centred).sum(axis=(0, 1)) / np.maximum(finite.sum(axis=(0, 1)), 1))
         scores = np.where(finite, centred / np.where(spread > 0, spread, 1.0), np.nan)
-    return group_rewards(scores, weights)
+    return weighted_total(scores, weights)
 
 
 def best_and_worst(values: np.ndarray) -> list[tuple[int, int, int]]:

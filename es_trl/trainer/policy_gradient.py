@@ -15,7 +15,6 @@ from ..pipelines import Gaussian, PolicySampler, PolicySettings
 from .gradient_trainer import GradientTrainer
 from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
 from .policy_gradient_config import PolicyGradientConfig
-from .reward_checks import group_rewards
 
 
 class PolicyGradientTrainer(GradientTrainer):
@@ -91,7 +90,7 @@ class PolicyGradientTrainer(GradientTrainer):
         step, micro = self.state.global_step, self.next_micro()
         batch = GroupBatch.from_rows(inputs, self.args.num_generations, step, micro)
         rollout = self._draw(batch)
-        rewards = group_rewards(rollout.scores, self.rewards.weights)
+        rewards = self.rewards.total(rollout.scores)
         self.check_and_log_rewards(rewards, rollout.scores, batch.prompts)
         advantages = np.clip(self.advantages(rollout), -self.args.advantage_clip, self.args.advantage_clip)
         if not advantages.any():

@@ -1,29 +1,10 @@
-"""What every method does with the scores of a step: weigh them, refuse too many that are missing, log them."""
+"""What every method does with the scores of a step: refuse too many that are missing, log them."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-
-
-def group_rewards(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """
-    Weighted sum of the reward functions for every image of every group.
-
-    A function that scored no image of a group does not apply to its prompt, and the others decide.
-
-    Args:
-        scores (`np.ndarray`): `(P, G, K)`: prompt, image, function; not finite where there is no score.
-        weights (`np.ndarray`): `(K,)`.
-
-    Returns:
-        `np.ndarray`: `(P, G)` fp64; NaN where a function that applies gave no score, or none applies.
-    """
-    finite = np.isfinite(scores)
-    applies = finite.any(axis=1, keepdims=True)
-    missing = (~finite & applies).any(axis=2) | ~applies.any(axis=2)
-    return np.where(missing, np.nan, np.where(finite, scores, 0.0) @ weights)
 
 
 def refuse_missing(

@@ -121,15 +121,21 @@ def failing(folder, how, rank_to_fail, timeout, **options):
 
 
 def failing_in_an_evaluation(folder, how, rank_to_fail, timeout):
-    """In the first one; rewards are given no state there."""
+    """In the first one, in a reward that is measured only there."""
 
-    def reward(images, trainer_state=None, **_):
-        if trainer_state is None and rank() == rank_to_fail:
+    def measured(images, **_):
+        if rank() == rank_to_fail:
             befalls(how)
         return redness(images)
 
-    options = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": PROMPTS, "save_steps": 1}
-    toy_trainer(folder, reward, **(OPTIONS | {"ddp_timeout": timeout} | options)).train()
+    options = {
+        "eval_reward_funcs": [measured],
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_dataset": PROMPTS,
+        "save_steps": 1,
+    }
+    toy_trainer(folder, redness, **(OPTIONS | {"ddp_timeout": timeout} | options)).train()
 
 
 def failing_between_steps(folder, rank_to_fail):
