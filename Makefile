@@ -13,7 +13,7 @@ CONFIG ?= recipes/tiny_sana_sprint/es/config.yaml
 SOURCES := es_trl recipes tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test style quality bench audit docs
+.PHONY: help install demo test soak style quality bench audit docs
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,11 @@ demo: $(STAMP)  ## post-train the shipped model on the CPU and show that the pic
 # Two workers of one thread each: a file's tests stay together, because some share what a fixture has trained.
 test: $(STAMP)  ## run the test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+
+soak: $(STAMP)  ## what takes longer than a test may: kills, damaged files, a long run (tests/soak)
+	$(PY) tests/soak/kill_resume.py --kills 20 --output outputs/soak/kills.jsonl
+	$(PY) tests/soak/fuzz.py --inputs 200000 --output outputs/soak/fuzz.json
+	$(PY) tests/soak/long_run.py --logging_steps 0 --sample_steps 0 --output outputs/soak/long_run.json
 
 style: $(STAMP)  ## format and fix
 	$(PY) -m ruff format $(SOURCES)

@@ -247,6 +247,7 @@ def test_documents_link_to_what_exists():
     """Links and pictures of every page point to files of the checkout, and every docs page is in the menu."""
     menu = (ROOT / "mkdocs.yml").read_text()
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    pages += (ROOT / "tests").rglob("*.md")
     broken = []
     for page in pages:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)

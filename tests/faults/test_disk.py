@@ -1,7 +1,7 @@
 """Disks that are full or refuse to be written to (F5, F6).
 
 A full disk is simulated by the errors it gives: Python's, and that of safetensors, which is no OSError. On one that is
-really full: recipes/benchmarks/full_disk.py.
+really full: tests/soak/full_disk.py.
 """
 
 import errno

@@ -1,14 +1,13 @@
 """Whatever is in a file or a reply, a parser takes it or refuses it with the documented error; nothing else happens.
 
-Some hundred inputs each; recipes/benchmarks/fuzz.py has the parsers, the files to start from, and the million.
+Some hundred inputs each; tests/soak/fuzz.py has the parsers, the files to start from, and the million.
 """
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from recipes.benchmarks.fuzz import SEEDS, Parsers, answer, damaged
+from soak.fuzz import SEEDS, Parsers, answer, damaged
 
 
 FEW = settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -1,8 +1,8 @@
 """Works the voting page and the Gradio demo in headless Chromium, checks them, and takes pictures.
 
     apt-get install chromium && pip install gradio websockets
-    python recipes/benchmarks/page_screenshots.py --output_dir outputs/screens voting
-    python recipes/benchmarks/page_screenshots.py --output_dir outputs/screens space outputs/demo
+    python tests/soak/page_screenshots.py --output_dir outputs/screens voting
+    python tests/soak/page_screenshots.py --output_dir outputs/screens space outputs/demo
 
 On a phone-wide (390 px) and a desktop-wide (1440 px) window: no error on the console, no request to another machine,
 nothing wider than the window; votes by key, click and finger arrive; the demo draws when it is opened and again with
@@ -136,7 +136,7 @@ def voting(browser: Browser, output: Path) -> list[dict]:
 @contextlib.contextmanager
 def demo(adapter: str):
     """The Gradio page as its README starts it. Yields the address."""
-    app = Path(__file__).resolve().parents[1] / "space" / "app.py"
+    app = Path(__file__).resolve().parents[2] / "recipes" / "space" / "app.py"
     port = "7869"
     environment = os.environ | {"GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False"}
     process = subprocess.Popen([sys.executable, str(app), adapter], env=environment)

@@ -1,7 +1,7 @@
 """
 Feeds the parsers damaged input, and counts the answers: accepted, refused with the documented error, or anything else.
 
-    python recipes/benchmarks/fuzz.py --inputs 1000000 --output outputs/fuzz.json
+    python tests/soak/fuzz.py --inputs 1000000 --output outputs/fuzz.json
 
 The parsers: prompt files (.txt, .csv, .tsv, .jsonl), YAML configs, journals, the scores in them, checkpoint manifests
 and their JSON and safetensors files, and the replies of a remote reward. Inputs are bytes: whole files of each kind,
@@ -234,6 +234,7 @@ def main() -> None:
         Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
     shutil.rmtree(folder)
     print(json.dumps(result, indent=2))
+    sys.exit(int(bool(result["undocumented"])))
 
 
 if __name__ == "__main__":

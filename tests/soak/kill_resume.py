@@ -6,7 +6,7 @@ trial) a random few milliseconds into the writing of a checkpoint; then it is re
 per trial: where the kill hit, what it left, how many micro-batches were drawn twice, and whether the LoRA, the log and
 the journal are those of the run that nobody killed.
 
-    python recipes/benchmarks/kill_resume.py --kills 100 --output outputs/kills.jsonl
+    python tests/soak/kill_resume.py --kills 100 --output outputs/kills.jsonl
 """
 
 import argparse
@@ -142,7 +142,7 @@ def main() -> None:
     finish(scratch / "whole")
     seconds = time.monotonic() - began
     expected = outcome(scratch / "whole")
-    kills = 0
+    kills, differing = 0, []
     while kills < arguments.kills:
         folder = scratch / f"trial-{kills}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -160,9 +160,13 @@ def main() -> None:
         }
         with open(arguments.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
+        if not all(value for name, value in result.items() if name.startswith("same_")):
+            differing.append(kills)
         kills += 1
         shutil.rmtree(folder)
     shutil.rmtree(scratch)
+    print(f"{kills} kills, {len(differing)} of them ended in other bits: {differing}")
+    sys.exit(int(bool(differing)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 Toy runs on a disk that is really full: a small file system in memory, filled to the last byte in step 4.
 
-    sudo python recipes/benchmarks/full_disk.py     # it mounts a tmpfs, which takes root
+    sudo python tests/soak/full_disk.py     # it mounts a tmpfs, which takes root
 
 With `save_failure="raise"` the run ends; with `"warn"` it goes on, and the disk is emptied again in step 7. Then the
 run that ended is resumed. JSON: how each ended, what it said, which checkpoints stood, whether the last adapter is

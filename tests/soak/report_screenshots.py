@@ -1,7 +1,7 @@
 """Opens a report page in headless Chromium: pictures of it, and checks that a reader's browser has no complaint.
 
     apt-get install chromium && pip install websockets
-    python recipes/benchmarks/report_screenshots.py outputs/demo/report/index.html --output_dir outputs/screens
+    python tests/soak/report_screenshots.py outputs/demo/report/index.html --output_dir outputs/screens
 
 On a phone-wide (390 px) and a desktop-wide (1440 px) window, light and dark: no error on the console, nothing asked of
 the network, nothing wider than the window, and the first slider follows the keyboard, the mouse and a finger. Prints

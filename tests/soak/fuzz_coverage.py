@@ -3,8 +3,8 @@ As fuzz.py, with inputs that are made by which branches of a parser they reach (
 project's dependencies).
 
     pip install atheris
-    python recipes/benchmarks/fuzz_coverage.py "journal" --inputs 100000
-    python recipes/benchmarks/fuzz_coverage.py "YAML config" ".jsonl prompts" --seconds 600
+    python tests/soak/fuzz_coverage.py "journal" --inputs 100000
+    python tests/soak/fuzz_coverage.py "YAML config" ".jsonl prompts" --seconds 600
 
 One process per kind of input. Ends with exit code 0 if every answer was one of the documented ones; otherwise atheris
 prints the input and its traceback.
@@ -41,8 +41,7 @@ def instrument(module) -> None:
 def fuzz(kind: str, inputs: int, seconds: int) -> None:
     """Does not return: libFuzzer ends the process."""
     import atheris
-
-    from recipes.benchmarks.fuzz import SEEDS, Parsers, answer
+    from fuzz import SEEDS, Parsers, answer
 
     for name in PARSERS:
         instrument(importlib.import_module(name))

@@ -1,8 +1,8 @@
 """
 A toy run of 2,000 steps with a checkpoint every 10: memory, open files and disk, as JSON.
 
-    python recipes/benchmarks/long_run.py --output outputs/long_run.json
-    python recipes/benchmarks/long_run.py --logging_steps 0 --sample_steps 0
+    python tests/soak/long_run.py --output outputs/long_run.json
+    python tests/soak/long_run.py --logging_steps 0 --sample_steps 0
 
 The slope of the memory is that of a line through the second half of the run, with its standard error: flat means that
 the one is not larger than twice the other. The Trainer keeps every log in memory and writes all of them into every
