@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import es_trl
 from es_trl.cli import main
@@ -163,14 +164,16 @@ def test_an_adapter_of_another_model_is_refused(run_folder, tmp_path):
     assert not pipe.unet.__dict__.get("peft_config"), "and the pipeline is as it was"
 
 
-def test_the_seed_projects_metrics_have_their_names():
+def test_the_seed_projects_metrics_are_four_names_in_a_recipe():
+    config = yaml.safe_load((Path(__file__).parents[1] / "recipes/sana_sprint/eval.yaml").read_text())
+    rewards = [f"{name}:tiny-clip-heldout" for name in config["rewards"]]  # its own checkpoints are not here
     result = es_trl.evaluate(
-        "tiny-sana-sprint", "showcase", "seed_metrics:tiny-clip-heldout", steps=[1], settings=CALL, max_prompts=2,
+        "tiny-sana-sprint", "showcase", rewards, steps=config["steps"][:1], settings=CALL, max_prompts=2,
         images_per_prompt=2,
     )  # fmt: skip
-    assert result.reward_names == ["aesthetic", "text", "no_artifacts", "pickscore"]
+    assert result.reward_names == config["rewards"] == ["clip_aesthetic", "clip_text", "no_artifacts", "pickscore"]
     assert [row.name for row in result.rows] == ["base@1"] and len(result.prompts) == 2
-    assert 0 <= result.mean("base@1", "aesthetic") <= 1 and "diversity" in result.judge_scores["base@1"]
+    assert 0 <= result.mean("base@1", "clip_aesthetic") <= 1 and "diversity" in result.judge_scores["base@1"]
 
 
 @pytest.mark.parametrize("path", PARTI)

@@ -27,7 +27,7 @@ class EvalArguments:
         prompts (`str`):
             A file, a shipped list, `showcase`, or a Hub id. PartiPrompts: its TSV, or `nateraw/parti-prompts`.
         rewards (`list[str]`):
-            Rewards, separated by commas or spaces; `seed_metrics` is the four metrics of the seed project.
+            Rewards, separated by commas or spaces.
         trained_rewards (`list[str]`, *optional*):
             Which of them were optimised, as named in the table; by default what the run folders say.
         judge (`str`, *optional*):
@@ -70,7 +70,7 @@ class EvalArguments:
     output_dir: str = field(metadata={"help": "Folder of the tables; the same command continues there."})
     rewards: list[str] = field(
         default_factory=list,
-        metadata={"help": "Rewards, separated by commas or spaces; seed_metrics is four."},
+        metadata={"help": "Rewards, separated by commas or spaces."},
     )
     model: str | None = field(default=None, metadata={"help": "Base model; by default that of the adapters."})
     adapter: list[str] = field(

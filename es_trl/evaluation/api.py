@@ -27,7 +27,6 @@ from .pictures import choose_pairs, save_pairs
 from .protocol import measure
 from .result import Evaluation
 from .rows import EvaluationRow
-from .seed_metrics import expand_seed_metrics
 from .sharing import PromptShare, launched_processes
 from .statistics import RESAMPLES
 
@@ -140,8 +139,7 @@ def evaluate(
     check(prompts, rows, noise, batch_size, columns, steps, best_of, adapter_scales, save_images, labels)
     exact = torch.float64 if dtype is not None and as_torch_dtype(dtype) is torch.float64 else None
     if not isinstance(rewards, RewardSet):
-        rewards = [rewards] if isinstance(rewards, str) or callable(rewards) else rewards
-        rewards = RewardSet(expand_seed_metrics(rewards, _device(device)), device=_device(device), dtype=exact)
+        rewards = RewardSet(rewards, device=_device(device), dtype=exact)
     trained = choose_trained(trained_rewards, sources, rewards, best_of)
     if not in_training and num_processes == 1:
         share = launched_processes(use_cpu=_device(device) == "cpu")

@@ -23,6 +23,7 @@ from .statistics import (
     prompt_means,
     wilson_interval,
 )
+from .tables import checks, exploratory, methods
 
 
 if TYPE_CHECKING:
@@ -187,8 +188,6 @@ class Evaluation:
             `dict` with `rows`, `paired`, `gap_closure`, `methods`, `exploratory`, `protocol`, ..., and `paired_judge`
             when there was a judge. docs/evaluation.md explains every field.
         """
-        from .tables import checks, exploratory, methods
-
         table = {"rows": [self._row(row) for row in self.rows], "paired": self._all_paired()}
         if self.judge_scores:
             table["paired_judge"] = [entry for pair in self.comparisons() for entry in self._paired_judge(*pair)]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from .rows import EvaluationRow
 from .runs import runs_difference
 from .statistics import paired_difference, prompt_means
-
-
-if TYPE_CHECKING:
-    from .result import Evaluation
-    from .rows import EvaluationRow
 
 
 GROUPINGS = ("category", "challenge")
@@ -22,7 +18,26 @@ EXPLORATORY_NOTE = (
 )
 
 
-def methods(result: Evaluation) -> list[dict[str, Any]]:
+class Scored(Protocol):
+    """What the tables are made of; [`~es_trl.evaluation.Evaluation`] is one."""
+
+    rows: list[EvaluationRow]
+    reward_names: list[str]
+    columns: dict[str, list]
+    resamples: int
+    scores: dict[str, np.ndarray]
+
+    @property
+    def bootstrap_seed(self) -> int: ...
+
+    def of(self, row: str, reward: str) -> np.ndarray: ...
+
+    def comparisons(self) -> list[tuple[str, str]]: ...
+
+    def method_of(self, row: EvaluationRow) -> str | None: ...
+
+
+def methods(result: Scored) -> list[dict[str, Any]]:
     """Every method against the base and against every other method, over its training runs, at equal steps."""
     bases = {row.num_inference_steps: row for row in result.rows if row.kind == "base"}
     runs: dict[tuple[str, int], list[EvaluationRow]] = {}
@@ -51,7 +66,7 @@ def methods(result: Evaluation) -> list[dict[str, Any]]:
     return entries
 
 
-def exploratory(result: Evaluation) -> dict[str, Any] | None:
+def exploratory(result: Scored) -> dict[str, Any] | None:
     """Differences to the base within each category and challenge; `None` without such columns."""
     groupings = [name for name in GROUPINGS if name in result.columns]
     pairs = [pair for pair in result.comparisons() if _plain_pair(result, *pair)]
@@ -74,7 +89,7 @@ def exploratory(result: Evaluation) -> dict[str, Any] | None:
     return {"note": EXPLORATORY_NOTE, "entries": entries}
 
 
-def checks(result: Evaluation) -> dict[str, Any]:
+def checks(result: Scored) -> dict[str, Any]:
     """What must hold whatever the adapter is: at LoRA scale 0 it is the base."""
     bases = {row.num_inference_steps: row for row in result.rows if row.kind == "base"}
     for row in result.rows:
@@ -85,7 +100,7 @@ def checks(result: Evaluation) -> dict[str, Any]:
     return {}
 
 
-def _plain_pair(result: Evaluation, row: str, against: str) -> bool:
+def _plain_pair(result: Scored, row: str, against: str) -> bool:
     """An adapter as trained, or the base with more steps, against the first base."""
     kinds = {r.name: r.kind for r in result.rows}
     return kinds[row] in ("adapter", "base") and against == result.comparisons()[0][1]

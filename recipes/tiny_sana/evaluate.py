@@ -15,32 +15,14 @@ import torch
 import torch.nn.functional as F
 from common import RUNS, logger, setup, to_tensor
 from diffusers import SanaSprintPipeline
+from mix import build_pipeline
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from transformers import CLIPModel, CLIPProcessor
+from scorer import Scorer
 from world import SIZE, render_prompts
 
 
 ASSETS = Path(__file__).parents[2] / "es_trl" / "assets"
-
-
-class Scorer:
-    """A CLIP folder: unit embeddings of pictures uint8 (n, 64, 64, 3) and of prompts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clip = CLIPModel.from_pretrained(folder).float().eval()
-        self.tokenizer = CLIPProcessor.from_pretrained(folder).tokenizer
-
-    @torch.no_grad()
-    def pictures(self, pictures: np.ndarray) -> torch.Tensor:
-        chunks = [to_tensor(pictures[i : i + 128]) for i in range(0, len(pictures), 128)]
-        outputs = [self.clip.vision_model(pixel_values=chunk).pooler_output for chunk in chunks]
-        return F.normalize(self.clip.visual_projection(torch.cat(outputs)), dim=-1)
-
-    @torch.no_grad()
-    def prompts(self, prompts: list[str]) -> torch.Tensor:
-        tokens = self.tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
-        return F.normalize(self.clip.text_projection(self.clip.text_model(**tokens).pooler_output), dim=-1)
 
 
 def interval(values: torch.Tensor, draws: int = 10_000) -> list[float]:
@@ -153,8 +135,6 @@ def main() -> None:
             pipe = SanaSprintPipeline.from_pretrained(args.assets / "tiny-sana-sprint")
             pipe.set_progress_bar_config(disable=True)
         else:
-            from mix import build_pipeline
-
             pipe = build_pipeline(args.runs, mix)
         for guidance in args.guidance:
             for steps in args.steps:

@@ -12,11 +12,12 @@ from common import RUNS, load_weights, setup
 from diffusers import AutoencoderDC, SanaSprintPipeline, SCMScheduler
 from models import build_tokenizer, build_vae
 from safetensors.torch import save_file
+from scorer import Scorer
 from train_clip import SCORERS, build_scorer
 from train_clip import TOKENIZER as CLIP_TOKENIZER
 from train_teacher import TextToLatent, latent_factor
 from transformers import CLIPImageProcessor, CLIPProcessor
-from world import SIZE
+from world import SIZE, sample_batch
 
 
 ASSETS = Path(__file__).parents[2] / "es_trl" / "assets"
@@ -79,9 +80,6 @@ def export_real_statistics(out: Path, batches: int = 32, size: int = 256) -> Non
 
     `batches * size` pictures, drawn from the distribution of the validation and test prompts.
     """
-    from evaluate import Scorer
-    from world import sample_batch
-
     judge = Scorer(out / NAMES["heldout"])
     real = torch.cat([judge.pictures(sample_batch(4242, i, size, unseen=True)[0]) for i in range(batches)]).double()
     tensors = {"mean": real.mean(0).float(), "cov": real.T.cov().float().contiguous()}
