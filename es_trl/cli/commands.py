@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("eval", "base and adapters on the same prompts and noise: es-trl eval --adapter RUN --prompts FILE ..."),
     "report": ("report", "the page of a run or an evaluation, written again: es-trl report FOLDER"),
     "compare": ("compare", "several runs or training seeds on one page: es-trl compare RUN... --output_dir DIR"),
+    "export": ("export", "an adapter for ComfyUI or kohya, or merged: es-trl export RUN --format comfyui"),
     "verify": ("verify", "prove from its journal that a run's adapter is what its steps give: es-trl verify RUN"),
     "show": ("show", "draw any member of any step again: es-trl show RUN --step 12 --member 3"),
     "reward": ("reward", "list the rewards, or try one: es-trl reward check NAME or file.py:function"),

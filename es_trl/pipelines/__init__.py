@@ -6,7 +6,9 @@ from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
 from .frozen import FrozenPipeline
 from .loaded_adapters import LoadedAdapters
-from .loading import check_pipeline, load_pipeline
+from .loading import check_pipeline, empty_denoiser, load_pipeline
+from .lora_export import export_tensors
+from .lora_files import read_lora
 from .policy import Gaussian
 from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
 from .spaces import SPACES
@@ -30,6 +32,9 @@ __all__ = [
     "check_lora_config",
     "check_pipeline",
     "check_policy",
+    "empty_denoiser",
+    "export_tensors",
     "load_pipeline",
+    "read_lora",
     "verify_population_forward",
 ]

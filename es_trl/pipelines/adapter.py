@@ -159,11 +159,12 @@ class PipelineAdapter(FrozenPipeline):
     # ---- files ----
 
     def lora_state_dict(self) -> dict[str, torch.Tensor]:
-        """The LoRA in peft's names, fp32 whatever the pipeline's dtype."""
+        """The LoRA in peft's names, fp32 whatever the pipeline's dtype, its scale alpha / rank folded into B."""
         names = get_peft_model_state_dict(self.denoiser, adapter_name=ADAPTER_NAME)
         tensors = {}
         for layer_name, layer in self.space.layers.items():
-            for part, factor in zip("AB", self.space.export(layer_name, layer), strict=True):
+            A, B = self.space.export(layer_name, layer)
+            for part, factor in ("A", A), ("B", B * self.space.scaling[layer_name]):
                 key = f"{layer_name}.lora_{part}.weight"
                 tensors[key] = factor.detach().float().view_as(names[key]).cpu().contiguous()
         assert tensors.keys() == names.keys()
@@ -171,11 +172,13 @@ class PipelineAdapter(FrozenPipeline):
 
     def save_lora(self, directory: str | os.PathLike) -> None:
         """
-        Writes `pytorch_lora_weights.safetensors`, with the metadata without which alpha is lost on loading: the same
-        bytes for the same weights, in every process.
+        Writes `pytorch_lora_weights.safetensors` with a scale of 1, alpha being the rank, so that loaders that read
+        alpha and those that do not apply the same strength: the same bytes for the same weights, in every process.
         """
         name = self.denoiser_name
-        metadata = self.denoiser.peft_config[ADAPTER_NAME].to_dict()
+        config = self.denoiser.peft_config[ADAPTER_NAME]
+        scale_one = {"lora_alpha": config.r, "alpha_pattern": config.rank_pattern, "use_rslora": False}
+        metadata = config.to_dict() | scale_one
         self.pipe.save_lora_weights(
             save_directory=directory,
             safe_serialization=True,

@@ -2,6 +2,7 @@
 
 import os
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -58,10 +59,41 @@ def _why_refused(model: str, error: BaseException | None) -> str | None:
     return None
 
 
+def empty_denoiser(model: str, **kwargs) -> tuple[str, torch.nn.Module]:
+    """
+    The name of a pipeline's denoiser, and the denoiser without its weights: only configurations are read.
+
+    Args:
+        model (`str`): As in [`load_pipeline`].
+        **kwargs: For `load_config` (`revision`, ...).
+
+    Raises:
+        `ValueError`: if there is no such pipeline, or it has no LoRA loader.
+    """
+    source = assets.resolve(model)
+    try:
+        index = DiffusionPipeline.load_config(source, **kwargs)
+        pipeline_class = getattr(diffusers, index["_class_name"])
+        check_pipeline_class(pipeline_class)
+        name = pipeline_class._lora_loadable_modules[0]
+        denoiser_class = getattr(diffusers, index[name][1])
+        config = denoiser_class.load_config(source, subfolder=name, **kwargs)
+    except (OSError, KeyError, AttributeError) as error:
+        reason = f"The configuration of {model!r} cannot be read ({str(error).splitlines()[0]})."
+        raise ValueError(_why_refused(model, error) or reason) from error
+    with torch.device("meta"):
+        return name, denoiser_class.from_config(config)
+
+
 def check_pipeline(pipe) -> None:
     """Raises `ValueError` for a pipeline whose LoRA could not be loaded again with `load_lora_weights`."""
-    if not isinstance(pipe, LoraBaseMixin):
+    check_pipeline_class(type(pipe))
+
+
+def check_pipeline_class(pipeline_class: type) -> None:
+    """As [`check_pipeline`], before there is one."""
+    if not issubclass(pipeline_class, LoraBaseMixin):
         raise ValueError(
-            f"{type(pipe).__name__} has no LoRA loader (load_lora_weights), so an adapter trained on it could not be "
-            "used. Choose a pipeline class with one, for example SanaSprintPipeline or StableDiffusionPipeline."
+            f"{pipeline_class.__name__} has no LoRA loader (load_lora_weights), so an adapter trained on it could not "
+            "be used. Choose a pipeline class with one, for example SanaSprintPipeline or StableDiffusionPipeline."
         )

@@ -20,6 +20,7 @@ class SearchSpace(ABC):
     Attributes:
         theta (`dict[str, nn.Parameter]`): fp32 masters by site name; the optimizer steps these.
         sites (`list[Site]`): Where a member's weights enter the forward pass.
+        scaling (`dict[str, float]`): alpha / rank by layer.
         base_only (`bool`): Whether members run with the LoRA branch switched off (space `weight`).
     """
 
@@ -27,6 +28,8 @@ class SearchSpace(ABC):
 
     def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
         self.layers, self.adapter_name, self.seed = layers, adapter_name, seed
+        # Kept from the start: `adapter_scale` changes the layers' own for a while.
+        self.scaling = {name: layer.scaling[adapter_name] for name, layer in layers.items()}
         self.sites: list[Site] = []
         for name, layer in layers.items():
             self.build(name, layer)
@@ -139,11 +142,6 @@ class WeightSpace(SearchSpace):
     """
 
     base_only = True
-
-    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
-        # Kept from the start: `adapter_scale` changes the layers' own for a while.
-        self.scaling = {name: layer.scaling[adapter_name] for name, layer in layers.items()}
-        super().__init__(layers, adapter_name, seed)
 
     def build(self, name: str, layer: LoraLayer) -> None:
         base = layer.get_base_layer()
