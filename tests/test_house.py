@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "pipelines": {"es", "assets"},
     "evaluation": {"es", "pipelines", "data", "rewards", "assets", "hub"},
     "hub": {"es", "pipelines", "data", "rewards", "assets"},
-    "report": {"es", "assets", "evaluation"},
+    "report": {"es", "assets", "evaluation", "hub"},
     "run": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub"},
     "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "run"},
     "replay": {"pipelines", "run", "trainer"},

@@ -16,7 +16,8 @@ from es_trl.report import page as page_module
 from es_trl.report import write_report
 from es_trl.report.curves import TRAINING, VALIDATION, learning_curves, spent
 from es_trl.report.folder import read_folder
-from es_trl.report.wording import number, title
+from es_trl.report.headline import Claim, title
+from es_trl.report.wording import number
 
 
 HOSTILE = [
@@ -277,27 +278,30 @@ def test_large_pictures_are_made_smaller(tmp_path, without_png):
 
 
 def gap(value, low, high, base=1, target=2):
-    return {"value": value, "low": low, "high": high, "base_steps": base, "target_steps": target}
+    return {"reward": "r", "value": value, "low": low, "high": high, "base_steps": base, "target_steps": target}
+
+
+GAIN = {"ci_low": 0.1, "ci_high": 0.3, "win_rate": 0.64, "prompts": 40}
 
 
 @pytest.mark.parametrize(
     ("found", "paired", "expected"),
     [
-        (gap(1.2, 1.05, 1.4), {}, "One step now outscores two"),
-        (gap(1.2, 1.05, 1.4, 2, 4), {}, "Two steps now outscore four"),
-        (gap(1.0, 0.8, 1.3), {}, "One step now scores like two"),
-        (gap(0.5, 0.3, 0.7), {}, "50 % of the way from one step to two"),
-        (gap(0.1, -0.1, 0.3), {}, "No clear gain"),
-        (gap(1.5, -0.1, 3.0), {}, "No clear gain"),
-        (gap(-0.4, -0.6, -0.2), {}, "Training made the scores worse"),
-        (None, {"ci_low": 0.1, "ci_high": 0.3, "win_rate": 0.64}, "Better on 64 % of the prompts"),
-        (None, {"ci_low": -0.1, "ci_high": 0.3, "win_rate": 0.64}, "No clear gain"),
-        (None, {"ci_low": -0.3, "ci_high": -0.1, "win_rate": 0.2}, "Training made the scores worse"),
-        (None, None, "A run without an evaluation"),
+        (gap(1.2, 1.05, 1.4), GAIN, "One step now outscores two"),
+        (gap(1.2, 1.05, 1.4, 2, 4), GAIN, "Two steps now outscore four"),
+        (gap(1.0, 0.8, 1.3), GAIN, "One step now scores like two"),
+        (gap(0.5, 0.3, 0.7), GAIN, "50 % of the way from one step to two"),
+        (gap(0.1, -0.1, 0.3), GAIN, "No clear gain"),
+        (gap(1.5, -0.1, 3.0), GAIN, "No clear gain"),
+        (gap(-0.4, -0.6, -0.2), GAIN | {"ci_low": -0.2, "ci_high": -0.1}, "Training made the scores worse"),
+        (None, GAIN, "Better on 64 % of the prompts"),
+        (None, GAIN | {"ci_low": -0.1}, "No clear gain"),
+        (None, GAIN | {"ci_low": -0.3, "ci_high": -0.1}, "Training made the scores worse"),
     ],
 )
 def test_the_title_claims_no_more_than_the_interval(found, paired, expected):
-    assert title(found, paired).replace("\u00a0", " ") == expected
+    claim = Claim("r", "", [paired], rises=found is not None)
+    assert title(claim, [], [found] if found else []).replace("\u00a0", " ") == expected
 
 
 def test_curves_know_what_was_spent(tmp_path):

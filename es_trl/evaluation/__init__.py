@@ -13,10 +13,11 @@ from .result import Evaluation
 from .rows import EvaluationRow, build_rows, default_rows
 from .runs import RunsDifference, runs_difference
 from .significance import holm, wilcoxon_p
-from .statistics import gap_closure, mean_estimate, paired_difference, wilson_interval
+from .statistics import MIN_PROMPTS, gap_closure, mean_estimate, paired_difference, wilson_interval
 
 
 __all__ = [
+    "MIN_PROMPTS",
     "AdapterSource",
     "ClipJudge",
     "DiversityJudge",

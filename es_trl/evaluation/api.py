@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..hub.escaping import redact
+from ..hub.judged import adapter_digest
 from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, load_pipeline
 from ..rewards import RewardSet
 from ..rewards.clip_features import as_torch_dtype
@@ -158,6 +159,7 @@ def evaluate(
         files = {source.label: source.file for source in sources}
         drawer = LoadedAdapters(pipe, files, settings, allow_partial)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}
+        details["judged"] = {source.label: adapter_digest(source.folder) for source in sources}
     try:
         described = drawer.describe()
         first = described.get("num_inference_steps") or pipeline_steps(drawer.pipe)
@@ -180,6 +182,7 @@ def evaluate(
         result = Evaluation(
             rows=rows, reward_names=list(rewards.names), prompts=prompts, noise=noise, resamples=resamples,
             settings=described, trained=trained, columns=columns, adapters=sources, details=details,
+            rising=rewards.rising,
         )  # fmt: skip
         journal = None
         if output_dir is not None:

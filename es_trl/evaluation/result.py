@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ class Evaluation:
         image_index (`dict[str, np.ndarray]`): Per row (P, J), which drawn image counts; differs for best-of rows only.
         images_drawn (`dict[str, int]`): Per row, how many images it cost.
         trained (`dict[str, float]`, *optional*): The optimised rewards with their weights; `None` when nobody said.
+        rising (`Sequence[str]`): Rewards that more sampling steps should improve, from
+            [`~es_trl.rewards.RewardSet.rising`]: only they have a gap to close.
         columns (`dict[str, list]`): Further columns of the prompts, of length P: "category", "challenge", ...
         adapters (`list[AdapterSource]`): The adapters that were loaded, if any.
         pictures (`list[dict]`): The pairs of images that were saved.
@@ -71,6 +74,7 @@ class Evaluation:
     image_index: dict[str, np.ndarray] = field(default_factory=dict)
     images_drawn: dict[str, int] = field(default_factory=dict)
     trained: dict[str, float] | None = None
+    rising: Sequence[str] = ()
     columns: dict[str, list] = field(default_factory=dict)
     adapters: "list[AdapterSource]" = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
@@ -194,9 +198,14 @@ class Evaluation:
         table |= self._gap_closure()
         known, weights = self.trained is not None, self.trained or {}
         table["rewards"] = {
-            name: {"optimised": name in weights if known else None, "weight": weights.get(name)}
+            name: {
+                "optimised": name in weights if known else None,
+                "weight": weights.get(name),
+                "rises_with_steps": name in self.rising,
+            }
             for name in self.reward_names
         }
+        table["objective"] = self._objective()
         table["adapters"] = [adapter.describe() for adapter in self.adapters]
         table["methods"] = methods(self)
         table["exploratory"] = exploratory(self)
@@ -286,6 +295,21 @@ class Evaluation:
                 entry["holm_p"] = adjusted
         return entries
 
+    def _objective(self) -> dict[str, Any] | None:
+        """The weighted sum that was trained, for adapters against the base; `None` where it is one reward as it is."""
+        weights = self.trained or {}
+        if not weights or (len(weights) == 1 and min(weights.values()) > 0):
+            return None
+        totals = {name: self._trained_total(scores) for name, scores in self.scores.items()}
+        entries = []
+        for row, against in self.adapter_pairs():
+            found = paired_difference(totals[row], totals[against], self.resamples, self.bootstrap_seed)
+            names = ("delta", "low", "high", "win_rate", "prompts")
+            delta, low, high, win_rate, prompts = (getattr(found, name) for name in names)
+            entries.append({"row": row, "against": against, "delta": delta, "ci_low": low, "ci_high": high,
+                            "win_rate": win_rate, "prompts": prompts})  # fmt: skip
+        return {"weights": dict(weights), "paired": entries}
+
     def _paired(self, row: str, against: str, reward: str) -> dict[str, Any]:
         found = paired_difference(self.of(row, reward), self.of(against, reward), self.resamples, self.bootstrap_seed)
         return {
@@ -320,16 +344,18 @@ class Evaluation:
         closures = []
         for model, base, target in self.gap_rows():
             for reward in self.reward_names:
+                if reward not in self.rising:
+                    continue
                 scores = (self.of(row, reward) for row in (model, base, target))
                 found = gap_closure(*scores, self.resamples, self.bootstrap_seed)
                 closures.append({"row": model, "base": base, "target": target, "reward": reward,
                                  "value": found.value, "ci_low": found.low, "ci_high": found.high})  # fmt: skip
-        first = closures[: len(self.reward_names)]
+        first = closures[: len(closures) // max(1, len(self.gap_rows()))]
         return {
             "gap_closure": {entry["reward"]: entry["value"] for entry in first},
             "gap_closure_ci": {entry["reward"]: [entry["ci_low"], entry["ci_high"]] for entry in first},
             "gap_closure_rows": dict(zip(("model", "base", "target"), self.gap_rows()[0], strict=True))
-            if first
+            if self.gap_rows()
             else None,
             "gap_closures": closures,
         }

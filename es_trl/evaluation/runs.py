@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import CONFIDENCE, RESAMPLES, bootstrap_means, percentile_interval, prompt_means
+from .statistics import CONFIDENCE, MIN_PROMPTS, RESAMPLES, bootstrap_means, percentile_interval, prompt_means
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def runs_difference(
         resamples, seed, confidence: As in [`mean_estimate`].
 
     Returns:
-        [`RunsDifference`]: the interval covers at least `confidence`.
+        [`RunsDifference`]: the interval covers at least `confidence`; with fewer than `MIN_PROMPTS` prompts it is NaN.
 
     Raises:
         ValueError: No runs, or runs on different numbers of prompts.
@@ -75,7 +75,7 @@ def runs_difference(
     for runs in (models, references):
         if len(runs) > 1:
             draws = draws + rng.standard_t(len(runs) - 1, resamples) * math.sqrt(_variance_of_mean(runs))
-    low, high = percentile_interval(draws, confidence)
+    low, high = percentile_interval(draws, confidence) if prompts >= MIN_PROMPTS else (math.nan, math.nan)
     deltas = models.mean(axis=1) - references.mean()
     spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else math.nan
     return RunsDifference(float(difference.mean()), low, high, deltas.tolist(), spread, len(models), prompts)

@@ -19,6 +19,9 @@ import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+# Below this many prompts there is no interval and no claim: percentiles of resampled means then cover far less than
+# they say (simulated, normal differences, 95 % asked for: 50 % with 2 prompts, 83 % with 5, 89 % with 8).
+MIN_PROMPTS = 8
 _BLOCK_ENTRIES = 2_000_000  # resampled prompt indices held at once: about 50 MB of work space
 _KEPT_ENTRIES = 20_000_000  # resampled counts kept for the next question: 20 MB, enough for PartiPrompts
 
@@ -30,7 +33,7 @@ class Estimate:
 
     Args:
         value (`float`): The estimate on all prompts; NaN when no prompt has a score.
-        low, high (`float`): Ends of the interval; NaN when it cannot be given.
+        low, high (`float`): Ends of the interval; NaN when it cannot be given, or below `MIN_PROMPTS` prompts.
         prompts (`int`): Prompts that entered.
     """
 
@@ -158,12 +161,14 @@ def mean_estimate(values, resamples: int = RESAMPLES, seed: int = 0, confidence:
         confidence (`float`, *optional*, defaults to 0.95): Coverage aimed at.
 
     Returns:
-        [`Estimate`]: with one scored prompt the interval has no width, because one prompt says nothing about others.
+        [`Estimate`]: with fewer than `MIN_PROMPTS` scored prompts there is no interval (NaN).
     """
     means = prompt_means(values)
     known = means[np.isfinite(means)]
     if len(known) == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
+    if len(known) < MIN_PROMPTS:
+        return Estimate(float(known.mean()), math.nan, math.nan, len(known))
     low, high = percentile_interval(bootstrap_means(known[:, None], resamples, seed)[:, 0], confidence)
     return Estimate(float(known.mean()), low, high, len(known))
 
@@ -228,9 +233,9 @@ def gap_closure(
     """
     Share of the gap between `base` and `target` that `model` closes: (model - base) / (target - base).
 
-    0 is the base, 1 is the target, above 1 is beyond it. Numerator and denominator are resampled jointly. Without a
-    gap (target not above base) there is nothing to close and the value is NaN; when the gap's own interval reaches
-    zero, the ratio has no bounded interval and its ends are NaN.
+    0 is the base, 1 is the target, above 1 is beyond it. Numerator and denominator are resampled jointly. Where the
+    gap is not real (its own interval reaches zero, or there are fewer than `MIN_PROMPTS` prompts) there is nothing to
+    close: value and ends are NaN.
 
     Args:
         model, base, target (`array-like`): Equal shapes (prompts, images) or (prompts,), NaN where missing. An image
@@ -247,12 +252,12 @@ def gap_closure(
     gained = prompt_means(np.where(known, model - base, np.nan))
     gap = prompt_means(np.where(known, target - base, np.nan))
     pairs = np.stack([gained, gap], axis=1)[np.isfinite(gap)]
-    if len(pairs) == 0 or pairs[:, 1].mean() <= 0:
+    if len(pairs) < MIN_PROMPTS or pairs[:, 1].mean() <= 0:
         return Estimate(math.nan, math.nan, math.nan, len(pairs))
     value = float(pairs[:, 0].mean() / pairs[:, 1].mean())
     draws = bootstrap_means(pairs, resamples, seed)
     if percentile_interval(draws[:, 1], confidence)[0] <= 0:
-        return Estimate(value, math.nan, math.nan, len(pairs))
+        return Estimate(math.nan, math.nan, math.nan, len(pairs))
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = percentile_interval(draws[:, 0] / draws[:, 1], confidence)
     return Estimate(value, low, high, len(pairs))

@@ -5,6 +5,17 @@ from .base_model import base_license
 from .card import model_card
 from .environment import environment
 from .escaping import md_escape
+from .judged import adapter_digest, drawn_with, judged, stamp
 
 
-__all__ = ["base_license", "environment", "find_adapter", "md_escape", "model_card"]
+__all__ = [
+    "adapter_digest",
+    "base_license",
+    "drawn_with",
+    "environment",
+    "find_adapter",
+    "judged",
+    "md_escape",
+    "model_card",
+    "stamp",
+]

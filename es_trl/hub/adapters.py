@@ -4,7 +4,8 @@ import os
 from contextlib import suppress
 
 from .base_model import is_hub_id
-from .publishing import LORA_FILE, reason_of
+from .judged import LORA_FILE
+from .publishing import reason_of
 
 
 PEFT_FILE = "adapter_model.safetensors"

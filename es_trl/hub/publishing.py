@@ -1,15 +1,18 @@
 """Publishing an adapter: an allow-list of files from a clean folder, one commit, and the command that repeats it."""
 
 import fnmatch
+import json
+import logging
 import os
 import shlex
 import shutil
 from pathlib import Path
 
 from .escaping import redact
+from .judged import LORA_FILE, adapter_digest, drawn_with, judged
 
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+logger = logging.getLogger(__name__)
 
 # What a repository holds; anything else in the run folder (logs, tracker files, checkpoints) stays at home.
 PUBLISHED = (
@@ -23,27 +26,40 @@ PUBLISHED = (
 )
 # Of these the home folder is cut, since it names a person; the others hold no paths.
 _WITH_PATHS = ("es_config.json", "eval.json")
+# What was found with one adapter and says nothing about another one.
+_OF_ONE_ADAPTER = ("eval.json", "samples/before_after.jpg", "samples/adapter-*.jpg")
 
 
-def collect(folder: str | os.PathLike, destination: str | os.PathLike, only: str = "*") -> list[str]:
+def collect(
+    folder: str | os.PathLike,
+    destination: str | os.PathLike,
+    only: str = "*",
+    adapter: str | os.PathLike | None = None,
+) -> list[str]:
     """
-    Copies what may be published from a run folder into a clean one.
+    Copies what may be published from a run folder into a clean one; results and pictures that belong to another
+    adapter than the one they would be published with stay where they are, with a warning.
 
     Args:
         folder (`str`): A run folder or a checkpoint.
         destination (`str`): Where to; made if it is not there.
         only (`str`, *optional*): A pattern that narrows it down further.
+        adapter (`str`, *optional*): The folder of the adapter they go with; `folder` by default.
 
     Returns:
         `list[str]`: The relative names of the copies. Links are left out, wherever they point to.
     """
     folder, destination = Path(folder), Path(destination)
+    digest = adapter_digest(folder if adapter is None else adapter)
     names = []
     for path in sorted([*folder.glob("*"), *folder.glob("samples/*")]):
         name = path.relative_to(folder).as_posix()
         linked = path.is_symlink() or path.parent.is_symlink()
         allowed = fnmatch.fnmatchcase(name, only) and any(fnmatch.fnmatchcase(name, p) for p in PUBLISHED)
         if linked or not path.is_file() or not allowed:
+            continue
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _OF_ONE_ADAPTER) and not _belongs(path, digest):
+            logger.warning("%s belongs to another adapter than the one that is published; it stays at home.", path)
             continue
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +69,16 @@ def collect(folder: str | os.PathLike, destination: str | os.PathLike, only: str
             shutil.copyfile(path, target)
         names.append(name)
     return names
+
+
+def _belongs(path: Path, digest: str | None) -> bool:
+    if path.suffix != ".json":
+        return drawn_with(path, digest)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return judged(found if isinstance(found, dict) else None, digest)
 
 
 def without_home(text: str) -> str:

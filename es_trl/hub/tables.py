@@ -7,6 +7,13 @@ from ..formatting import METRICS, interval, number, percent
 from .escaping import md_escape
 
 
+def wins(entry: dict[str, Any]) -> str:
+    """How often the first of a pair is better; where there are too few prompts for an interval, a count."""
+    if entry["win_rate"] is None or entry["ci_low"] is not None:
+        return percent(entry["win_rate"]) + interval(entry["win_rate_ci_low"], entry["win_rate_ci_high"], percent)
+    return f"{entry['win_rate'] * entry['prompts']:g} of {entry['prompts']}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> str:
     """A Markdown table of finished cells; columns from number `right` on are aligned to the right."""
     rule = ["---"] * right + ["---:"] * (len(header) - right)
@@ -34,7 +41,7 @@ def differences_table(evaluation: dict[str, Any]) -> str:
             f"{md_escape(entry['row'])} against {md_escape(entry['against'])}",
             md_escape(entry["reward"]),
             number(entry["delta"], sign=True) + interval(entry["ci_low"], entry["ci_high"]),
-            percent(entry["win_rate"]) + interval(entry["win_rate_ci_low"], entry["win_rate_ci_high"], percent),
+            wins(entry),
         ]
         for entry in evaluation["paired"]
     ]

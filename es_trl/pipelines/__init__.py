@@ -4,6 +4,7 @@ from .adapter import DEFAULT_TARGETS, LORA_WEIGHTS_NAME, PipelineAdapter, check_
 from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
+from .digest import file_digest, tensor_digest
 from .frozen import FrozenPipeline
 from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, empty_denoiser, load_pipeline
@@ -34,7 +35,9 @@ __all__ = [
     "check_policy",
     "empty_denoiser",
     "export_tensors",
+    "file_digest",
     "load_pipeline",
     "read_lora",
+    "tensor_digest",
     "verify_population_forward",
 ]

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from ..es import Factors, PopulationForward, make_seed
 from .call_settings import CallSettings
+from .digest import tensor_digest
 from .frozen import FrozenPipeline
 from .spaces import build_space
 
@@ -169,6 +170,10 @@ class PipelineAdapter(FrozenPipeline):
                 tensors[key] = factor.detach().float().view_as(names[key]).cpu().contiguous()
         assert tensors.keys() == names.keys()
         return tensors
+
+    def lora_digest(self) -> str:
+        """sha256 of the tensors that [`save_lora`] writes; the digest of the file it has written."""
+        return tensor_digest({f"{self.denoiser_name}.{name}": value for name, value in self.lora_state_dict().items()})
 
     def save_lora(self, directory: str | os.PathLike) -> None:
         """

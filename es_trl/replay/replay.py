@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..pipelines import LORA_WEIGHTS_NAME
+from ..pipelines import LORA_WEIGHTS_NAME, tensor_digest
 from ..run.checkpoint import CheckpointCorrupt, load_adapter_state
-from ..run.journal import JOURNAL, decode_scores, read_lines, tensor_digest
+from ..run.journal import JOURNAL, decode_scores, read_lines
 from ..run.stopping import StopRequested, TrainingStopped
 from ..trainer.es import ESTrainer
 from ..trainer.es_config import ESConfig

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..hub import adapter_digest, judged
+
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +21,13 @@ class Folder:
 
     Args:
         path (`Path`): Where it lies.
-        evaluation (`dict`, *optional*): `eval.json`.
+        evaluation (`dict`, *optional*): `eval.json`; `None` when it judged another adapter than the one in the folder.
         config (`dict`): What ran (`es_config.json`): method, base model, rewards and settings; empty for evaluations.
         env (`dict`): Versions and hardware.
         history (`list[dict]`): The log of the run, in order; empty for evaluations.
         samples (`list[dict]`): `samples/metadata.jsonl`: `file_name`, `step`, `prompts`, and `members` and `tiles` for
             pictures of the population.
+        refused (`str`, *optional*): Why an `eval.json` that is there is not shown.
     """
 
     path: Path
@@ -33,6 +36,7 @@ class Folder:
     env: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    refused: str | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +58,15 @@ class Folder:
         rewards, protocol = (found if isinstance(found, dict) else {} for found in (rewards, protocol))
         marked = [name for name, entry in rewards.items() if isinstance(entry, dict) and entry.get("optimised")]
         return marked or list(protocol.get("trained_rewards") or [])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The optimised rewards with their weights, 1 where nobody said otherwise."""
+        evaluation = self.evaluation or {}
+        said = self.config.get("reward_weights") or [
+            (evaluation.get("rewards") or {}).get(name, {}).get("weight") for name in self.trained
+        ]
+        return {name: 1.0 if weight is None else weight for name, weight in zip(self.trained, said, strict=False)}
 
     @property
     def watched(self) -> list[str]:
@@ -94,6 +107,14 @@ def read_folder(path: str | os.PathLike) -> Folder:
     if evaluation is not None and not isinstance(evaluation.get("rows"), list):
         logger.warning("%s has no rows; it is left out.", path / "eval.json")
         evaluation = None
+    refused, digest = None, adapter_digest(path)
+    if evaluation is not None and digest is not None and not judged(evaluation, digest):
+        refused = (
+            "The eval.json in this folder judged another adapter than the one here, so nothing of it is shown. "
+            f"This adapter has not been evaluated: es-trl eval --adapter {path} does that."
+        )
+        logger.warning("%s: %s", path, refused)
+        evaluation = None
     checkpoints = sorted((file.parent for file in path.glob("checkpoint-*/trainer_state.json")), key=_step_of)[::-1]
     places = [path, *checkpoints]  # what a run that was killed left is in its newest checkpoint
     state = next((found for place in places if (found := _json(place / "trainer_state.json", dict))), {})
@@ -108,6 +129,7 @@ def read_folder(path: str | os.PathLike) -> Folder:
         _json(path / "env.json", dict) or {},
         [entry for entry in history if isinstance(entry, dict) and "step" in entry],
         [entry for entry in samples if {"file_name", "step"} <= set(entry)],
+        refused,
     )
 
 

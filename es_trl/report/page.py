@@ -1,7 +1,6 @@
 """`report/index.html` of one folder: the headline, the curves, the tables, the pictures, the protocol."""
 
 import logging
-import math
 import os
 import shlex
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any
 
 from . import charts, curves, pictures, wording
 from .folder import Folder, read_folder
+from .headline import headline
 from .rendering import render, write_text
 from .svg import inline_svg, save_png
-from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels, ruler
+from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels
 
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARTS, MAX_GAPS = 6, 8
+MAX_CHARTS = 6
 
 
 def write_report(folder: str | os.PathLike) -> Path | None:
@@ -106,43 +106,6 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
     return found
 
 
-def headline(folder: Folder) -> dict[str, Any]:
-    """Title and first sentences, from the first held-out reward if there is one, and a gap for every reward."""
-    evaluation, trained = folder.evaluation, folder.trained
-    found: dict[str, Any] = {"title": wording.title(None, None), "lede": [], "gaps": []}
-    model, base = wording.main_rows(evaluation or {})
-    if evaluation is None or model is None or base is None:
-        return found
-    rewards = wording.ordered_rewards(evaluation, trained)
-    gaps = [gap for reward in rewards for gap in wording.gaps_of(evaluation, reward)]
-    reward = gaps[0]["reward"] if gaps else rewards[0]
-    held_out = {name: None if not trained else name not in trained for name in rewards}
-    mine = [gap for gap in gaps if gap["reward"] == reward]
-    models = [gap["row"] for gap in mine] or [model["name"]]
-    paired = [wording.paired_entry(evaluation, row, base["name"], reward) for row in models]
-    paired = [entry for entry in paired if entry is not None]
-    # Of several training seeds the least convincing one has the word.
-    weakest = min(mine, key=lambda gap: -math.inf if gap["low"] is None else gap["low"], default=None)
-    found["title"] = wording.title(weakest, paired[0] if paired else None)
-    if paired:
-        found["lede"] = wording.lede(reward, held_out[reward], mine, paired)
-    for entry in method_lines(folder):
-        if entry["reward"] == reward and entry["against"] == base["name"] and (entry["runs"] or 0) > 1:
-            found["lede"].append(wording.over_seeds(entry))
-    scale = ruler([v for gap in gaps for v in (0.0, 1.0, gap["value"], gap["low"], gap["high"]) if v is not None])
-    labels, several = row_labels(evaluation), len(models) > 1
-    found["gaps"] = [
-        {
-            **gap,
-            **scale(gap["value"], gap["low"], gap["high"]),
-            "held_out": held_out[gap["reward"]],
-            "label": labels[gap["row"]] if several else None,
-        }
-        for gap in gaps[:MAX_GAPS]
-    ]
-    return found | {"zero": scale(0.0)["at"], "one": scale(1.0)["at"]}
-
-
 def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[tuple[str, str]]:
     """Short facts above the headline."""
     evaluation = (folder.evaluation or {}).get("protocol") or {}
@@ -154,12 +117,18 @@ def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[
     found = [
         ("model", config.get("base_model") or evaluation.get("model")),
         ("method", wording.method(config["method"]) if config.get("method") else None),
-        ("trained on", ", ".join(folder.trained) or None),
+        ("trained on", _trained_on(folder)),
         ("images", wording.whole(images) if images else None),
         ("time", wording.duration(seconds) + (f" on {device}" if device else "") if seconds else None),
         ("seed", settings.get("seed")),
     ]
     return [(name, str(value)) for name, value in found if value is not None]
+
+
+def _trained_on(folder: Folder) -> str | None:
+    """The optimised rewards, with their weights where there are several or one is not 1."""
+    weights = folder.weights
+    return wording.weighted(weights) if any(weight != 1 for weight in weights.values()) else ", ".join(weights) or None
 
 
 def _levels(folder: Folder, reward: str) -> list[charts.Level]:
@@ -286,7 +255,7 @@ def _trained(folder: Folder) -> list[tuple[str, Any]]:
         rewards = folder.config.get("reward_funcs") or []
         found += [
             ("training prompts", wording.whole(folder.config.get("train_prompts"))),
-            ("optimised", ", ".join(map(str, rewards))),
+            ("optimised", wording.weighted(folder.weights) if len(rewards) > 1 else ", ".join(map(str, rewards))),
             ("measured only", ", ".join(map(str, folder.config.get("eval_reward_funcs") or [])) or "nothing"),
         ]
         shown = ("max_steps", "population_size", "prompts_per_step", "sigma", "learning_rate", "lora_rank", "es_space")

@@ -49,6 +49,7 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
                     "low": entry.get("ci_low"),
                     "high": entry.get("ci_high"),
                     "paired": paired,
+                    "wins": _wins(paired),  # shown where there are too few prompts for an interval
                     **place(*(entry.get(key) for key in keys)),
                 }
             )
@@ -58,6 +59,12 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
             {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
         )
     return tables
+
+
+def _wins(paired: dict[str, Any] | None) -> str:
+    if not paired or paired.get("win_rate") is None or not paired.get("prompts"):
+        return wording.DASH
+    return f"{paired['win_rate'] * paired['prompts']:g} of {paired['prompts']}"
 
 
 def method_lines(folder: Folder) -> list[dict[str, Any]]:

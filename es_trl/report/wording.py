@@ -91,12 +91,30 @@ def main_rows(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[s
     return (models[0] if models else None, bases[0] if bases else None)
 
 
+def adapter_rows(evaluation: dict[str, Any]) -> list[str]:
+    """Names of the adapters as trained that are compared with the base, those with as many steps as it has."""
+    model, base = main_rows(evaluation)
+    if model is None or base is None:
+        return []
+    rows = [row for row in evaluation["rows"] if row.get("adapter") and (row.get("best_of") or 1) == 1]
+    rows = [row for row in rows if row.get("adapter_scale", 1.0) == 1.0]
+    same = [row["name"] for row in rows if row.get("num_inference_steps") == base.get("num_inference_steps")]
+    return same or [model["name"]]
+
+
+def weighted(weights: dict[str, float]) -> str:
+    """`1 x pickscore + 0.5 x ocr`."""
+    return " + ".join(
+        f"{weight:g} \u00d7 {name}".replace("-", MINUS, 1 if weight < 0 else 0) for name, weight in weights.items()
+    )
+
+
 def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
     """
-    Gap closures of a reward, one per adapter.
+    Gap closures of a reward, one per adapter; only where the gap is real, which is where they have an interval.
 
     Returns:
-        `list[dict]`: `row`, `value`, `low`, `high` (the ends may be `None`), `base_steps`, `target_steps`.
+        `list[dict]`: `reward`, `row`, `value`, `low`, `high`, `base_steps`, `target_steps`.
     """
     rows = evaluation.get("gap_closure_rows")
     if not rows:
@@ -118,7 +136,7 @@ def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
             "target_steps": steps.get(entry["target"]),
         }
         for entry in entries
-        if entry.get("value") is not None
+        if None not in (entry.get("value"), entry.get("ci_low"), entry.get("ci_high"))
     ]
 
 
@@ -129,76 +147,19 @@ def ordered_rewards(evaluation: dict[str, Any], trained: Sequence[str]) -> list[
     return sorted(names, key=lambda name: (name in trained, names.index(name)))
 
 
-def title(gap: dict[str, Any] | None, paired: dict[str, Any] | None) -> str:
-    """The result in a few words, never more than its interval allows."""
-    if gap is not None and gap["low"] is not None and gap["high"] is not None:
-        base, target = _count(gap["base_steps"]), _count(gap["target_steps"])
-        verb = "now outscores" if gap["base_steps"] == 1 else "now outscore"
-        noun = "step" if gap["base_steps"] == 1 else "steps"
-        score = "scores" if gap["base_steps"] == 1 else "score"
-        if gap["low"] > 1:
-            return f"{base.capitalize()} {noun} {verb} {target}"
-        if gap["low"] > 0 and gap["high"] >= 1:
-            return f"{base.capitalize()} {noun} now {score} like {target}"
-        if gap["low"] > 0:
-            return f"{percent(gap['value'])} of the way from {base} {noun} to {target}"
-        return "Training made the scores worse" if gap["high"] < 0 else "No clear gain"
-    if paired is not None and paired.get("ci_low") is not None:
-        if paired["ci_low"] > 0:
-            return f"Better on {percent(paired['win_rate'])} of the prompts"
-        return "Training made the scores worse" if paired["ci_high"] < 0 else "No clear gain"
-    return "A run without an evaluation" if paired is None else "No clear gain"
-
-
-def lede(
-    reward: str, held_out: bool | None, gaps: Sequence[dict[str, Any]], paired: Sequence[dict[str, Any]]
-) -> list[str]:
-    """
-    Two sentences under the title: who judged and how often it chose the trained model; by how much, and how sure.
-
-    Args:
-        reward (`str`): The judge.
-        held_out (`bool`, *optional*): Whether training never saw it; `None` when nobody said.
-        gaps (`Sequence[dict]`): Its gap closures, one per adapter.
-        paired (`Sequence[dict]`): Its differences to the base, one per adapter.
-    """
-    judge = f"Judged by {reward}"
-    if held_out is not None:
-        judge += ", which training never saw" if held_out else ", the reward it was trained on"
-    who = "the trained model scores" if len(paired) == 1 else f"each of the {len(paired)} trained models scores"
-    wins = _range([entry["win_rate"] for entry in paired], percent)
-    prompts = whole(paired[0]["prompts"])
-    noise = "drawn from the same noise"
-    sentences = [f"{judge}, {who} higher than the base model on {wins} of {prompts} prompts, {noise}."]
-    if gaps:
-        extra = gaps[0]["target_steps"] - gaps[0]["base_steps"]
-        more = f"{_count(extra)} more step{'' if extra == 1 else 's'}"
-        change = "gain" if min(gap["value"] for gap in gaps) >= 0 else "change"
-        share = _range([gap["value"] for gap in gaps], percent)
-        found = f"The {change} is {share} of what {more} would give the base model"
-        if len(gaps) == 1 and gaps[0]["low"] is None:
-            found += "; the gap is too small for an interval"
-        elif len(gaps) == 1:
-            found += f" (95{NBSP}% interval {interval(gaps[0]['low'], gaps[0]['high'], percent)})"
-        sentences.append(found + ".")
-    else:
-        change = f"The mean score changes by {_range([entry['delta'] for entry in paired], signed)}"
-        ends = interval(paired[0].get("ci_low"), paired[0].get("ci_high"), signed) if len(paired) == 1 else ""
-        sentences.append(f"{change} (95{NBSP}% interval {ends})." if ends else f"{change}.")
-    return sentences
-
-
 def over_seeds(entry: dict[str, Any]) -> str:
     """What several training seeds of a method say together, from `methods` of `eval.json`."""
     ends = interval(entry.get("ci_low"), entry.get("ci_high"), signed)
-    text = f"Over {_count(entry['runs'])} training seeds the mean gain is {signed(entry['delta'])}"
+    text = f"Over {count(entry['runs'])} training seeds the mean gain is {signed(entry['delta'])}"
     return f"{text} (95{NBSP}% interval {ends}, over prompts and seeds)." if ends else f"{text}."
 
 
-def _range(values: Sequence[float], show) -> str:
+def range_of(values: Sequence[float], show) -> str:
+    """`smallest to largest`, or the one value that they share."""
     shown = list(dict.fromkeys(show(value) for value in (min(values), max(values))))
     return " to ".join(shown)
 
 
-def _count(value: int | None) -> str:
+def count(value: int | None) -> str:
+    """A small number as a word."""
     return _COUNTS.get(value, str(value))

@@ -35,6 +35,7 @@ class Aesthetic:
     default_checkpoint = "openai/clip-vit-large-patch14"
     default_head = "trl-lib/ddpo-aesthetic-predictor"
     __name__ = "aesthetic"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None, head: str | None = None):
         folder = os.path.expanduser(checkpoint or "")

@@ -16,6 +16,7 @@ class ClipText:
 
     default_checkpoint = "openai/clip-vit-base-patch32"
     __name__ = "clip_text"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None):
         self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)

@@ -44,6 +44,7 @@ class HPSv2:
 
     default_checkpoint = "xswu/HPSv2"
     __name__ = "hpsv2"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None, batch_size: int = 16):
         import open_clip

@@ -65,6 +65,7 @@ class ImageReward:
 
     default_checkpoint = "zai-org/ImageReward"
     __name__ = "image_reward"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None, batch_size: int = 16):
         import torch

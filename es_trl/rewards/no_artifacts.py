@@ -26,6 +26,7 @@ class NoArtifacts:
 
     default_checkpoint = "openai/clip-vit-base-patch32"
     __name__ = "no_artifacts"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None):
         self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)

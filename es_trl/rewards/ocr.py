@@ -56,6 +56,7 @@ class Ocr:
     """
 
     __name__ = "ocr"
+    rises_with_steps = True
 
     def __init__(self, threads: int = 1):
         self.read = _reader(threads)

@@ -17,6 +17,7 @@ class PickScore:
 
     default_checkpoint = "yuvalkirstain/PickScore_v1"
     __name__ = "pickscore"
+    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None):
         self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)

@@ -102,6 +102,15 @@ class RewardSet:
         """The callables, in the order of `names`; loads their models."""
         return [call.func for call in self.load()._calls]
 
+    @property
+    def rising(self) -> list[str]:
+        """
+        Names of the rewards that more sampling steps should improve, by their attribute `rises_with_steps`; a function
+        of one's own may set it. Loads the rewards.
+        """
+        pairs = zip(self.names, self.functions(), strict=True)
+        return [name for name, func in pairs if getattr(func, "rises_with_steps", False)]
+
     def scorers(self) -> dict[str, ClipScorer]:
         """The CLIP models behind those rewards that are built on one, by the reward's name; loads them."""
         found = {name: getattr(func, "scorer", None) for name, func in zip(self.names, self.functions(), strict=True)}

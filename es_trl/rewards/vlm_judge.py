@@ -58,6 +58,8 @@ class VlmJudge:
         `EndpointError`: when called, with `on_failure="raise"`.
     """
 
+    rises_with_steps = True
+
     def __init__(
         self,
         model: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import os
@@ -40,18 +39,6 @@ def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
     if len(data) != 8 * shape[0] * shape[1] * shape[2]:
         raise ValueError(f"{len(data)} bytes are not the scores of a shape {shape}")
     return torch.from_numpy(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape))
-
-
-def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes and bytes, in the order of the names; equal only where the tensors are, bit by bit."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from .journal import JOURNAL, Journal, tensor_digest
+from ..pipelines import tensor_digest
+from .journal import JOURNAL, Journal
 
 
 class JournalCallback(TrainerCallback):

@@ -107,7 +107,7 @@ class PushingMixin:
         folder = tempfile.mkdtemp(prefix="es_trl-push-")
         try:
             collect(checkpoint_folder, folder)
-            collect(self.args.output_dir, folder, only="samples/*")
+            collect(self.args.output_dir, folder, only="samples/*", adapter=checkpoint_folder)
             self.create_model_card(output_dir=folder)
             if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 last = self.args.hub_strategy == HubStrategy.CHECKPOINT

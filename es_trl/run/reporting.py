@@ -21,7 +21,7 @@ from ..evaluation import (
     save_pairs,
     write_files,
 )
-from ..hub.card import model_card
+from ..hub import drawn_with, judged, model_card, stamp
 from ..pictures import rgb
 from .trackers import tracker_urls
 
@@ -108,7 +108,8 @@ class ReportingMixin:
                 trainer_state=self.state,
                 **self.evaluation_share(),
             )
-        result.details |= {"model": self.base_model, "dtype": self.args.dtype}
+        digest = self.adapter.lora_digest()
+        result.details |= {"model": self.base_model, "dtype": self.args.dtype, "judged": {"adapter": digest}}
         result.details["seconds"] = round(time.perf_counter() - started, 1)
         self.evaluation = result.to_dict()
         if self.is_world_process_zero():
@@ -122,20 +123,22 @@ class ReportingMixin:
                 label.format(n) + ("s" if n > 1 else ""): [images[0] for images in result.images[row.name]]
                 for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows[:3], strict=True)
             }
-            self._save_pictures(pictures, prompts[:num_pictures])
+            self._save_pictures(pictures, prompts[:num_pictures], stamp(digest))
             self._report(result, time.perf_counter() - started)
         return result
 
-    def _save_pictures(self, pictures: dict[str, list[Image.Image]], prompts: list[str]) -> None:
+    def _save_pictures(self, pictures: dict[str, list[Image.Image]], prompts: list[str], comment: bytes) -> None:
         """The before/after sheet, and the adapter's own pictures for the card's gallery."""
         folder = os.path.join(self.args.output_dir, "samples")
         os.makedirs(folder, exist_ok=True)
-        before_after(pictures, prompts).save(os.path.join(folder, "before_after.jpg"), quality=92, subsampling=0)
+        sheet = before_after(pictures, prompts)
+        sheet.save(os.path.join(folder, "before_after.jpg"), quality=92, subsampling=0, comment=comment)
         self.gallery = []
         for i, (prompt, image) in enumerate(zip(prompts, list(pictures.values())[1], strict=True)):
             scale = max(1, 256 // max(image.size))
             image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
-            rgb(image).save(os.path.join(folder, f"adapter-{i:03d}.jpg"), quality=92)
+            name = os.path.join(folder, f"adapter-{i:03d}.jpg")
+            rgb(image).save(name, quality=92, comment=comment)
             self.gallery.append((prompt, f"samples/adapter-{i:03d}.jpg"))
 
     def _report(self, result: Evaluation, seconds: float) -> None:
@@ -176,13 +179,16 @@ class ReportingMixin:
             return
         output_dir = output_dir or self.args.output_dir
         picture = "samples/before_after.jpg"
+        found = self.evaluation or os.path.exists(os.path.join(output_dir, picture))
+        digest = self.adapter.lora_digest() if found else None
+        mine = judged(self.evaluation, digest)  # training may have gone on since
         card = model_card(
             adapter_info=self.adapter.describe(),
             config=self.run_config(),
-            evaluation=self.evaluation,
+            evaluation=self.evaluation if mine else None,
             env=self.environment,
-            samples=self.gallery,
-            picture=picture if os.path.exists(os.path.join(output_dir, picture)) else None,
+            samples=self.gallery if mine else (),
+            picture=picture if drawn_with(os.path.join(output_dir, picture), digest) else None,
             sheets=sample_sheets(output_dir),
             repo_id=self.hub_model_id or (self.args.hub_model_id if self.args.push_to_hub else None),
             revision=self.args.hub_revision,
