@@ -47,7 +47,7 @@ def watched_trainer(folder, factor, **options):
     return tiny_trainer(
         folder,
         Distance("trained", 1.0),
-        eval_dataset=PROMPTS,
+        eval_dataset=PROMPTS * 2,
         eval_reward_funcs=[Distance("watched", factor)],
         **options,
     )
@@ -78,7 +78,7 @@ def test_stop_ends_the_training(tmp_path):
 def test_a_fall_from_the_best_evaluation_counts(tmp_path):
     """The held-out reward rises first; what is lost since then is seen though it is still above the base."""
     reward, watched = Level("trained"), Level("watched")
-    trainer = tiny_trainer(tmp_path, reward, eval_dataset=PROMPTS, eval_reward_funcs=[watched])
+    trainer = tiny_trainer(tmp_path, reward, eval_dataset=PROMPTS * 2, eval_reward_funcs=[watched])
     for reward.value, watched.value, expected in ((0, 0, 0.0), (1, 10, 0.0), (2, 5, 1.0), (1.5, 11, 0.0)):
         assert trainer.evaluate()["eval_early_warning"] == expected
 
@@ -87,7 +87,7 @@ def test_a_lower_diversity_warns_too(tmp_path):
     """Measured with two images per prompt and a reward built on CLIP; it falls because the best one is set higher."""
     reward = Level("trained")
     trainer = tiny_trainer(
-        tmp_path, [reward, "tiny-clip-heldout"], reward_weights=[1.0, 0.0], eval_dataset=PROMPTS,
+        tmp_path, [reward, "tiny-clip-heldout"], reward_weights=[1.0, 0.0], eval_dataset=PROMPTS * 2,
         eval_images_per_prompt=2,
     )  # fmt: skip
     first = trainer.evaluate()
@@ -101,8 +101,9 @@ def test_a_lower_diversity_warns_too(tmp_path):
 def test_other_prompts_are_compared_with_the_base_not_with_the_best(tmp_path):
     """As many of them, so that only their text tells the two evaluations apart."""
     reward, watched = Level("trained"), Level("watched")
-    trainer = tiny_trainer(tmp_path, reward, eval_dataset=PROMPTS[:3], eval_reward_funcs=[watched])
-    for reward.value, watched.value, prompts in ((0, 0, PROMPTS[:3]), (1, 10, PROMPTS[:3]), (2, 5, PROMPTS[3:6])):
+    first, other = PROMPTS[:3] * 3, PROMPTS[3:6] * 3
+    trainer = tiny_trainer(tmp_path, reward, eval_dataset=first, eval_reward_funcs=[watched])
+    for reward.value, watched.value, prompts in ((0, 0, first), (1, 10, first), (2, 5, other)):
         metrics = trainer.evaluate(prompts)
     assert metrics["eval_early_warning"] == 0.0
 

@@ -81,6 +81,7 @@ def test_the_page_has_both_methods_against_images_and_time(compared):
     assert "base, 2 steps" in page.text and "es-trl compare" in page.text
     images = [a for a in page.of("img") if "data-row" in a]
     assert {a["data-row"] for a in images} == {"base", "m0", "m1"}
+    assert page.text.index("3 seeds") < page.text.index("base, 2 steps")
     assert len(images) == 3 * len(PROMPTS)
     assert (compared.parent / "learning_curves.png").stat().st_size > 10000
 
@@ -92,6 +93,32 @@ def test_runs_on_different_prompts_are_not_ranked_together(runs, tmp_path):
     page = opened(write_comparison([runs[0], other], tmp_path / "page", ["first", "second"]))
     assert "must not be compared" in page.text and "is ahead" not in page.text
     assert "No clear winner" not in page.text
+
+
+def test_methods_stand_in_the_order_of_their_result_and_the_sentence_says_who_is_behind(runs, tmp_path):
+    close = [run_folder(tmp_path / f"close{seed}", 30 + seed, gain=1.98 + 0.1 * seed, sigma=0.2) for seed in range(3)]
+    order = [*runs[3:], *close, *runs[:3]]  # the weak method is given first
+    labels = ["weak"] * 2 + ["close"] * 3 + ["strong"] * 3
+    page = write_comparison(order, tmp_path / "page", labels)
+    text = page.with_name("compare.md").read_text()
+    first, *others = text.split("\n")
+    leader = "strong" if first.index("strong changes") > 0 else "close"
+    assert first.startswith("weak is behind. Under tiny-clip-heldout, which training never saw, ")
+    assert "cannot be told apart from it; behind it is weak by" in first
+    assert first.partition(". ")[2].replace("-", "\u2212") in opened(page).text.replace("-", "\u2212"), "one sentence"
+    rows = [line for line in others if line.startswith("|")][2:6]
+    assert [row.split()[1].strip(",") for row in rows][:3] == [leader, "close", "weak"] and "base" in rows[3]
+
+
+def test_what_is_no_improvement_is_not_called_held_out(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[:2]]
+    for copy in copies:
+        table = json.loads((copy / "eval.json").read_text())
+        table["rewards"] = {HELD_OUT: {"rises_with_steps": False}, TRAINED: {"rises_with_steps": True}}
+        (copy / "eval.json").write_text(json.dumps(table))
+    text = write_comparison(copies, tmp_path / "page").with_name("compare.md").read_text()
+    assert f"{HELD_OUT} (measured)" in text and "held out" not in text
+    assert text.index(f"{TRAINED} (trained)") < text.index(f"{HELD_OUT} (measured)")
 
 
 def test_one_run_each_is_too_few(runs, tmp_path):

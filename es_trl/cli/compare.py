@@ -8,7 +8,7 @@ from ..report import write_comparison
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes `index.html` and charts into `--output_dir`; folders that cannot work are one line and exit code 2."""
+    """Writes `index.html`, `compare.md` and charts into `--output_dir`; wrong folders are one line and exit code 2."""
     parser = argparse.ArgumentParser("es-trl compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or output folders of es-trl eval")
     parser.add_argument("--labels", nargs="+", help="a name for each run; runs of one name are seeds of one method")
@@ -19,5 +19,6 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"es-trl compare: {error}\n")
         return 2
-    sys.stdout.write(f"{page}\n")
+    table = page.with_name("compare.md")
+    sys.stdout.write(f"{table.read_text(encoding='utf-8')}\n{table}\n{page}\n")
     return 0

@@ -10,7 +10,7 @@ from trl import TrlParser
 
 from ..evaluation import Evaluation, evaluate, find_adapters, run_value
 from ..pipelines import CallSettings
-from ..report import write_report
+from ..report import evaluation_text, read_folder, write_report
 from .messages import show_messages
 
 
@@ -116,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
         return 1 if isinstance(error, OSError) and error.errno is not None else 2
     if _process_index() == 0:
         page = write_report(arguments.output_dir)
+        sys.stdout.write(f"{evaluation_text(read_folder(arguments.output_dir))}\n")
         for path in (os.path.join(arguments.output_dir, "eval.md"), *([page] if page else [])):
             sys.stdout.write(f"{path}\n")
     return 0

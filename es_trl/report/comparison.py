@@ -1,12 +1,13 @@
 """The page of several runs: curves against images and seconds, final results with intervals, pictures side by side."""
 
+import math
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import charts, curves, groups, pictures, wording
+from . import charts, curves, groups, pictures, text, wording
 from .folder import read_folder
 from .groups import Method
 from .rendering import render, write_text
@@ -21,7 +22,7 @@ def write_comparison(
     runs: Sequence[str | os.PathLike], output_dir: str | os.PathLike, labels: Sequence[str] | None = None
 ) -> Path:
     """
-    Compares runs on one page, `index.html`, with `*.png` for READMEs beside it.
+    Compares runs on one page, `index.html`, with `compare.md` and `*.png` for READMEs beside it.
 
     Runs that differ in nothing but their seed are one method, drawn with the interval over its seeds.
 
@@ -49,6 +50,7 @@ def write_comparison(
     found = context(methods)
     for name, draw in found.pop("files").items():
         save_png(draw, target / name)
+    write_text(target / "compare.md", text.comparison(found["head"], found["tables"]))
     command = ["es-trl", "compare", *map(str, runs), *(["--labels", *labels] if labels else [])]
     page = target / "index.html"
     write_text(
@@ -76,7 +78,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
     return {
         "title": "comparison",
         "methods": methods,
-        "head": _headline(tables, comparable),
+        "head": _headline(tables, methods, comparable),
         "legend": legend,
         "curves": svgs,
         "seeds": any(len(method.runs) > 1 for method in methods),
@@ -99,35 +101,48 @@ def _named(method: Method) -> str:
     return method.label if count == 1 else f"{method.label}, {count} seeds"
 
 
-def _headline(tables: list[dict[str, Any]], comparable: bool) -> dict[str, Any]:
-    """Who is ahead under the first (held-out) reward, if the intervals of the gains say so."""
+def _headline(tables: list[dict[str, Any]], methods: Sequence[Method], comparable: bool) -> dict[str, Any]:
+    """Who is ahead under the first (held-out) reward, and of whom, as far as the intervals say so."""
     if not comparable:
         return {"title": "Several evaluations", "lede": "Each of these runs was measured in its own way."}
     lines = [line for line in tables[0]["lines"] if line["found"]] if tables else []
     if not lines:
         return {"title": "Learning curves side by side", "lede": "None of these runs has been evaluated yet."}
-    reward, role = tables[0]["reward"], tables[0]["role"]
-    lines = sorted(lines, key=lambda line: -line["found"]["delta"])
     first, found = lines[0], lines[0]["found"]
     ends = wording.interval(found["low"], found["high"], wording.signed)
-    judged = f"Under {reward}" + (", which training never saw" if role == "held out" else "")
+    judged = f"Under {tables[0]['reward']}" + (", which training never saw" * (tables[0]["role"] == "held out"))
     lede = f"{judged}, {first['label']} changes the score by {wording.signed(found['delta'])}"
-    lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})." if ends else "."
+    lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})" if ends else ""
     if len(lines) == 1:
         gains = found["low"] is not None and found["low"] > 0
-        return {"title": f"{first['label']} outscores its base" if gains else "No clear gain", "lede": lede}
-    second = lines[1]
-    lede += f" Next is {second['label']} with {wording.signed(second['found']['delta'])}"
-    if min(first["runs"], second["runs"]) < 2:
-        title, end = (
-            "Too few seeds to tell",
-            "; with a single run the interval says nothing about another training seed.",
-        )
-    elif found["low"] > second["found"]["high"]:
-        title, end = f"{first['label']} is ahead", "; the intervals do not overlap."
-    else:
-        title, end = "No clear winner", "; the intervals overlap."
-    return {"title": title, "lede": lede + end}
+        return {"title": f"{first['label']} outscores its base" if gains else "No clear gain", "lede": f"{lede}."}
+    if min(line["runs"] for line in lines) < 2:
+        rest = wording.listed([f"{line['label']} by {wording.signed(line['found']['delta'])}" for line in lines[1:]])
+        end = "with a single run the interval says nothing about another training seed"
+        return {"title": "Too few seeds to tell", "lede": f"{lede}, {rest}; {end}."}
+    level, behind = _told_apart(lines, methods, tables[0]["reward"])
+    if level:
+        lede += f"; {wording.listed([name for name, _ in level])} cannot be told apart from it"
+    if behind:
+        lede += f"; behind it {'is' if len(behind) == 1 else 'are'} {wording.listed([text for _, text in behind])}"
+    title = f"{first['label']} is ahead" if not level else "No clear winner"
+    if level and behind:
+        title = f"{wording.listed([name for name, _ in behind])} {'is' if len(behind) == 1 else 'are'} behind"
+    return {"title": title, "lede": f"{lede}."}
+
+
+def _told_apart(lines: Sequence[dict[str, Any]], methods: Sequence[Method], reward: str) -> tuple[list, list]:
+    """(label, label with its distance) of the methods that are level with the first, and of those behind it."""
+    by_name = {method.label: method for method in methods}
+    first, level, behind = lines[0], [], []
+    for line in lines[1:]:
+        gap = groups.difference(by_name[first["label"]], by_name[line["label"]], reward)
+        low, high = first["found"]["low"], line["found"]["high"]
+        ahead = gap.low > 0 if gap is not None else None not in (low, high) and low > high
+        ends = f" ({wording.interval(gap.low, gap.high)})" if gap is not None else ""
+        by = wording.number(first["found"]["delta"] - line["found"]["delta"])
+        (behind if ahead else level).append((line["label"], f"{line['label']} by {by}{ends}"))
+    return level, behind
 
 
 def _curves(methods: Sequence[Method], trained: Sequence[str]) -> list[tuple[str, str, Any]]:
@@ -163,7 +178,10 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
     )
     watched = {name for run in evaluated for name in run.watched}  # before what only the evaluation has measured
     tables = []
-    for reward in sorted(rewards, key=lambda name: (name in trained, name not in watched)):
+    about = {name: entry for run in evaluated for name, entry in (run.evaluation.get("rewards") or {}).items()}
+    roles = {name: wording.role({"rewards": about}, trained, name) for name in rewards}
+    order = (None, "held out", "trained", "measured")
+    for reward in sorted(rewards, key=lambda name: (order.index(roles[name]), name not in watched)):
         lines = []
         for method in methods:
             images, seconds = groups.budget(method)
@@ -177,6 +195,7 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
                     "found": groups.result_of(method, reward, comparable),
                 }
             )
+        lines.sort(key=lambda line: -line["found"]["delta"] if line["found"] else math.inf)  # the best first
         references = _references(evaluated[0].evaluation, reward) if comparable else []
         known = [line["found"] for line in [*lines, *references] if line["found"]]
         ends = [v for one in known for v in (one["delta"], one["low"], one["high"], *one["deltas"]) if v is not None]
@@ -188,7 +207,7 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
         tables.append(
             {
                 "reward": reward,
-                "role": None if not trained else "trained" if reward in trained else "held out",
+                "role": roles[reward],
                 "lines": lines,
                 "references": references,
                 "zero": place(0.0)["at"],

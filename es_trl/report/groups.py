@@ -151,23 +151,43 @@ def _over_seeds(deltas: Sequence[float]) -> tuple[float, float]:
 
 
 def _over_prompts_and_seeds(method: Method, reward: str) -> tuple[float, float] | None:
+    scores = _scores(method, reward)
+    if scores is None:
+        return None
+    found = _difference(method, scores[0], scores[1][:1])
+    return found.low, found.high
+
+
+def difference(first: Method, second: Method, reward: str):
+    """
+    How far one method is ahead of another on the same prompts and noise, over prompts and training seeds.
+
+    Returns:
+        [`~es_trl.evaluation.RunsDifference`]; `None` where a run has no `scores.parquet` with this reward.
+    """
+    found = [_scores(method, reward) for method in (first, second)]
+    return None if None in found else _difference(first, found[0][0], found[1][0])
+
+
+def _difference(method: Method, models: list, references: list):
     from ..evaluation import runs_difference
 
+    seed = (method.runs[0].evaluation.get("protocol") or {}).get("seed")
+    return runs_difference(models, references, seed=seed if isinstance(seed, int) else 0)
+
+
+def _scores(method: Method, reward: str) -> tuple[list, list] | None:
+    """Per run (prompts, images) of the trained model, and of the base."""
     models, references = [], []
     for run in method.runs:
         scores, column = run.scores(), f"reward/{reward}"
-        if scores is None or column not in scores.columns:
+        model, base = wording.main_rows(run.evaluation or {})
+        if scores is None or column not in scores.columns or model is None or base is None:
             return None
-        rows = [row["name"] for row in wording.main_rows(run.evaluation)]
-        tables = [
-            scores[scores["row"] == row].pivot(index="prompt_index", columns="image", values=column) for row in rows
-        ]
-        models.append(tables[0].to_numpy())
-        references.append(tables[1].to_numpy())
-    protocol = method.runs[0].evaluation.get("protocol") or {}
-    seed = protocol.get("seed")
-    found = runs_difference(models, references[:1], seed=seed if isinstance(seed, int) else 0)
-    return found.low, found.high
+        for row, kept in ((model, models), (base, references)):
+            mine = scores[scores["row"] == row["name"]]
+            kept.append(mine.pivot(index="prompt_index", columns="image", values=column).to_numpy())
+    return models, references
 
 
 def budget(method: Method) -> tuple[float | None, float | None]:

@@ -12,6 +12,12 @@ from .wording import NBSP, count, interval, percent, range_of, signed, whole
 
 
 MAX_GAPS = 8
+ROLES = {
+    None: "",
+    "trained": "the reward it was trained on",
+    "held out": "which training never saw",
+    "measured": "which was only measured",
+}
 ENOUGH = (
     f"Below {MIN_PROMPTS} prompts an interval covers far less than it says, so this page makes no claim; scores and "
     "pictures are below."
@@ -79,9 +85,7 @@ def claims(folder: Folder) -> tuple[Claim, list[Claim]]:
 
     def claim(reward: str) -> Claim:
         found = [wording.paired_entry(evaluation, row, base, reward) for row in rows]
-        role = (
-            "" if not trained else "the reward it was trained on" if reward in trained else "which training never saw"
-        )
+        role = ROLES[wording.role(evaluation, trained, reward)]
         rises = bool((about.get(reward) or {}).get("rises_with_steps", bool(wording.gaps_of(evaluation, reward))))
         return Claim(reward, role, [entry for entry in found if entry and entry.get("delta") is not None], rises)
 

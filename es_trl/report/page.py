@@ -186,7 +186,7 @@ def pair_groups(folder: Folder) -> list[dict[str, Any]]:
     return [
         {
             "reward": reward,
-            "role": None if not folder.trained else "trained" if reward in folder.trained else "held out",
+            "role": wording.role(folder.evaluation, folder.trained, reward),
             "kinds": [
                 (kind, _heading(kind, members), members)
                 for kind in ("best", "typical", "worst")

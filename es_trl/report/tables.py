@@ -53,7 +53,7 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
                     **place(*(entry.get(key) for key in keys)),
                 }
             )
-        role = None if not trained else "trained" if reward in trained else "held out"
+        role = wording.role(evaluation, trained, reward)
         tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
         tables.append(
             {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}

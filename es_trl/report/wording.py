@@ -140,11 +140,28 @@ def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
     ]
 
 
+def role(evaluation: dict[str, Any] | None, trained: Sequence[str], reward: str) -> str | None:
+    """`"trained"`, `"held out"`, or `"measured"` for what is no yardstick of quality; `None` when nobody said."""
+    if not trained:
+        return None
+    if reward in trained:
+        return "trained"
+    about = (evaluation or {}).get("rewards")
+    entry = about.get(reward) if isinstance(about, dict) else None
+    return "measured" if isinstance(entry, dict) and entry.get("rises_with_steps") is False else "held out"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def ordered_rewards(evaluation: dict[str, Any], trained: Sequence[str]) -> list[str]:
     """The rewards of an evaluation, held-out ones first: those are what a sceptic asks for."""
     rows = evaluation.get("rows") or []
     names = list(rows[0].get("rewards") or {}) if rows else []
-    return sorted(names, key=lambda name: (name in trained, names.index(name)))
+    order = (None, "held out", "trained", "measured")
+    return sorted(names, key=lambda name: (order.index(role(evaluation, trained, name)), names.index(name)))
 
 
 def over_seeds(entry: dict[str, Any]) -> str:

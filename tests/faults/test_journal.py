@@ -12,8 +12,8 @@ from toy_runs import PROMPTS, RUN, redness, toy_trainer, train
 from transformers import TrainerCallback
 
 from es_trl.cli import main
-from es_trl.replay import ReplayError, redraw_member, verify_run
 from es_trl.pipelines import tensor_digest
+from es_trl.replay import ReplayError, redraw_member, verify_run
 from es_trl.run.journal import JOURNAL, decode_scores, encode_scores, read_lines
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
