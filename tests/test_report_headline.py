@@ -48,7 +48,7 @@ def test_a_reward_of_ones_own_is_judged_by_its_gain_and_not_by_steps(tmp_path):
     assert title == "Better on 100 % of the prompts"
     assert "Judged by blue, the reward it was trained on" in lede[0] and "+30" in lede[0] and "interval" in lede[0]
     assert headline(folder)["gaps"] == [] and "Gap closure" not in write_report(tmp_path).read_text()
-    assert folder.evaluation["gap_closure"] == {} and not "of the gain" in model_card({}, {}, folder.evaluation).text
+    assert folder.evaluation["gap_closure"] == {} and "of the gain" not in model_card({}, {}, folder.evaluation).text
 
 
 def test_what_fell_is_the_second_sentence(tmp_path):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..formatting import METRICS
+from ..formatting import DASH, METRICS
 from . import wording
 from .folder import Folder
 
@@ -63,7 +63,7 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
 
 def _wins(paired: dict[str, Any] | None) -> str:
     if not paired or paired.get("win_rate") is None or not paired.get("prompts"):
-        return wording.DASH
+        return DASH
     return f"{paired['win_rate'] * paired['prompts']:g} of {paired['prompts']}"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..formatting import DASH, MINUS, NBSP
 from . import wording
 from .folder import Folder
 from .headline import headline
@@ -62,6 +63,6 @@ def _table(rows: list[list[str]]) -> list[str]:
 def _plain(parts: list[list[str]]) -> str:
     """One text, in characters that any terminal has."""
     text = "\n\n".join("\n".join(lines) for lines in parts) + "\n"
-    for special, plain in ((wording.NBSP, " "), (wording.MINUS, "-"), (wording.DASH, "-"), ("\u00d7", "x")):
+    for special, plain in ((NBSP, " "), (MINUS, "-"), (DASH, "-"), ("\u00d7", "x")):
         text = text.replace(special, plain)
     return text

@@ -104,9 +104,7 @@ def adapter_rows(evaluation: dict[str, Any]) -> list[str]:
 
 def weighted(weights: dict[str, float]) -> str:
     """`1 x pickscore + 0.5 x ocr`."""
-    return " + ".join(
-        f"{weight:g} \u00d7 {name}".replace("-", MINUS, 1 if weight < 0 else 0) for name, weight in weights.items()
-    )
+    return " + ".join(f"{typeset(f'{weight:g}')} \u00d7 {name}" for name, weight in weights.items())
 
 
 def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
