@@ -1,14 +1,14 @@
 """Arguments of a training run: which model, rewards and prompts; and reading them from YAML and the command line."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import yaml
-from trl import TrlParser
 
+from ..names import hint
 from ..trainer import METHODS, DiffusionConfig, method_classes
+from .options import LineParser
 
 
 @dataclass
@@ -32,15 +32,19 @@ class RunArguments:
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set.
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column that holds the prompts.
+            Column that holds the training prompts.
         max_train_prompts (`int`, *optional*):
             Use only the first so many training prompts.
         eval_dataset_name (`str`, *optional*):
             Prompts of the evaluations during training.
+        eval_dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds them.
         max_eval_prompts (`int`, *optional*):
             Use only the first so many of them.
         test_dataset_name (`str`, *optional*):
             Prompts of the evaluation after training: base, adapter, and base with twice the steps.
+        test_dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds them.
         max_test_prompts (`int`, *optional*):
             Use only the first so many of them.
         test_images_per_prompt (`int`, *optional*, defaults to `1`):
@@ -67,17 +71,19 @@ class RunArguments:
         default=None, metadata={"help": "Branch, tag or commit of a Hub data set; a commit pins it."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
+    dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the training prompts."})
     max_train_prompts: int | None = field(
         default=None, metadata={"help": "Use only the first so many training prompts, at least 1."}
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Prompts of the evaluations during training."}
     )
+    eval_dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the evaluation prompts."})
     max_eval_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
     test_dataset_name: str | None = field(
         default=None, metadata={"help": "Prompts of the evaluation of base and adapter after training."}
     )
+    test_dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the test prompts."})
     max_test_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
     test_images_per_prompt: int = field(default=1, metadata={"help": "Images per test prompt, at least 1."})
     judge: str | None = field(
@@ -85,10 +91,17 @@ class RunArguments:
     )
 
     def __post_init__(self):
+        self.reward_funcs = split_names(self.reward_funcs)
         if not self.reward_funcs:
             raise ValueError("reward_funcs is missing: name at least one, for example `reward_funcs: [pickscore]`.")
         if not self.dataset_name:
             raise ValueError("dataset_name is missing: give training prompts (a file, a Hub id or a shipped name).")
+
+
+def split_names(names: Sequence[str] | str | None) -> list[str]:
+    """Names given one by one, or several in a string with commas between them."""
+    names = [names] if isinstance(names, str) else list(names or ())
+    return [name.strip() for text in names for name in text.split(",") if name.strip()]
 
 
 def parse(
@@ -116,9 +129,23 @@ def parse(
     method = _method(config_class, named)
     config_class = config_class or method_classes(method)[0]
     _check_keys(path, file, config_class, method)
-    arguments, config = TrlParser([RunArguments, config_class]).parse_args_and_config(args=args)
+    parser = LineParser([RunArguments, config_class])
+    parser.check_options(args)
+    if path is None and not _value_of("--model_name_or_path", args):
+        raise ValueError(
+            "nothing says what to train: give --config FILE, or --model_name_or_path, --reward_funcs, --dataset_name "
+            "and --output_dir; --help has the options."
+        )
+    arguments, config = parser.parse_args_and_config(args=args)
     arguments.method = method
     return arguments, config
+
+
+def method_of(args: Sequence[str]) -> str:
+    """The method that the command line or its config file names, `es` when none does."""
+    path = _value_of("--config", args)
+    named = _value_of("--method", args) or (_read(path).get("method") if path else None)
+    return _method(None, named)
 
 
 def load_config(
@@ -173,12 +200,11 @@ def _check_keys(path: str | None, file: dict, config_class: type[DiffusionConfig
     known = {f.name for cls in (RunArguments, config_class) for f in fields(cls)} | {"env"}
     for key in file:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            near = hint(str(key), known) or "Remove it."
             owners = [other for other in METHODS if other != method and _has_field(other, str(key))]
             if owners:
-                hint = f"It belongs to method {' and '.join(owners)}, this is {method}. {hint}"
-            raise ValueError(f"{path}: unknown key {key!r}. {hint}")
+                near = f"It belongs to method {' and '.join(owners)}, this is {method}. {near}"
+            raise ValueError(f"{path}: unknown key {key!r}. {near}")
 
 
 def _has_field(method: str, key: str) -> bool:

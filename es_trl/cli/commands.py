@@ -1,5 +1,6 @@
 """`es-trl <command>`: the table of commands; each has a file of its own with `main(argv) -> exit code`."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(_usage())
         return 0
     if not argv or argv[0] not in COMMANDS:
-        sys.stderr.write(_usage() + (f"\nes-trl: unknown command {argv[0]!r}\n" if argv else ""))
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1) if argv else []
+        text = f"es-trl: unknown command {argv[0]!r}." if argv else _usage()
+        text += f" Did you mean 'es-trl {near[0]}'?" if near else " es-trl --help lists them." if argv else ""
+        sys.stderr.write(text.rstrip("\n") + "\n")
         return 2
     return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
 

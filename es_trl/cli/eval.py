@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
+from ..data import load_prompts
 from ..evaluation import Evaluation, evaluate, find_adapters, run_value
 from ..pipelines import CallSettings
 from ..report import evaluation_text, read_folder, write_report
+from .arguments import split_names
 from .messages import show_messages
+from .options import LineParser
 
 
 @dataclass
@@ -26,6 +27,8 @@ class EvalArguments:
             Run folders, LoRA folders or Hub ids; `name=source` names a method, sources of one name are its runs.
         prompts (`str`):
             A file, a shipped list, `showcase`, or a Hub id. PartiPrompts: its TSV, or `nateraw/parti-prompts`.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds the prompts.
         rewards (`list[str]`):
             Rewards, separated by commas or spaces.
         trained_rewards (`list[str]`, *optional*):
@@ -72,6 +75,7 @@ class EvalArguments:
         default_factory=list,
         metadata={"help": "Rewards, separated by commas or spaces."},
     )
+    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
     model: str | None = field(default=None, metadata={"help": "Base model; by default that of the adapters."})
     adapter: list[str] = field(
         default_factory=list, metadata={"help": "Run folders, LoRA folders or Hub ids; name=source names a method."}
@@ -128,20 +132,15 @@ def _process_index() -> int:
 
 def _parse(argv: Sequence[str]) -> EvalArguments:
     """Raises `ValueError` where argparse would print its usage and leave."""
-    parser = TrlParser([EvalArguments], prog="es-trl eval", description=__doc__.split("\n")[0])
-
-    def refuse(message: str):
-        raise ValueError(message)
-
-    parser.error = refuse
+    parser = LineParser([EvalArguments], prog="es-trl eval", description=__doc__.split("\n")[0])
+    parser.check_options(argv)
     options = ["--" + word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     for option in dict.fromkeys(options):
         count = options.count(option)
         if count > 1:  # only the last one would count
             raise ValueError(f"{option} is given {count} times: give it once, with all its values after it.")
     (arguments,) = parser.parse_args_and_config(args=list(argv))
-    arguments.rewards = [name for text in arguments.rewards for name in text.split(",") if name]
-    arguments.trained_rewards = [name for text in arguments.trained_rewards for name in text.split(",") if name]
+    arguments.rewards, arguments.trained_rewards = map(split_names, (arguments.rewards, arguments.trained_rewards))
     if not arguments.rewards:
         raise ValueError("--rewards is missing: name at least one, for example --rewards pickscore,clip_text.")
     if arguments.dtype not in (None, "float32", "bfloat16", "float16", "float64"):
@@ -168,7 +167,9 @@ def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
     )
     return evaluate(
         model,
-        arguments.prompts,
+        load_prompts(arguments.prompts, column=arguments.prompt_column, max_prompts=arguments.max_prompts)
+        if arguments.prompt_column != "prompt"
+        else arguments.prompts,
         arguments.rewards,
         images_per_prompt=arguments.images_per_prompt,
         seed=arguments.seeds,

@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         return _say(error, 2)
     try:
-        report = check(rewards, arguments.prompt or PROMPTS, arguments.size)
+        report = check(rewards, arguments.prompt or PROMPTS, arguments.size, dict(arguments.column or ()))
     except (RuntimeError, ValueError, OSError, ImportError) as error:
         return _say(error, 1)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else _text(arguments.reward, report))
     return int(bool(report["failures"]) or (arguments.strict and bool(report["warnings"])))
 
 
-def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE) -> dict:
+def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE, columns: dict | None = None) -> dict:
     """
     Scores every prompt with four pictures, twice together and once one by one.
 
@@ -49,6 +49,7 @@ def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE) -> dict:
         rewards (`RewardSet`): One reward.
         prompts (`Sequence[str]`): At least one prompt.
         size (`int`): Side of the pictures, in pixels.
+        columns (`dict`, *optional*): Columns of the data set that the reward reads, one value for all pictures.
 
     Returns:
         `dict`: `scores` (a row per prompt, a column per picture, None where missing), `min`, `max`, `missing`,
@@ -65,15 +66,17 @@ def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE) -> dict:
     pictures = synthetic_pictures(size)
     texts = [prompt for prompt in prompts for _ in pictures]
     images = [picture for _ in prompts for picture in pictures]
-    first = rewards(texts, images, where="the first call")[:, 0]
+    given = {name: [value] * len(images) for name, value in (columns or {}).items()}
+    first = rewards(texts, images, given, where="the first call")[:, 0]
     seconds = time.perf_counter() - loaded
     started_again = time.perf_counter()
-    second = rewards(texts, images, where="the second call")[:, 0]
+    second = rewards(texts, images, given, where="the second call")[:, 0]
     seconds = min(seconds, time.perf_counter() - started_again)  # the first call also warms up
     compares = bool(rewards.group_rewards)
     alone = first
     if not compares:
-        rows = [rewards([text], [image], where="one by one") for text, image in zip(texts, images, strict=True)]
+        one = {name: values[:1] for name, values in given.items()}
+        rows = [rewards([text], [image], one, where="one by one") for text, image in zip(texts, images, strict=True)]
         alone = np.concatenate(rows)[:, 0]
     table = first.reshape(len(prompts), len(pictures))
     finite = first[np.isfinite(first)]
@@ -204,11 +207,23 @@ def _parser() -> argparse.ArgumentParser:
     one = actions.add_parser("check", help="shape, range, time, determinism, constant output")
     one.add_argument("reward", help="a name, name:checkpoint, remote:URL, vlm_judge:MODEL@URL or file.py:function")
     one.add_argument("--prompt", action="append", help="a prompt to score with; may be given several times")
+    what = "a column of the data set that the reward reads; VALUE is JSON or plain text"
+    one.add_argument("--column", action="append", type=_column, metavar="NAME=VALUE", help=what)
     one.add_argument("--size", type=_size, default=SIDE, help=f"side of the pictures in pixels, 8 to 4096 ({SIDE})")
     one.add_argument("--device", default="cpu", help="where models run: cpu, cuda, mps (cpu)")
     one.add_argument("--json", action="store_true", help="write JSON")
     one.add_argument("--strict", action="store_true", help="warnings give exit code 1")
     return parser
+
+
+def _column(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _size(text: str) -> int:

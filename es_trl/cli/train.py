@@ -4,12 +4,16 @@ import sys
 from collections.abc import Sequence
 
 from ..trainer import method_classes
-from .arguments import parse
+from .arguments import RunArguments, method_of, parse
+from .options import help_text
 from .training import prepare, run
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains from `--config` and the command line; what is missing or cannot work is one line and exit code 2."""
+    if any(word in ("-h", "--help", "--help-all") for word in argv):
+        sys.stdout.write(_help(argv, "--help-all" in argv))
+        return 0
     try:
         arguments, config = parse(args=argv)
         trainer = prepare(method_classes(arguments.method)[1], arguments, config)
@@ -18,3 +22,12 @@ def main(argv: Sequence[str]) -> int:
         return 2
     run(trainer, arguments)
     return 0
+
+
+def _help(argv: Sequence[str], everything: bool) -> str:
+    try:
+        method = method_of([word for word in argv if not word.startswith("--help")])
+        config_class = method_classes(method)[0]
+    except ValueError:  # asked for help with what is wrong: that of the default method is still help
+        method, config_class = "es", method_classes("es")[0]
+    return help_text("es-trl train", [RunArguments, config_class], method, everything)

@@ -60,10 +60,11 @@ def prompts_of(arguments: RunArguments) -> tuple[Dataset, Dataset | None, Datase
         arguments.dataset_revision,
     )
     others = [
-        (arguments.eval_dataset_name, arguments.max_eval_prompts),
-        (arguments.test_dataset_name, arguments.max_test_prompts),
+        (arguments.eval_dataset_name, arguments.eval_dataset_prompt_column, arguments.max_eval_prompts),
+        (arguments.test_dataset_name, arguments.test_dataset_prompt_column, arguments.max_test_prompts),
     ]
-    return train, *(load_prompts(name, max_prompts=most) if name else None for name, most in others)
+    found = [load_prompts(name, column=column, max_prompts=most) if name else None for name, column, most in others]
+    return train, *found
 
 
 def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:

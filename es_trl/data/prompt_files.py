@@ -76,6 +76,8 @@ def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list], int]:
                 blank += 1
             elif header is None:
                 header = [name.strip() for name in row]
+            elif len(row) > len(header) == 1 and not tab and set(header[0]) & {";", "\t"}:
+                break  # said below
             elif len(row) > len(header):
                 fix = "" if tab else ": quote fields with commas"
                 raise ValueError(
@@ -88,6 +90,10 @@ def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list], int]:
         raise ValueError(f"prompt file {path!r} is malformed in line {reader.line_num}: {error}") from error
     if header is None:
         return {}, blank
+    for mark, name in () if tab or len(header) > 1 else ((";", "semicolons"), ("\t", "tabs")):
+        if mark in header[0]:
+            fix = "end its name in .tsv" if mark == "\t" else "save it with commas between the columns"
+            raise ValueError(f"prompt file {path!r} has {name} between its columns, not commas: {fix}")
     if len(set(header)) < len(header):
         raise ValueError(f"prompt file {path!r} names a column twice: {', '.join(header)}")
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}, blank

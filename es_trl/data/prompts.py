@@ -264,7 +264,8 @@ def _take_column(found: datasets.Dataset, column: str, name: str) -> datasets.Da
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"there is no column {column!r} in {name}, only {', '.join(map(repr, names)) or 'none'}: name the column "
-            f"of the prompts with `column`{hint}"
+            "of the prompts with `column`, in a recipe dataset_prompt_column (eval_dataset_prompt_column, "
+            f"test_dataset_prompt_column), in es-trl eval --prompt_column{hint}"
         )
     if fitting[0] == "prompt":
         return found

@@ -300,7 +300,7 @@ class Evaluation:
         weights = self.trained or {}
         if not weights or (len(weights) == 1 and min(weights.values()) > 0):
             return None
-        totals = {name: self._trained_total(scores) for name, scores in self.scores.items()}
+        totals = {name: self.total(scores) for name, scores in self.scores.items()}
         entries = []
         for row, against in self.adapter_pairs():
             found = paired_difference(totals[row], totals[against], self.resamples, self.bootstrap_seed)

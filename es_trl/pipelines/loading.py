@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 
 from .. import assets
+from ..names import hint
 
 
 def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwargs) -> DiffusionPipeline:
@@ -23,6 +24,9 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         `ValueError`: if nothing loads under that name, or the pipeline has no LoRA loader.
     """
     source = assets.resolve(model)
+    if "/" not in source and not os.path.isdir(source):  # ids on the Hub have an owner: nothing is asked there
+        near = hint(model, assets.SHIPPED)
+        raise ValueError(f"There is no model {model!r}. {near}{' ' if near else ''}{_what_helps()}")
     kwargs = {"use_safetensors": True, "dtype": dtype or torch.float32} | model_init_kwargs
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
@@ -30,13 +34,16 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         refused = _why_refused(model, error)
         if refused:
             raise ValueError(refused) from error
-        shipped = ", ".join(name for name in assets.SHIPPED if os.path.isfile(assets.path(name, "model_index.json")))
         raise ValueError(
-            f"No diffusers pipeline could be loaded from {model!r} ({str(error).splitlines()[0]}). Give a folder with "
-            f"a model_index.json, a Hub id you have access to, or a shipped model ({shipped})."
+            f"No diffusers pipeline could be loaded from {model!r} ({str(error).splitlines()[0]}). {_what_helps()}"
         ) from error
     check_pipeline(pipe)
     return pipe
+
+
+def _what_helps() -> str:
+    shipped = ", ".join(name for name in assets.SHIPPED if os.path.isfile(assets.path(name, "model_index.json")))
+    return f"Give a folder with a model_index.json, a Hub id you have access to, or a shipped model ({shipped})."
 
 
 def _why_refused(model: str, error: BaseException | None) -> str | None:

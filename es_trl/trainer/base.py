@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..data import load_prompts
 from ..evaluation import EvaluationRow
 from ..hub.environment import environment
+from ..names import checked
 from ..pipelines import (
     DEFAULT_TARGETS,
     CallSettings,
@@ -80,6 +81,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
     keeps_journal = False  # whether a run can be replayed from the scores of its `last_step`s
     es_space = "lora"
 
+    @checked
     def __init__(
         self,
         model: str | DiffusionPipeline,

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
 from ..hub.escaping import redact_all
+from ..names import checked
 from ..rewards.calling import function_name
 
 
@@ -36,6 +37,7 @@ REJECTED = {
 }
 
 
+@checked
 @dataclass
 class DiffusionConfig(TrainingArguments):
     r"""
@@ -114,8 +116,8 @@ class DiffusionConfig(TrainingArguments):
             Gradient clipping; 0 is off, since the Trainer's 1.0 would clip every step.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Must stay False: reward functions read the data set's columns.
-        logging_steps (`float`, *optional*, defaults to `10`):
-            Log every that many steps.
+        logging_steps (`float`, *optional*, defaults to `0.1`):
+            Log every that many steps; below 1, a share of `max_steps`, so that the default gives ten logs.
         save_total_limit (`int`, *optional*, defaults to `2`):
             Checkpoints kept, at least 2 so that one is whole while another is written; the best one is kept too.
         save_failure (`str`, *optional*, defaults to `"raise"`):
@@ -215,7 +217,7 @@ class DiffusionConfig(TrainingArguments):
         default=False, metadata={"help": "Must stay False: reward functions read the data set's columns."}
     )
     logging_steps: float = field(
-        default=10, metadata={"help": "Steps between two logs; below 1, a share of max_steps."}
+        default=0.1, metadata={"help": "Steps between two logs; below 1, a share of max_steps."}
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept, at least 2 so that one is whole; the best one is kept too."}

@@ -4,7 +4,9 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..names import checked
 from .advantages import EPSILON, PromptStatistics, combine
+from .base import DiffusionTrainer
 from .ddpo_config import DDPOConfig
 from .group_rollout import Rollout
 from .policy_gradient import PolicyGradientTrainer
@@ -39,6 +41,7 @@ class DDPOTrainer(PolicyGradientTrainer):
     config_class = DDPOConfig
     method_name = "ddpo"
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: DDPOConfig = self.args

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ..names import checked
 from .policy_gradient_config import PolicyGradientConfig
 
 
+@checked
 @dataclass
 class DDPOConfig(PolicyGradientConfig):
     r"""

@@ -10,7 +10,9 @@ from datasets import Dataset
 from torch import nn
 
 from ..es import make_generator
+from ..names import checked
 from ..pipelines import DenoisingModel, DifferentiableForward
+from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
 from .dpo_pairs import Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
@@ -46,6 +48,7 @@ class DiffusionDPOTrainer(GradientTrainer):
     config_class = DiffusionDPOConfig
     method_name = metric_prefix = "dpo"
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.denoising = DenoisingModel(self.adapter)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..names import checked
 from .gradient_config import GradientConfig
 
 
@@ -9,6 +10,7 @@ LOSS_TYPES = ("sigmoid", "ipo")
 LEVEL_SAMPLING = ("uniform", "logit_normal")
 
 
+@checked
 @dataclass
 class DiffusionDPOConfig(GradientConfig):
     r"""

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
+from ..names import checked
 from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .es_config import ESConfig
@@ -49,6 +50,7 @@ class ESTrainer(DiffusionTrainer):
     method_name = "es"
     keeps_journal = True
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: ESConfig = self.args

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 
 from ..es.fitness import FITNESS_SHAPING
 from ..es.members import Population
+from ..names import checked
 from ..pipelines.spaces import SPACES
 from .config import DiffusionConfig
 
 
+@checked
 @dataclass
 class ESConfig(DiffusionConfig):
     r"""

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from ..names import checked
 from .config import DiffusionConfig
 
 
 GRADIENT_SPACES = ("lora", "lora_b", "lora_xs")  # the export of "weight" is a truncated SVD, which has no gradient
 
 
+@checked
 @dataclass
 class GradientConfig(DiffusionConfig):
     r"""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from ..names import checked
 from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
@@ -34,6 +35,7 @@ class GradientTrainer(DiffusionTrainer):
     config_class = GradientConfig
     metric_prefix = "gradient"
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.checkpoint_activations:

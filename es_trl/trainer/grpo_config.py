@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from ..names import checked
 from .policy_gradient_config import PolicyGradientConfig
 
 
 LOSS_TYPES = ("grpo", "grpo_guard")
 
 
+@checked
 @dataclass
 class GRPOConfig(PolicyGradientConfig):
     r"""

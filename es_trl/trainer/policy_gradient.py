@@ -11,7 +11,9 @@ from torch import nn
 
 from ..es import make_generator
 from ..evaluation import EvaluationRow, default_rows
+from ..names import checked
 from ..pipelines import Gaussian, PolicySampler, PolicySettings
+from .base import DiffusionTrainer
 from .gradient_trainer import GradientTrainer
 from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
 from .policy_gradient_config import PolicyGradientConfig
@@ -32,6 +34,7 @@ class PolicyGradientTrainer(GradientTrainer):
     config_class = PolicyGradientConfig
     metric_prefix = "policy"
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: PolicyGradientConfig = self.args

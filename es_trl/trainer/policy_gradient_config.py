@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass, field
 
+from ..names import checked
 from .gradient_config import GradientConfig
 
 
+@checked
 @dataclass
 class PolicyGradientConfig(GradientConfig):
     r"""

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from ..names import checked
 from .advantages import combine, group_advantages, win_rates
+from .base import DiffusionTrainer
 from .group_rollout import Judge, Rollout
 from .grpo import GRPOTrainer
 from .pairwise import GroupJudge
@@ -41,6 +43,7 @@ class PrefGRPOTrainer(GRPOTrainer):
     config_class = PrefGRPOConfig
     method_name = "pref_grpo"
 
+    @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config: PrefGRPOConfig = self.args

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..names import checked
 from ..rewards.calling import function_name
 from .grpo_config import GRPOConfig
 
 
+@checked
 @dataclass
 class PrefGRPOConfig(GRPOConfig):
     r"""
