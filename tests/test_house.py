@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "run"},
     "replay": {"pipelines", "run", "trainer"},
     "formatting": set(),
+    "names": set(),
     "pictures": set(),
 }
 # single files that every room but the mathematics may use, and that know no room
-FOR_ALL = {"formatting", "pictures"}
+FOR_ALL = {"formatting", "names", "pictures"}
 # what stands above the rooms and takes only what a room's front door gives: `from es_trl.room import name`
 FRONT_DOORS_ONLY = ("cli",)
 

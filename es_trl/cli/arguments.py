@@ -52,6 +52,10 @@ class RunArguments:
         judge (`str`, *optional*):
             CLIP checkpoint that measures retrieval, hard negatives and Frechet distance after training; it is never
             optimised.
+        live (`bool`, *optional*, defaults to `False`):
+            Serve the run's page while it trains, on this machine only; the log has its address.
+        live_port (`int`, *optional*, defaults to `0`):
+            Its port; 0 takes a free one.
     """
 
     model_name_or_path: str = field(metadata={"help": "A shipped name, a folder, or a Hub id."})
@@ -89,6 +93,9 @@ class RunArguments:
     judge: str | None = field(
         default=None, metadata={"help": "CLIP checkpoint that judges the result and is never optimised."}
     )
+
+    live: bool = field(default=False, metadata={"help": "Serve the run's page while it trains, on this machine only."})
+    live_port: int = field(default=0, metadata={"help": "Port of the live page; 0 takes a free one."})
 
     def __post_init__(self):
         self.reward_funcs = split_names(self.reward_funcs)

@@ -1,12 +1,22 @@
 """es_trl's own messages on the terminal, for programs that have not set up logging themselves."""
 
 import logging
+import sys
+
+from tqdm.auto import tqdm
+
+
+class AboveTheBar(logging.Handler):
+    """Writes to standard error, above any progress bar that stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def show_messages(first_process: bool) -> None:
     """What the library logs, to standard error: all of it in the first process, warnings in the others."""
     package = logging.getLogger("es_trl")
     if not logging.getLogger().handlers and not package.handlers:
-        package.addHandler(logging.StreamHandler())
+        package.addHandler(AboveTheBar())
         package.setLevel(logging.INFO if first_process else logging.WARNING)
         package.propagate = False

@@ -26,8 +26,8 @@ SHOWN = {
         "max_steps", "prompts_per_step", "images_per_prompt", "learning_rate", "lr_scheduler_type", "seed",
     ),
     "What is kept and shown": (
-        "logging_steps", "sample_steps", "save_steps", "save_total_limit", "load_best_model_at_end", "report_to",
-        "push_to_hub", "hub_model_id",
+        "live", "logging_steps", "sample_steps", "save_steps", "save_total_limit", "load_best_model_at_end",
+        "report_to", "push_to_hub", "hub_model_id",
     ),
 }  # fmt: skip
 CONFIG_HELP = "YAML file with any of these options; the command line overrides it."

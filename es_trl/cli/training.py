@@ -1,13 +1,16 @@
 """One training run from its arguments: train, save, evaluate, push. Recipes and `es-trl train` are both this."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 from datasets import Dataset
 from transformers.trainer_callback import TrainerCallback
 
 from ..data import load_prompts
-from ..report import write_report
+from ..report import LivePage, write_report
+from ..run import running
 from ..trainer import DiffusionConfig, DiffusionTrainer
 from .arguments import RunArguments
 from .messages import show_messages
@@ -67,6 +70,20 @@ def prompts_of(arguments: RunArguments) -> tuple[Dataset, Dataset | None, Datase
     return train, *found
 
 
+@contextlib.contextmanager
+def _live_page(trainer: DiffusionTrainer, arguments: RunArguments) -> Iterator[None]:
+    """With `live`, the page of the run is served meanwhile; its address is in the log."""
+    if not arguments.live or not trainer.is_world_process_zero():
+        yield
+        return
+    page = LivePage(trainer.args.output_dir, arguments.live_port, running).start()
+    logger.info("The page of this run, on this machine only: %s", page.url)
+    try:
+        yield
+    finally:
+        page.close()
+
+
 def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     """
     Trains, saves, evaluates, reports and pushes. `output_dir` is then a complete run folder: the LoRA, the card,
@@ -80,7 +97,8 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
         write_rerun(arguments, config)
     if test is not None:
         trainer.prepare_prompts(test["prompt"])
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with _live_page(trainer, arguments):
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_state()
     if test is not None:
         trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)

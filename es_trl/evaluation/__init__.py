@@ -6,6 +6,7 @@ from .files import write_files
 from .grids import before_after, contact_sheet, member_strip
 from .inputs import run_value
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
+from .looks import LOOKS, looks_of
 from .noise import Noise
 from .pictures import choose_pairs, save_pairs
 from .protocol import draw_images
@@ -17,6 +18,7 @@ from .statistics import MIN_PROMPTS, gap_closure, mean_estimate, paired_differen
 
 
 __all__ = [
+    "LOOKS",
     "MIN_PROMPTS",
     "AdapterSource",
     "ClipJudge",
@@ -37,6 +39,7 @@ __all__ = [
     "gap_closure",
     "holm",
     "load_judge",
+    "looks_of",
     "mean_estimate",
     "member_strip",
     "paired_difference",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..rewards.clip_features import share_image_features
+from .looks import LOOKS, looks_of
 from .noise import Noise
 from .result import Evaluation
 from .rows import Draw, EvaluationRow
@@ -108,8 +110,10 @@ def measure(
                 scores[share.slot(key[0]), key[1]] = known[key][0]
                 if judge is not None:
                     features[share.slot(key[0]), key[1]] = known[key][1]
+        looks = share.empty((images_of, len(LOOKS)))
         kept = {}
         todo = [key for key in keys if key not in known]
+        bar = tqdm(total=len(todo), desc=users[0].name, unit="img", leave=False, disable=share.process_index or None)
         for batch, images in draw_images(model, prompts, users[0], todo, result.noise, batch_size):
             indices = [prompt for prompt, _ in batch]
             with share_image_features():
@@ -123,20 +127,24 @@ def measure(
                 batch_features = judge.image_features(images) if judge is not None else None
             slots = [share.slot(i) for i in indices], [image for _, image in batch]
             scores[slots] = batch_scores
+            looks[slots] = [looks_of(image) for image in images]
+            bar.update(len(batch))
             if judge is not None:
                 features[slots] = batch_features
             if journal is not None:
                 journal.append(draw, batch, batch_scores, batch_features)
             kept |= {key: image for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
+        bar.close()
         missing = [key for key in keys if key[0] < n_keep and key not in kept]  # scored before an interruption
         for batch, images in draw_images(model, prompts, users[0], missing, result.noise, batch_size):
             kept |= dict(zip(batch, images, strict=True))
         before = f", {len(keys) - len(todo)} of them before" if len(todo) < len(keys) else ""
         logger.info("evaluated %s: %d images%s", ", ".join(row.name for row in users), len(keys), before)
-        scores = share.collect(scores)
+        scores, looks = share.collect(scores), share.collect(looks)
         features = share.collect(features) if judge is not None else None
         for row in users:
             picked = result.add_row(row, scores, features, judge)
+            result.looks[row.name] = np.take_along_axis(looks, picked[:, :, None], axis=1)
             mine = {
                 (prompt, j): kept[prompt, int(picked[prompt, j])]
                 for prompt in kept_share.mine

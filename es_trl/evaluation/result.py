@@ -14,6 +14,7 @@ from PIL import Image
 from ..es.keys import make_seed
 from ..rewards.totals import weighted_total
 from .fingerprint import prompts_sha256
+from .looks import LOOKS
 from .noise import Noise
 from .significance import holm, wilcoxon_p
 from .statistics import (
@@ -49,6 +50,8 @@ class Evaluation:
         images (`dict[str, list[list[PIL.Image.Image]]]`): Per row the J pictures of the first prompts.
         judge_scores (`dict[str, dict[str, np.ndarray]]`): Per row and metric of the judge (P, J) or (P, 1).
         distances (`dict[str, tuple[float, np.ndarray]]`): Per row the Frechet distance and its bootstrap draws.
+        looks (`dict[str, np.ndarray]`): Per row (P, J, 6), how the pictures look ([`LOOKS`]); NaN for those that an
+            interrupted evaluation had scored before.
         image_index (`dict[str, np.ndarray]`): Per row (P, J), which drawn image counts; differs for best-of rows only.
         images_drawn (`dict[str, int]`): Per row, how many images it cost.
         trained (`dict[str, float]`, *optional*): The optimised rewards with their weights; `None` when nobody said.
@@ -71,6 +74,7 @@ class Evaluation:
     images: dict[str, list[list[Image.Image]]] = field(default_factory=dict)
     judge_scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     distances: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
+    looks: dict[str, np.ndarray] = field(default_factory=dict)
     image_index: dict[str, np.ndarray] = field(default_factory=dict)
     images_drawn: dict[str, int] = field(default_factory=dict)
     trained: dict[str, float] | None = None
@@ -249,6 +253,9 @@ class Evaluation:
             "draw": self.folder_of(row),
             "rewards": {reward: self._summary(self.of(row.name, reward)) for reward in self.reward_names},
         }
+        if row.name in self.looks:
+            means = [_mean(self.looks[row.name][..., i]) for i in range(len(LOOKS))]
+            entry["looks"] = dict(zip(LOOKS, means, strict=True))
         if row.name in self.judge_scores:
             entry["judge"] = {name: self._summary(values) for name, values in self.judge_scores[row.name].items()}
             for name in ("retrieval_accuracy", "hard_negative_accuracy"):

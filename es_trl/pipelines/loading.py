@@ -1,14 +1,22 @@
 """From a model name to a pipeline: shipped models by name, folders, Hub ids."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from .. import assets
 from ..names import hint
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwargs) -> DiffusionPipeline:
@@ -28,8 +36,10 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         near = hint(model, assets.SHIPPED)
         raise ValueError(f"There is no model {model!r}. {near}{' ' if near else ''}{_what_helps()}")
     kwargs = {"use_safetensors": True, "dtype": dtype or torch.float32} | model_init_kwargs
+    logger.info("loading %s", model)
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
+        with _without_bars():
+            pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         refused = _why_refused(model, error)
         if refused:
@@ -39,6 +49,20 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwa
         ) from error
     check_pipeline(pipe)
     return pipe
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, diffusers and transformers draw no bars for the parts they load: one line says what is loaded."""
+    libraries = [(library, library.is_progress_bar_enabled()) for library in (diffusers_logging, transformers_logging)]
+    for library, _ in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, enabled in libraries:
+            if enabled:
+                library.enable_progress_bar()
 
 
 def _what_helps() -> str:

@@ -2,8 +2,9 @@
 
 from .comparison import write_comparison
 from .folder import read_folder
+from .live import LivePage
 from .page import write_report
 from .text import evaluation as evaluation_text
 
 
-__all__ = ["evaluation_text", "read_folder", "write_comparison", "write_report"]
+__all__ = ["LivePage", "evaluation_text", "read_folder", "write_comparison", "write_report"]

@@ -52,7 +52,7 @@ def part(make, otherwise):
 
 def _write(folder: Folder) -> Path:
     learned = part(lambda: curves.learning_curves(folder.history), curves.learning_curves([]))
-    drawn = part(lambda: _curve_charts(folder, learned), [])
+    drawn = part(lambda: curve_charts(folder, learned), [])
     target = folder.path / "report"
     target.mkdir(parents=True, exist_ok=True)
     if drawn:
@@ -71,6 +71,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
     found = {
         "title": folder.name,
         "folder": folder,
+        "live": None,
         "head": part(lambda: headline(folder), head),
         "warned": [entry["step"] for entry in folder.history if entry.get("eval_early_warning") == 1.0],
         "facts": part(lambda: _facts(folder, images, seconds), []),
@@ -144,7 +145,8 @@ def _levels(folder: Folder, reward: str) -> list[charts.Level]:
     return levels
 
 
-def _curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
+def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
+    """The learning curves to draw, by reward."""
     trained = folder.trained
     names = curves.reward_names(learned, trained)[:MAX_CHARTS]
     return [(name, charts.learning_curve(learned, name, name in trained, _levels(folder, name))) for name in names]

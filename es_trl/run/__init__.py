@@ -8,12 +8,14 @@ _EXPORTS = {
     "CheckpointCorrupt": "checkpoint",
     "TrainingStopped": "stopping",
     "peak_memory_gb": "memory",
+    "running": "live",
 }
 
-__all__ = ["CheckpointCorrupt", "TrainingStopped", "peak_memory_gb"]
+__all__ = ["CheckpointCorrupt", "TrainingStopped", "peak_memory_gb", "running"]
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointCorrupt
+    from .live import running
     from .memory import peak_memory_gb
     from .stopping import TrainingStopped
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import TrainerCallback
 
-from ..evaluation import Evaluation, EvaluationRow, paired_difference
+from ..evaluation import LOOKS, MIN_PROMPTS, Evaluation, paired_difference
+from .trackers import send_alert
 
 
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.99  # wider than the tables' 95 %: a run is looked at many times, each time for several measures
 RESAMPLES = 2000
+MAX_SHIFT = 1.5  # standard deviations of the base's pictures; a healthy run of the small model moves by 0.9 at most
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class EarlyWarningCallback(TrainerCallback):
     The base model counts as the evaluation of step 0; it is drawn once, at the first evaluation.
 
     When the trained reward has risen since then and the held-out measure has fallen, both beyond the 99 % interval of
-    the paired difference, it says so in the log, logs `eval_early_warning` 1 (otherwise 0) and, with
-    `early_warning="stop"`, ends the training after this evaluation. Without a held-out reward (`eval_reward_funcs`)
-    and without diversity (`eval_images_per_prompt` above 1 and a reward built on CLIP) it has nothing to compare and
-    is silent. A resumed run, and an evaluation on other prompts, start the comparison from the base again.
+    the paired difference, it says so in the log and on wandb or trackio, logs `eval_early_warning` 1 (otherwise 0)
+    and, with `early_warning="stop"`, ends the training after this evaluation. It also has eyes of its own
+    ([`~es_trl.evaluation.LOOKS`]): when the reward has risen and the pictures have moved away from the base's in
+    brightness, contrast, saturation, edges, fine detail or entropy, by more than 1.5 standard deviations of the base's
+    own pictures. A resumed run, and an evaluation on other prompts, start the comparison from the base again. With
+    fewer than 8 evaluation prompts it is silent and says why.
 
     Args:
         trainer ([`DiffusionTrainer`]): The trainer it watches.
@@ -59,26 +63,32 @@ class EarlyWarningCallback(TrainerCallback):
         if args.early_warning == "off" or "eval_reward" not in (metrics or {}) or result is None:
             return
         now = self.measures(result, "adapter", state.global_step)
-        if not now.watched:
+        if len(result.prompts) < MIN_PROMPTS:
+            if not self.prompts:
+                logger.info("%d evaluation prompts are too few for the early warning; give %d.",
+                            len(result.prompts), MIN_PROMPTS)  # fmt: skip
+            self.prompts = list(result.prompts)
             return
         shape, prompts = now.reward.shape, list(result.prompts)
         known = prompts == self.prompts and now.watched.keys() <= self.best.keys()
         if not known or any(measures.reward.shape != shape for measures in self.best.values()):
             self.best, self.prompts = dict.fromkeys(now.watched, self._base(result)), prompts
         fallen = [line for name in now.watched if (line := self._compare(name, self.best[name], now))]
+        fallen += self._look(result, now)
         for name, values in now.watched.items():
             if _mean(values) > _mean(self.best[name].watched[name]):
                 self.best[name] = now
         metrics["eval_early_warning"] = float(bool(fallen))
         self.trainer.log({"eval_early_warning": float(bool(fallen))})
         if fallen:
-            logger.warning(
-                "Early warning at step %d: the trained reward rises and what was not trained falls (%s). The run may "
-                "be hacking its reward: look at samples/, lower the learning rate, or add a reward.%s",
-                state.global_step,
-                "; ".join(fallen),
-                " Stopping, as early_warning='stop' asks." if args.early_warning == "stop" else "",
+            text = (
+                f"Early warning at step {state.global_step}: the trained reward rises and what was not trained falls "
+                f"({'; '.join(fallen)}). The run may be hacking its reward: look at samples/, lower the learning "
+                "rate, or add a reward."
             )
+            stops = " Stopping, as early_warning='stop' asks." if args.early_warning == "stop" else ""
+            logger.warning("%s%s", text, stops)
+            send_alert(self.trainer, "Early warning", text)
             if args.early_warning == "stop":
                 control.should_training_stop = True
 
@@ -92,8 +102,26 @@ class EarlyWarningCallback(TrainerCallback):
         return Measures(step, result.total(scores), watched)
 
     def _base(self, result: Evaluation) -> Measures:
-        row = EvaluationRow("base", adapter=False)
-        return self.measures(self.trainer.evaluate_row(row, result.prompts, result.columns), "base", 0)
+        return self.measures(self.trainer.base_evaluation(result.prompts, result.columns), "base", 0)
+
+    def _look(self, result: Evaluation, now: Measures) -> list[str]:
+        """One line per way in which the pictures have left the range of the base's, if the trained reward rose."""
+        base = self.trainer.base_evaluation(result.prompts, result.columns)
+        reward = paired_difference(
+            now.reward, self.measures(base, "base", 0).reward, resamples=RESAMPLES, confidence=CONFIDENCE
+        )
+        if not reward.low > 0:
+            return []
+        lines = []
+        for i, (name, (less, more)) in enumerate(LOOKS.items()):
+            before, after = base.looks["base"][..., i], result.looks["adapter"][..., i]
+            moved, spread = float(np.nanmean(after) - np.nanmean(before)), float(np.nanstd(before))
+            if abs(moved) > MAX_SHIFT * max(spread, 0.01):
+                lines.append(
+                    f"pictures go {more if moved > 0 else less} ({name} {np.nanmean(after):.3g}, the base's "
+                    f"{np.nanmean(before):.3g} with a spread of {spread:.2g}) while reward {reward.delta:+.4g}"
+                )
+        return lines
 
     @staticmethod
     def _compare(name: str, before: Measures, now: Measures) -> str | None:

@@ -6,22 +6,27 @@ import time
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from .closing import closing_lines
+
 
 class StepProgressCallback(ProgressCallback):
     """
     One line of progress: `Steps 12/200 reward 22.41 (+0.18) 41 img/s ETA 1:12:05`; the number in brackets is the
-    change since the first step. Without a terminal, one such line per log.
+    change since the first step, of a resumed run too. Without a terminal, one such line per log. Evaluations say by
+    how much they differ from the base; at the end come the lines of [`closing_lines`].
     """
 
-    def __init__(self):
+    def __init__(self, trainer):
         super().__init__()
+        self.trainer = trainer
         self.first_reward: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
+        self.first_reward = rewards[0] if rewards else None
         if self.training_bar is not None:
-            self.training_bar.set_description("Steps")
-            self.training_bar.bar_format = "{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix} ETA {remaining}"
+            self.training_bar.bar_format = "Steps {n_fmt}/{total_fmt} |{bar:20}| {desc}ETA {remaining}"
             self.training_bar.disable = not sys.stderr.isatty()  # lines instead of a bar that redraws itself
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -31,13 +36,24 @@ class StepProgressCallback(ProgressCallback):
         if reward is not None:
             self.first_reward = reward if self.first_reward is None else self.first_reward
             line = f"reward {reward:.4g} ({reward - self.first_reward:+.3g}) {speed or 0:.0f} img/s"
-            self.training_bar.set_postfix_str(line, refresh=True)
+            self.training_bar.set_description_str(f"{line} ", refresh=True)
             if self.training_bar.disable:
                 self.training_bar.write(f"Steps {state.global_step}/{state.max_steps} {line}")
         elif any(key.startswith("eval_") and "reward" in key for key in logs):
-            shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            self.training_bar.write(f"Evaluation at step {state.global_step}: {text}")
+            shown = {k: v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
+            base = self.trainer.base_means
+            parts = []
+            for name, value in shown.items():
+                change = f" ({value - base[name]:+.3g} to the base)" if name in base else ""
+                parts.append(f"{name.removeprefix('eval_')} {value:.4g}{change}")
+            self.training_bar.write(f"Evaluation at step {state.global_step}: {'  '.join(parts)}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        lines = closing_lines(self.trainer)
+        if self.training_bar is not None:
+            for line in lines:
+                self.training_bar.write(line)
+        super().on_train_end(args, state, control, **kwargs)
 
 
 class StepClock(TrainerCallback):

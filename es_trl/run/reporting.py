@@ -36,6 +36,8 @@ class ReportingMixin:
 
     evaluation: dict[str, Any] | None = None
     last_evaluation: Evaluation | None = None
+    evaluated_at: int | None = None  # the step of `last_evaluation`
+    _base_row: Evaluation | None = None
     dataset_name: str | None = None
     test_dataset: Any = None
     gallery: Sequence[tuple[str, str]] = ()
@@ -56,6 +58,21 @@ class ReportingMixin:
             trainer_state=self.state,
             **self.evaluation_share(),
         )
+
+    def base_evaluation(self, prompts: Sequence[str], columns: dict[str, list]) -> Evaluation:
+        """The base on these prompts, as [`evaluate_row`]; drawn once, for as long as they stay the same."""
+        if self._base_row is None or list(self._base_row.prompts) != list(prompts):
+            self._base_row = self.evaluate_row(EvaluationRow("base", adapter=False), prompts, columns)
+        return self._base_row
+
+    @property
+    def base_means(self) -> dict[str, float]:
+        """What the base had under every metric of an evaluation, as far as it has been drawn."""
+        base = self._base_row
+        if base is None or self.last_evaluation is None or base.prompts != self.last_evaluation.prompts:
+            return {}
+        means = {f"eval_rewards/{name}/mean": base.mean("base", name) for name in base.reward_names}
+        return means | {"eval_reward": base.mean_total("base")}
 
     @property
     def trained_rewards(self) -> dict[str, float]:

@@ -76,6 +76,20 @@ def log_media(
             logger.warning("Pictures of step %d did not reach %s: %s", step, type(callback).__name__, error)
 
 
+def send_alert(trainer: Trainer, title: str, text: str) -> None:
+    """An alert on those trackers of `trainer` that have alerts: wandb and trackio."""
+    if not trainer.is_world_process_zero():
+        return
+    for callback in trainer.callback_handler.callbacks:
+        try:
+            if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
+                callback._wandb.run.alert(title=title, text=text, level="WARN")
+            elif isinstance(callback, TrackioCallback) and hasattr(callback._trackio, "alert"):
+                callback._trackio.alert(title=title, text=text)
+        except Exception as error:  # a tracker must never end a training
+            logger.warning("An alert did not reach %s: %s", type(callback).__name__, error)
+
+
 def _log_to_run(callback, images: dict, histograms: dict, step: int) -> None:
     tracker = callback._wandb if isinstance(callback, WandbCallback) else callback._trackio
     data = {name: tracker.Image(image, caption=caption) for name, (image, caption) in images.items()}

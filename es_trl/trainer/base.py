@@ -30,6 +30,7 @@ from ..pipelines import (
 from ..rewards import RewardSet
 from ..run.early_warning import EarlyWarningCallback
 from ..run.journaling import JournalCallback
+from ..run.live import LiveCallback, ended
 from ..run.processes import Peers, warn_if_fewer_processes
 from ..run.progress import StepClock, StepProgressCallback
 from ..run.pushing import PushingMixin
@@ -130,6 +131,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         if self.journal is not None:
             self.add_callback(self.journal)
         self.add_callback(EarlyWarningCallback(self))
+        self.add_callback(LiveCallback(self))
         self.add_callback(RunCallback(self))
 
     # ---- input ----
@@ -222,6 +224,8 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.training_seconds += time.perf_counter() - started
+            if self.is_world_process_zero():
+                ended(self.args.output_dir)
 
     def _broadcast_adapter(self) -> None:
         """Every process starts from the numbers of the first one, even where devices round differently."""
@@ -231,7 +235,7 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
     def _replace_progress_callback(self) -> None:
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(StepProgressCallback())
+            self.add_callback(StepProgressCallback(self))
         elif not any(isinstance(c, PrinterCallback) for c in self.callback_handler.callbacks):
             self.add_callback(PrinterCallback())
 
@@ -302,6 +306,9 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         columns = {name: dataset[name] for name in dataset.column_names if name != "prompt"}
         with self.peers.together(f"the evaluation at step {self.state.global_step}"):
             result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
+            self.evaluated_at = self.state.global_step
+            if self.args.early_warning != "off":
+                self.base_evaluation(dataset["prompt"], columns)
         scores = result.scores["adapter"]
         metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
         for name in self.eval_rewards.names:

@@ -2,7 +2,6 @@
   "use strict";
   const root = document.documentElement;
   const all = (query, from = document) => [...from.querySelectorAll(query)];
-  all("[hidden]").forEach((node) => { node.hidden = false; });
 
   // Theme: the system's until the button is used; remembered where the browser lets a local page remember.
   const store = { get() { try { return localStorage.getItem("es_trl-theme"); } catch { return null; } },
@@ -13,6 +12,10 @@
     root.dataset.theme = dark ? "light" : "dark";
     store.set(root.dataset.theme);
   });
+
+  // Everything below belongs to the main part, which a live page puts in anew.
+  const start = () => {
+  all("[hidden]").forEach((node) => { node.hidden = false; });
 
   // Before and after: the range input does keyboard and assistive technology, the pointer sets it directly, so that a
   // tap anywhere counts and a vertical swipe still scrolls.
@@ -78,6 +81,13 @@
     });
   });
 
+  const stop = document.querySelector("[data-stop]");
+  if (stop) stop.addEventListener("click", async () => {
+    stop.disabled = true;
+    const answer = await fetch("stop", { method: "POST" }).catch(() => null);
+    stop.textContent = answer && answer.ok ? "Stopping after this micro-batch" : "There is nothing to stop";
+  });
+
   all(".shell").forEach((shell) => {
     const button = shell.querySelector("button");
     button.addEventListener("click", async () => {
@@ -86,4 +96,28 @@
       catch { getSelection().selectAllChildren(shell.querySelector("pre")); button.textContent = "Selected"; }
     });
   });
+  };
+  start();
+
+  // A live page: asks every two seconds whether the run has left something new, and shows it where the reader is.
+  if (document.querySelector("[data-live]")) {
+    let known = null, gone = 0;
+    setInterval(async () => {
+      const answer = await fetch("version", { cache: "no-store" }).catch(() => null);
+      if (!answer || !answer.ok) {
+        gone += 1;
+        const said = document.querySelector("[data-live] b");
+        if (gone > 2 && said) said.textContent = "The page is no longer served";
+        return;
+      }
+      gone = 0;
+      const version = await answer.text();
+      if (known !== null && known !== version) {
+        const page = new DOMParser().parseFromString(await (await fetch(".", { cache: "no-store" })).text(), "text/html");
+        document.getElementById("main").replaceChildren(...page.getElementById("main").childNodes);
+        start();
+      }
+      known = version;
+    }, 2000);
+  }
 })();

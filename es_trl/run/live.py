@@ -1,0 +1,71 @@
+"""What a run leaves on disk while it trains, so that its page can be looked at and it can be stopped from there."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+
+RUNNING = "running.json"  # there while the run trains
+
+
+class LiveCallback(TrainerCallback):
+    """Writes the log (`trainer_state.json`) at every log, and `running.json` from the first step to the last."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            pid = os.getpid()
+            entry = {"pid": pid, "host": platform.node(), "process": process_mark(pid), "started": time.time(),
+                     "first_step": state.global_step, "max_steps": state.max_steps}  # fmt: skip
+            self._write(RUNNING, lambda path: Path(path).write_text(json.dumps(entry), encoding="utf-8"))
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and Path(args.output_dir, RUNNING).exists():
+            self._write(TRAINER_STATE_NAME, state.save_to_json)
+
+    def _write(self, name: str, write) -> None:
+        """Whole or not at all."""
+        with self.trainer.may_fail(f"The file {name}"):
+            folder = Path(self.trainer.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = folder / f".{name}.{os.getpid()}"
+            write(str(beside))
+            os.replace(beside, folder / name)
+
+
+def ended(folder: str | os.PathLike) -> None:
+    """Takes `running.json` away; to be called however the run has ended."""
+    Path(folder, RUNNING).unlink(missing_ok=True)
+
+
+def running(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """What `running.json` says of a run that trains at this moment on this machine; `None` where none does."""
+    try:
+        entry = json.loads(Path(folder, RUNNING).read_text(encoding="utf-8"))
+        alive = entry["host"] == platform.node() and process_mark(entry["pid"]) == entry["process"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry if alive else None
+
+
+def process_mark(pid: int) -> str | None:
+    """What tells a process from a later one of the same number: when it started; `None` where it is not running."""
+    try:
+        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        pass
+    if os.path.isdir("/proc/self"):
+        return None
+    try:
+        os.kill(pid, 0)  # a system without /proc: that it is there has to do
+    except OSError:
+        return None
+    return "here"

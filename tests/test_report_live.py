@@ -1,0 +1,137 @@
+"""The live page: follows a run that trains, on this machine only, behind a token, with a button that stops it."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from report_folders import run_folder
+from test_report import Page
+from tiny_runs import redness, tiny_trainer
+from transformers import TrainerCallback
+
+from es_trl.report import LivePage
+from es_trl.run import running
+
+
+def fetched(url, data=None):
+    with urllib.request.urlopen(urllib.request.Request(url, data=data)) as answer:
+        return answer.read().decode(), answer.headers
+
+
+class Looks(TrainerCallback):
+    """What the page says from the inside of a run, at every log."""
+
+    def __init__(self, page):
+        self.page, self.seen = page, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seen.append(fetched(self.page.url)[0])
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("watched")
+    page = LivePage(folder, running=running).start()
+    looks = Looks(page)
+    trainer = tiny_trainer(folder, redness, max_steps=3, sample_steps=1, num_sample_prompts=2, callbacks=[looks])
+    trainer.train()
+    yield folder, page, looks.seen
+    page.close()
+
+
+def test_it_follows_the_run(watched):
+    _, page, seen = watched
+    texts = [Page(text).text for text in seen]
+    assert "The first step is being drawn" in texts[0] and "Training step 0 of 3" in texts[0]
+    assert "Step 2 of 3" in texts[2] and "16 images" in texts[2] and "to go" in texts[2]
+    assert "The trained reward of the last batches is" in texts[2]
+    assert seen[2].count('<svg class="chart"') >= 1 and "Sample pictures at step 2" in seen[2]
+    assert "best member at step 2" in seen[2], "best and worst with their pictures"
+    after = Page(fetched(page.url)[0]).text
+    assert "Not training" in after and "Step 3 of 3" not in after
+
+
+def test_the_run_leaves_its_log_and_nothing_that_says_it_still_runs(watched):
+    folder, _, _ = watched
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
+    assert running(folder) is None and not (folder / "running.json").exists()
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_nothing_is_served_without_the_token_or_outside_the_page(watched):
+    _, page, _ = watched
+    assert page.server.server_address[0] == "127.0.0.1" and len(page.token) >= 20
+    root = page.url.replace(f"{page.token}/", "")
+    inside = ("", "/../es_config.json", "/es_config.json", "/samples/step-000000.jpg")
+    for path in ("", "x/", "version", *(page.token + name for name in inside)):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            fetched(root + path)
+        assert error.value.code == 404
+    text, headers = fetched(page.url)
+    assert headers["Cache-Control"] == "no-store" and headers["Referrer-Policy"] == "no-referrer"
+    assert "default-src 'none'" in text and "connect-src 'self'" in text
+
+
+def test_the_button_does_what_ctrl_c_does_and_only_to_a_run_that_trains(watched, monkeypatch):
+    folder, page, _ = watched
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    with pytest.raises(urllib.error.HTTPError):
+        fetched(page.url + "stop", b"")
+    process = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
+    entry = {"pid": os.getpid(), "host": platform.node(), "process": process}
+    entry |= {"started": 0, "first_step": 0, "max_steps": 3}
+    (folder / "running.json").write_text(json.dumps(entry | {"process": "another process of this number"}))
+    with pytest.raises(urllib.error.HTTPError):
+        fetched(page.url + "stop", b"")
+    (folder / "running.json").write_text(json.dumps(entry))
+    assert fetched(page.url + "stop", b"")[0] == "stopping" and sent == [(os.getpid(), signal.SIGINT)]
+    (folder / "running.json").unlink()
+
+
+def test_a_run_is_stopped_from_its_page_with_a_checkpoint(tmp_path):
+    """A process of its own, as a user has it: `es-trl train --live`, the address from its log, and the button."""
+    words = ["train", "--model_name_or_path", "tiny-sana-sprint", "--reward_funcs", "jpeg_compressibility",
+             "--dataset_name", "tiny-train", "--output_dir", str(tmp_path / "run"), "--max_steps", "100000",
+             "--population_size", "2", "--prompts_per_step", "1", "--max_sequence_length", "16", "--use_cpu", "true",
+             "--live", "true", "--report_to", "none", "--sample_steps", "0"]  # fmt: skip
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "es_trl.cli.commands", *words], **pipes)
+    timer = threading.Timer(240, process.kill)
+    timer.start()
+    url = next(line.split()[-1] for line in process.stderr if "The page of this run" in line)
+    while running(tmp_path / "run") is None:
+        time.sleep(0.1)
+    assert fetched(url + "stop", b"")[0] == "stopping"
+    rest = process.stderr.read()
+    assert process.wait() == 130, rest
+    timer.cancel()
+    assert list((tmp_path / "run").glob("checkpoint-*")) and running(tmp_path / "run") is None
+
+
+def test_a_folder_that_is_still_empty_and_a_finished_one_have_a_page(tmp_path):
+    for folder in (tmp_path / "empty", run_folder(tmp_path / "done")):
+        page = LivePage(folder, running=running).start()
+        text = Page(fetched(page.url)[0]).text
+        assert "Not training" in text and ("One step now" in text) == (folder.name == "done")
+        page.close()
+
+
+def test_a_taken_port_is_one_line(tmp_path, capsys):
+    from es_trl.cli import main
+
+    page = LivePage(tmp_path).start()
+    port = page.server.server_address[1]
+    assert main(["report", str(tmp_path), "--follow", "--port", str(port)]) == 2
+    assert f"es-trl report: port {port} cannot be used" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), str(tmp_path), "--follow"]) == 2
+    page.close()
