@@ -192,13 +192,13 @@ def test_missing_scores_are_counted_and_columns_stay_aligned(adapter):
 
     found = evaluate(
         adapter, PROMPTS, RewardSet(by_answer), [EvaluationRow("base", adapter=False), EvaluationRow("adapter")],
-        batch_size=2, columns={"answer": list(range(5))},
+        batch_size=2, columns={"answer": list(range(8))},
     )  # fmt: skip
     table = found.to_dict()
     summary = table["rows"][0]["rewards"]["by_answer"]
-    assert summary["mean"] == pytest.approx((0 + 1 + 2 + 4) / 4)
-    assert (summary["prompts"], summary["missing"]) == (4, 1)
-    assert (table["paired"][0]["prompts"], table["paired"][0]["missing"]) == (4, 1)
+    assert summary["mean"] == pytest.approx((28 - 3) / 7)
+    assert (summary["prompts"], summary["missing"]) == (7, 1)
+    assert (table["paired"][0]["prompts"], table["paired"][0]["missing"]) == (7, 1)
     assert found.mean("base", "by_answer") == summary["mean"]
 
 
@@ -223,10 +223,10 @@ def test_a_failing_reward_says_where(adapter):
     "changed, message",
     [
         ({"prompts": []}, "no prompts"),
-        ({"prompts": ["a cat", None]}, "prompt 1 is a NoneType"),
+        ({"prompts": ["a cat", None]}, "row 1 is NoneType"),
         ({"rows": [EvaluationRow("a"), EvaluationRow("a")]}, "each its own name"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"columns": {"answer": [1]}}, "column 'answer' has 1 values for 5 prompts"),
+        ({"columns": {"answer": [1]}}, "column 'answer' has 1 values for 8 prompts"),
         ({"num_processes": 2}, "give gather"),
         ({"process_index": 1}, "process_index is 1"),
     ],

@@ -82,10 +82,10 @@ def test_every_look_moves_with_what_it_is_called():
     white = Image.new("RGB", (64, 64), "white")
     found = {name: dict(zip(LOOKS, looks_of(image), strict=True)) for name, image in
              (("grey", grey), ("noise", noise), ("red", red), ("white", white))}  # fmt: skip
-    assert found["white"]["brightness"] == 1.0 > found["grey"]["brightness"]
+    assert found["white"]["brightness"] == pytest.approx(1.0) and found["grey"]["brightness"] < 0.6
     assert found["red"]["saturation"] > 0.8 > found["grey"]["saturation"] == 0.0
     for name in ("contrast", "edges", "fine_detail", "entropy"):
-        assert found["noise"][name] > found["grey"][name] == 0.0
+        assert found["noise"][name] > 0.01 > found["grey"][name]
 
 
 def test_it_sees_pictures_go_dark_though_nothing_held_out_was_named(tmp_path, monkeypatch, caplog):
