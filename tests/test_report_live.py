@@ -76,6 +76,9 @@ def test_nothing_is_served_without_the_token_or_outside_the_page(watched):
         with pytest.raises(urllib.error.HTTPError) as error:
             fetched(root + path)
         assert error.value.code == 404
+    foreign = urllib.request.Request(page.url, headers={"Host": "example.org:80"})
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(foreign)
     text, headers = fetched(page.url)
     assert headers["Cache-Control"] == "no-store" and headers["Referrer-Policy"] == "no-referrer"
     assert "default-src 'none'" in text and "connect-src 'self'" in text

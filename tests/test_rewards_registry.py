@@ -36,7 +36,7 @@ def no_models(monkeypatch):
         ("nowhere.py:f", "there is no file"),
         ("hpsv2:nowhere", "neither a folder nor a Hub id"),
         ("image_reward:./nowhere", "neither a folder nor a Hub id"),
-        ("human:all", "takes no checkpoint"),
+        ("human:all", "human:PORT with a port such as 8123"),
         ("remote", "needs an address: remote:https"),
         ("remote:", "needs an address"),
         ("remote:ftp://host/x", "must start with https"),

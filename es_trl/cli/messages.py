@@ -20,3 +20,13 @@ def show_messages(first_process: bool) -> None:
         package.addHandler(AboveTheBar())
         package.setLevel(logging.INFO if first_process else logging.WARNING)
         package.propagate = False
+        silence_loading()
+
+
+def silence_loading() -> None:
+    """No bar for every part of a model that is loaded: what is loaded is one line of ours."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -47,12 +47,16 @@ class LivePage:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                answer = page.answer(self.path)
+                answer = page.answer(self.path) if self.known_host() else None
                 self.reply(*(answer or (404, "text/plain", b"not here")))
 
             def do_POST(self):
-                done = self.path == f"/{page.token}/stop" and page.stop()
+                done = self.known_host() and self.path == f"/{page.token}/stop" and page.stop()
                 self.reply(200 if done else 404, "text/plain", b"stopping" if done else b"nothing to stop")
+
+            def known_host(self) -> bool:
+                """Not asked under another name: a foreign page may point its own at 127.0.0.1."""
+                return self.headers.get("Host", "").rpartition(":")[0] in (HOST, "localhost")
 
             def reply(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)

@@ -34,6 +34,8 @@ class Human:
     """
     Share of comparisons that a picture wins, in [0, 1], by votes on a page at `http://127.0.0.1:<port>/<secret>/`.
 
+    In a config, `human:8123` fixes the port of the page.
+
     The address is logged when the first comparisons wait. The page is worked with the keyboard: left and right arrow
     choose, space is a tie, backspace takes the last vote back. Which picture stands left is drawn by lot, so that a
     preference for one side favours nobody. Training waits for the votes; a group must be whole, so it needs a single

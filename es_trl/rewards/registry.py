@@ -62,8 +62,8 @@ def parse_reward(spec: str) -> NamedReward:
 
     Args:
         spec (`str`): one of `REWARD_NAMES`; `name:checkpoint`; a shipped scorer, CLIP folder or Hub id `org/name`
-            (scored like `pickscore`); `remote:URL`; `vlm_judge:MODEL@URL`, `vlm_judge:score:MODEL@URL` or
-            `vlm_judge:pairwise:MODEL@URL`; or `path/to/file.py:function`, which runs that file.
+            (scored like `pickscore`); `human:PORT`; `remote:URL`; `vlm_judge:MODEL@URL`, `vlm_judge:score:MODEL@URL`
+            or `vlm_judge:pairwise:MODEL@URL`; or `path/to/file.py:function`, which runs that file.
 
     Raises:
         `ValueError`: the name is unknown (with the nearest known one), or the folder, file or function is missing.
@@ -75,6 +75,10 @@ def parse_reward(spec: str) -> NamedReward:
     if path.endswith(".py") or text.endswith(".py"):
         return _from_file(spec, path, function)
     name, colon, checkpoint = text.partition(":")
+    if name == "human" and colon:
+        if not checkpoint.isdecimal() or not 0 < int(checkpoint) < 65536:
+            raise ValueError(f"reward {spec!r} in reward_funcs: write human, or human:PORT with a port such as 8123")
+        return NamedReward(spec, name, lambda device, dtype: _attribute(*_OWN_REWARDS[name])(port=int(checkpoint)))
     if name in _PLAIN_REWARDS or name in _OWN_REWARDS:
         if colon:
             raise ValueError(f"reward {spec!r} in reward_funcs: {name} takes no checkpoint, write {name!r}")

@@ -3,6 +3,7 @@
 import sys
 import time
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -22,12 +23,13 @@ class StepProgressCallback(ProgressCallback):
         self.first_reward: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
         rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
         self.first_reward = rewards[0] if rewards else None
-        if self.training_bar is not None:
-            self.training_bar.bar_format = "Steps {n_fmt}/{total_fmt} |{bar:20}| {desc}ETA {remaining}"
-            self.training_bar.disable = not sys.stderr.isatty()  # lines instead of a bar that redraws itself
+        self.current_step = state.global_step
+        if state.is_world_process_zero:  # without a terminal lines instead of a bar that redraws itself
+            form = "Steps {n_fmt}/{total_fmt} |{bar:20}| {desc}ETA {remaining}"
+            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True,
+                                     bar_format=form, disable=not sys.stderr.isatty())  # fmt: skip
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None:
