@@ -18,6 +18,7 @@ from test_report import Page
 from tiny_runs import redness, tiny_trainer
 from transformers import TrainerCallback
 
+from es_trl.evaluation import find_adapters
 from es_trl.report import LivePage
 from es_trl.run import running
 
@@ -118,7 +119,10 @@ def test_a_run_is_stopped_from_its_page_with_a_checkpoint(tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 130, rest
     timer.cancel()
-    assert list((tmp_path / "run").glob("checkpoint-*")) and running(tmp_path / "run") is None
+    (folder,) = (tmp_path / "run").glob("checkpoint-*")
+    assert running(tmp_path / "run") is None
+    assert f"es-trl eval --adapter {folder} --prompts FILE --rewards jpeg_compressibility" in rest
+    assert find_adapters(str(folder))[0].trained_rewards == {"jpeg_compressibility": 1.0}, "an adapter that loads"
 
 
 def test_a_folder_that_is_still_empty_and_a_finished_one_have_a_page(tmp_path):

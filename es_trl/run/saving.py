@@ -119,11 +119,13 @@ class SavingMixin:
         self.is_in_train = False
         signum = self.stop_signals.received or signal.SIGTERM
         newest = folder if _is_whole(folder) else last_checkpoint(self.args.output_dir)
+        what_now = f"Continue from {newest} with resume_from_checkpoint=latest, or see how far it came: es-trl eval "
+        what_now += f"--adapter {newest} --prompts FILE --rewards {','.join(self.eval_rewards.names)}"
         logger.warning(
             "Stopped by %s at step %d. %s",
             signal.Signals(signum).name,
             self.state.global_step,
-            f"Continue from {newest} with resume_from_checkpoint=latest." if newest else "There is no checkpoint.",
+            what_now if newest else "There is no checkpoint.",
         )
         return TrainingStopped(128 + signum)
 
