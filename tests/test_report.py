@@ -110,6 +110,12 @@ def test_everything_that_was_found_is_on_the_page(finished):
             assert min(image.size) > 200
 
 
+def test_the_population_shows_the_prompts_of_its_group(finished):
+    _, path = finished
+    text = opened(path).text
+    assert "step 4 a red cat; a red house" in text and "of one group, on the group's own prompts" in text
+
+
 def test_worst_pairs_come_last_and_are_the_worst(finished):
     folder, path = finished
     pairs = json.loads((folder / "eval.json").read_text())["pictures"]
