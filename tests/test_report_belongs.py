@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_runs import PROMPTS, redness, tiny_trainer
@@ -78,3 +79,20 @@ def test_a_picture_without_a_stamp_is_nobodys(judged, tmp_path):
     digest = adapter_digest(judged[0])
     assert not drawn_with(tmp_path / "plain.jpg", digest) and not drawn_with(tmp_path / "broken.jpg", digest)
     assert adapter_digest(tmp_path) is None
+
+
+def test_typical_prompts_are_drawn_at_several_strengths_and_one_is_the_adapter_as_trained(judged):
+    folder, trainer = judged
+    table = json.loads((folder / "eval.json").read_text())
+    entry = table["strengths"]
+    assert list(entry["files"]) == ["0", "0.25", "0.5", "0.75", "1", "1.25", "1.5"] and 1 <= len(entry["prompts"]) <= 4
+    sheets = {name: np.asarray(Image.open(folder / path)).astype(int) for name, path in entry["files"].items()}
+    by_prompt = {pair["prompt"]: pair["files"] for pair in table["pictures"]}
+    for strength, row in (("0", "base@1"), ("1", "adapter@1")):
+        for i, prompt in enumerate(entry["prompts"]):
+            picture = np.asarray(Image.open(folder / by_prompt[prompt][row])).astype(int)
+            tile = sheets[strength][:, i * picture.shape[1] : (i + 1) * picture.shape[1]]
+            assert np.abs(tile - picture).mean() < 3, "the same picture, but for JPEG"
+    page = write_report(folder).read_text()
+    assert "LoRA strength" in page and page.count("Sample pictures at strength") == 7
+    assert trainer.evaluation["strengths"] == entry

@@ -8,7 +8,7 @@ from .inputs import run_value
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
 from .looks import LOOKS, looks_of
 from .noise import Noise
-from .pictures import choose_pairs, save_pairs
+from .pictures import choose_pairs, save_pairs, save_strengths
 from .protocol import draw_images
 from .result import Evaluation
 from .rows import EvaluationRow, build_rows, default_rows
@@ -46,6 +46,7 @@ __all__ = [
     "run_value",
     "runs_difference",
     "save_pairs",
+    "save_strengths",
     "wilcoxon_p",
     "wilson_interval",
     "write_files",

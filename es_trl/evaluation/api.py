@@ -24,7 +24,7 @@ from .inputs import check, choose_trained, complete_settings, make_rows, pipelin
 from .journal import Journal
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
 from .noise import Noise
-from .pictures import choose_pairs, save_pairs
+from .pictures import choose_pairs, save_pairs, save_strengths
 from .protocol import measure
 from .result import Evaluation
 from .rows import EvaluationRow
@@ -202,6 +202,7 @@ def evaluate(
         if output_dir is not None and process_index == 0:
             pairs = choose_pairs(result, save_images)
             result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size, reuse=True)
+            result.strengths = save_strengths(drawer, result, pairs, output_dir, batch_size)
     finally:
         if isinstance(drawer, LoadedAdapters):
             drawer.unload()

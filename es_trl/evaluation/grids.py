@@ -141,6 +141,18 @@ def member_strip(
     return contact_sheet(pictures, captions, prompts, title, None, cell, upscale, bold="rows")
 
 
+def tiles(rows: list[list], longest: int = 256):
+    """Pictures edge to edge without any text, so that a page can cut them apart again."""
+    width, height = rows[0][0].size
+    scale = min(1.0, longest / max(width, height))
+    width, height = round(width * scale), round(height * scale)
+    page = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            page.paste(rgb(image).resize((width, height)), (x * width, y * height))
+    return page
+
+
 def wrap(text: str, face: ImageFont.ImageFont, width: float, lines: int) -> list[str]:
     """Breaks `text` into at most `lines` lines of at most `width` pixels; what does not fit ends in an ellipsis."""
     text = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text[:1000])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..pictures import rgb
+from .grids import tiles
 from .protocol import draw_images
 from .statistics import prompt_means
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 
 IMAGES = "images"
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # LoRA scales; 0 is the base, 1 as trained
+MOST_STRENGTHS = 4  # prompts that are drawn at all of them
 
 
 def choose_pairs(result: Evaluation, count: int) -> list[dict[str, Any]]:
@@ -114,3 +118,38 @@ def save_pairs(
                 rgb(image).save(beside, format="JPEG", quality=92, subsampling=0)
                 os.replace(beside, wanted[key])
     return pairs
+
+
+def save_strengths(
+    model, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike, batch_size: int = 16
+) -> dict[str, Any] | None:
+    """
+    Draws the most typical prompts with the first adapter at several LoRA strengths, from the noise of the table, into
+    `folder/images/strength-0.25.jpg`: the prompts side by side, without any text.
+
+    Args:
+        model, result, folder, batch_size: As in [`save_pairs`].
+        pairs (`list[dict]`): From [`choose_pairs`].
+
+    Returns:
+        `dict`: `row`, `prompts` and `files`, paths below `folder` by strength; `None` without pairs.
+    """
+    if not pairs:
+        return None
+    first = [pair for pair in pairs if pair["reward"] == pairs[0]["reward"]]
+    chosen = ([pair for pair in first if pair["kind"] == "typical"] or first)[:MOST_STRENGTHS]
+    adapter = next(row for row in result.rows if row.name == chosen[0]["row"])
+    keys = [(pair["prompt_index"], pair["image"]) for pair in chosen]
+    files = {}
+    for strength in STRENGTHS:
+        row = replace(adapter, name=f"strength {strength:g}", adapter_scale=strength)
+        drawn = {}
+        for batch, images in draw_images(model, result.prompts, row, keys, result.noise, batch_size):
+            drawn |= dict(zip(batch, images, strict=True))
+        path = Path(folder, IMAGES, f"strength-{strength:g}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        tiles([[drawn[key] for key in keys]]).save(beside, format="JPEG", quality=92, subsampling=0)
+        os.replace(beside, path)
+        files[f"{strength:g}"] = f"{IMAGES}/{path.name}"
+    return {"row": adapter.name, "prompts": [pair["prompt"] for pair in chosen], "files": files}

@@ -60,6 +60,7 @@ class Evaluation:
         columns (`dict[str, list]`): Further columns of the prompts, of length P: "category", "challenge", ...
         adapters (`list[AdapterSource]`): The adapters that were loaded, if any.
         pictures (`list[dict]`): The pairs of images that were saved.
+        strengths (`dict`, *optional*): The pictures at several LoRA strengths, from [`save_strengths`].
         folders (`dict[str, str]`): Per row the folder of its images, where that is not named after its draw alone.
         details (`dict`): Further entries of `protocol`: model, command, seconds, ...
     """
@@ -82,6 +83,7 @@ class Evaluation:
     columns: dict[str, list] = field(default_factory=dict)
     adapters: "list[AdapterSource]" = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    strengths: dict[str, Any] | None = None
     folders: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -215,6 +217,7 @@ class Evaluation:
         table["exploratory"] = exploratory(self)
         table["checks"] = checks(self)
         table["pictures"] = self.pictures
+        table["strengths"] = self.strengths
         table["protocol"] = {
             "prompts": len(self.prompts),
             "prompts_sha256": prompts_sha256(self.prompts),

@@ -88,6 +88,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "methods": part(lambda: method_lines(folder), []),
         "pairs": part(lambda: pair_groups(folder), []),
         "row_labels": part(lambda: row_labels(folder.evaluation), {}),
+        "strengths": part(lambda: pictures.strengths(folder), None),
         "sheets": part(lambda: pictures.sample_sheets(folder), []),
         "populations": part(lambda: pictures.populations(folder), []),
         "categories": part(lambda: category_bars(folder), []),

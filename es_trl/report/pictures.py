@@ -132,6 +132,16 @@ def _prompt_changes(folder: Folder) -> dict[int, dict[str, float]]:
     return {int(index): {k: float(v) for k, v in line.items() if v == v} for index, line in change.iterrows()}
 
 
+def strengths(folder: Folder) -> dict[str, Any] | None:
+    """The prompts that were drawn at several LoRA strengths, and `frames`: (strength, data URI, width, height)."""
+    entry = (folder.evaluation or {}).get("strengths")
+    if not entry:
+        return None
+    paths = [(strength, folder.file(name)) for strength, name in entry["files"].items()]
+    frames = [(strength, *uri) for strength, path in paths if path is not None and (uri := data_uri(path, 1024))]
+    return {"prompts": entry["prompts"], "frames": frames} if len(frames) > 1 else None
+
+
 def sample_sheets(folder: Folder, limit: int = 9) -> list[tuple[int, str, int, int]]:
     """The sample sheets of a run as (step, data URI, width, height), from the first to the last, at most `limit`."""
     sheets = [entry for entry in folder.samples if "members" not in entry]

@@ -19,6 +19,7 @@ from ..evaluation import (
     evaluate,
     load_judge,
     save_pairs,
+    save_strengths,
     write_files,
 )
 from ..hub import drawn_with, judged, model_card, stamp
@@ -132,7 +133,8 @@ class ReportingMixin:
         if self.is_world_process_zero():
             pairs, batch_size = choose_pairs(result, NUM_PAIRS), self.args.per_device_eval_batch_size
             result.pictures = save_pairs(self.adapter, result, pairs, self.args.output_dir, batch_size)
-            self.evaluation["pictures"] = result.pictures
+            result.strengths = save_strengths(self.adapter, result, pairs, self.args.output_dir, batch_size)
+            self.evaluation |= {"pictures": result.pictures, "strengths": result.strengths}
             write_files(result, self.args.output_dir, self.evaluation)
             steps = self.args.num_inference_steps
             labels = ("base, {} step", "adapter, {} step", "base, {} step")

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from transformers import TrainerCallback
 
 from ..es import make_generator
-from ..evaluation.grids import contact_sheet, member_strip
-from ..pictures import rgb
+from ..evaluation.grids import contact_sheet, member_strip, tiles
 from .journal import read_lines
 from .trackers import has_tracker, log_media
 
@@ -135,20 +134,6 @@ class SampleCallback(TrainerCallback):
         with open(f"{metadata}.tmp", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
         os.replace(f"{metadata}.tmp", metadata)
-
-
-def tiles(rows: list[list], longest: int = 256):
-    """Pictures edge to edge without any text, so that a page can cut them apart again."""
-    from PIL import Image
-
-    width, height = rows[0][0].size
-    scale = min(1.0, longest / max(width, height))
-    width, height = round(width * scale), round(height * scale)
-    page = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            page.paste(rgb(image).resize((width, height)), (x * width, y * height))
-    return page
 
 
 def sample_sheet(images: list, prompts: list[str], title: str, columns: int = 4):

@@ -77,7 +77,7 @@
     input.addEventListener("input", () => {
       all("img", film).forEach((image, i) => image.classList.toggle("shown", i === Number(input.value)));
       film.querySelector("output").textContent = steps[input.value];
-      input.setAttribute("aria-valuetext", `step ${steps[input.value]}`);
+      input.setAttribute("aria-valuetext", `${input.dataset.word} ${steps[input.value]}`);
     });
   });
 
