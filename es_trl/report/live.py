@@ -98,7 +98,11 @@ class LivePage:
         version = self.version()
         with self._lock:
             if self._known[0] != version:
-                self._known = version, self.page().encode()
+                try:
+                    self._known = version, self.page().encode()
+                except Exception as error:  # a page never ends a run; the next log makes it anew
+                    logger.warning("The live page could not be made: %s", error, exc_info=True)
+                    return 500, "text/plain", f"The page could not be made: {error}".encode()
             return 200, "text/html", self._known[1]
 
     def version(self) -> str:
