@@ -134,7 +134,9 @@ def test_what_got_worse_is_called_a_loss(tmp_path, without_png):
 def test_a_slider_shows_the_base_on_the_left_and_the_adapter_on_the_right(finished):
     page = opened(finished[1])
     images = [a for a in page.of("img") if "data-row" in a]
-    assert len(images) == 3 * len(PROMPTS) + 2 * 2, "two typical ones at the top"
+    assert len(images) == 3 * len(PROMPTS)
+    first = page.text.index("largest change"), page.text.index("typical change"), page.text.index("smallest change")
+    assert first == tuple(sorted(first)) and "Chosen by rule" in page.text
     assert {a["class"] for a in images if a["data-row"] == "base@1"} == {"left"}
     assert {a["class"] for a in images if a["data-row"] == "adapter@1"} == {"right"}
     assert all(a["alt"] for a in page.of("img"))

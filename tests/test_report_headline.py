@@ -55,7 +55,7 @@ def test_what_fell_is_the_second_sentence(tmp_path):
     title, lede = said(folder_of(tmp_path, BLUE | WORSE, {"blue": 1.0}, rising=["held"]))
     assert title == "blue rose, held fell"
     assert lede[0].startswith("Judged by blue")
-    assert lede[1].startswith("But held, which training never saw, fell by") and "interval" in lede[1]
+    assert lede[1].startswith("But held, which training never saw, fell by 1") and "interval 0." in lede[1]
 
 
 def test_a_hacked_reward_says_what_fell_though_steps_are_a_yardstick(tmp_path):

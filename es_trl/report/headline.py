@@ -8,7 +8,7 @@ from ..evaluation import MIN_PROMPTS
 from . import wording
 from .folder import Folder
 from .tables import method_lines, row_labels, ruler
-from .wording import NBSP, count, interval, percent, range_of, signed, whole
+from .wording import NBSP, count, interval, number, percent, range_of, signed, whole
 
 
 MAX_GAPS = 8
@@ -125,7 +125,7 @@ def lede(subject: Claim, others: Sequence[Claim], gaps: Sequence[dict[str, Any]]
     spoken = subject if judge is None else next((c for c in [subject, *others] if c.name == judge), subject)
     fallen = [claim for claim in others if claim.fell and claim is not spoken]
     sentences = [_gain(spoken)]
-    sentences += [f"But {_change(claim, 'fell by')}." for claim in fallen[:3]]
+    sentences += [f"But {_fall(claim)}." for claim in fallen[:3]]
     mine = [gap for gap in gaps if gap["reward"] == judge]
     if mine and not fallen:
         sentences.append(_share(mine))
@@ -163,6 +163,15 @@ def _gain(claim: Claim) -> str:
     judge = claim.name + (f", {claim.role}" if claim.role else "")
     text = f"Judged by {judge}, {who} higher than the base model on {wins} of {whole(entries[0]['prompts'])} prompts, "
     return f"{text}drawn from the same noise: {_amount(entries)} on average."
+
+
+def _fall(claim: Claim) -> str:
+    entries = [{k: None if entry.get(k) is None else -entry[k] for k in ("delta", "ci_low", "ci_high")}
+               for entry in claim.paired]  # fmt: skip
+    by = range_of([entry["delta"] for entry in entries], number)
+    ends = interval(entries[0]["ci_high"], entries[0]["ci_low"]) if len(entries) == 1 else ""
+    fall = f"{by} (95{NBSP}% interval {ends})" if ends else by
+    return f"{claim.name}{f', {claim.role},' if claim.role else ''} fell by {fall}"
 
 
 def _change(claim: Claim, verb: str) -> str:

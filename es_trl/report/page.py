@@ -102,7 +102,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "pair_rows": rows,
         "pair_left": rows[0] if rows else None,
         "pair_right": rows[1] if rows else None,
-        "typical": _typical(groups),
+        "first_look": _first_look(groups),
         "pair_rewards": [(group["reward"], f"{group['reward']} ({group['role']})") for group in groups],
     }
     return found
@@ -208,12 +208,12 @@ def _heading(kind: str, members: list[pictures.Pair]) -> str:
     return "Typical" if kind == "typical" else "Largest losses" if min(changes) < 0 else "Smallest gains"
 
 
-def _typical(groups: list[dict[str, Any]]) -> list[pictures.Pair]:
-    """Two or four pairs from the middle of the first ranking, for the top of the page."""
-    found = [
-        pair for group in groups[:1] for kind, _, members in group["kinds"] if kind == "typical" for pair in members
-    ]
-    return found[: 4 if len(found) >= 4 else 2]
+def _first_look(groups: list[dict[str, Any]]) -> list[tuple[str, pictures.Pair]]:
+    """For the top of the page, by rule: the largest, the middle and the smallest change under the first ranking."""
+    found = {kind: members for group in groups[:1] for kind, _, members in group["kinds"]}
+    chosen = [("best", 0), ("typical", len(found.get("typical", ())) // 2), ("worst", -1)]
+    names = {"best": "largest change", "typical": "typical change", "worst": "smallest change"}
+    return [(names[kind], found[kind][place]) for kind, place in chosen if found.get(kind)]
 
 
 def protocol(folder: Folder) -> list[tuple[str, str]]:
