@@ -8,7 +8,7 @@ from .inputs import run_value
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
 from .looks import LOOKS, looks_of
 from .noise import Noise
-from .pictures import choose_pairs, save_pairs, save_strengths
+from .pictures import choose_pairs, first_look, save_pairs, save_strengths
 from .protocol import draw_images
 from .result import Evaluation
 from .rows import EvaluationRow, build_rows, default_rows
@@ -36,6 +36,7 @@ __all__ = [
     "draw_images",
     "evaluate",
     "find_adapters",
+    "first_look",
     "gap_closure",
     "holm",
     "load_judge",

@@ -76,6 +76,17 @@ def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, cou
     return entries
 
 
+def first_look(pairs: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """By rule, what to look at first: of the first ranking the largest, the middle and the smallest changes."""
+    ranked = [pair for pair in pairs if pair["reward"] == pairs[0]["reward"]]
+    if len(ranked) <= count:
+        return ranked
+    third = max(1, count // 3)
+    start = (len(ranked) - (count - 2 * third)) // 2
+    middle = ranked[start : start + count - 2 * third]
+    return [*ranked[:third], *middle, *(ranked[-third:] if count > 1 else [])]
+
+
 def save_pairs(
     model,
     result: Evaluation,

@@ -13,15 +13,17 @@ from ..data import load_prompts
 from ..evaluation import (
     Evaluation,
     EvaluationRow,
-    before_after,
     choose_pairs,
+    contact_sheet,
     default_rows,
     evaluate,
+    first_look,
     load_judge,
     save_pairs,
     save_strengths,
     write_files,
 )
+from ..formatting import interval, number
 from ..hub import drawn_with, judged, model_card, stamp
 from ..pictures import rgb
 from .trackers import tracker_urls
@@ -136,24 +138,28 @@ class ReportingMixin:
             result.strengths = save_strengths(self.adapter, result, pairs, self.args.output_dir, batch_size)
             self.evaluation |= {"pictures": result.pictures, "strengths": result.strengths}
             write_files(result, self.args.output_dir, self.evaluation)
-            steps = self.args.num_inference_steps
-            labels = ("base, {} step", "adapter, {} step", "base, {} step")
-            pictures = {
-                label.format(n) + ("s" if n > 1 else ""): [images[0] for images in result.images[row.name]]
-                for label, n, row in zip(labels, (steps, steps, 2 * steps), result.rows[:3], strict=True)
-            }
-            self._save_pictures(pictures, prompts[:num_pictures], stamp(digest))
+            self._save_pictures(result, num_pictures, stamp(digest))
             self._report(result, time.perf_counter() - started)
         return result
 
-    def _save_pictures(self, pictures: dict[str, list[Image.Image]], prompts: list[str], comment: bytes) -> None:
-        """The before/after sheet, and the adapter's own pictures for the card's gallery."""
+    def _save_pictures(self, result: Evaluation, count: int, comment: bytes) -> None:
+        """The before/after sheet, chosen by rule, and the adapter's own pictures for the card's gallery."""
         folder = os.path.join(self.args.output_dir, "samples")
         os.makedirs(folder, exist_ok=True)
-        sheet = before_after(pictures, prompts)
-        sheet.save(os.path.join(folder, "before_after.jpg"), quality=92, subsampling=0, comment=comment)
+        rows, shown = result.rows[:3], first_look(result.pictures, count)
+        if shown:  # nothing where no reward gave a score
+            files = [[os.path.join(self.args.output_dir, pair["files"][row.name]) for row in rows] for pair in shown]
+            captions = [f"{pair['prompt']} ({number(pair['change'], sign=True)})" for pair in shown]
+            steps = [(row, row.num_inference_steps) for row in rows]
+            labels = [f"{'adapter' if row.adapter else 'base'}, {n} step{'s' if n > 1 else ''}" for row, n in steps]
+            note = (
+                f"The largest, middle and smallest changes of {shown[0]['reward']} over {len(result.prompts)} prompts."
+            )
+            images = [[Image.open(path) for path in paths] for paths in files]
+            sheet = contact_sheet(images, captions, labels, None, note, bold="columns")
+            sheet.save(os.path.join(folder, "before_after.jpg"), quality=92, subsampling=0, comment=comment)
         self.gallery = []
-        for i, (prompt, image) in enumerate(zip(prompts, list(pictures.values())[1], strict=True)):
+        for i, (prompt, (image, *_)) in enumerate(zip(result.prompts, result.images[rows[1].name], strict=False)):
             scale = max(1, 256 // max(image.size))
             image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
             name = os.path.join(folder, f"adapter-{i:03d}.jpg")
@@ -165,16 +171,10 @@ class ReportingMixin:
         for entry in self.evaluation["paired"]:
             if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
                 closure = self.evaluation["gap_closure"].get(entry["reward"])
-                logger.info(
-                    "%s: %s %+.4g [%.4g, %.4g] against %s, gap closure %s",
-                    entry["reward"],
-                    entry["row"],
-                    entry["delta"],
-                    entry["ci_low"],
-                    entry["ci_high"],
-                    entry["against"],
-                    "none" if closure is None else f"{closure:.2f}",
-                )
+                text = f"{entry['reward']}: {entry['row']} {number(entry['delta'], sign=True)}"
+                text += interval(entry["ci_low"], entry["ci_high"]) or ", on too few prompts for an interval,"
+                text += f" against {entry['against']}"
+                logger.info("%s%s", text, "" if closure is None else f", gap closure {closure:.2f}")
         logger.info("evaluated %d prompts in %.0f s", len(result.prompts), seconds)
 
     def create_model_card(
