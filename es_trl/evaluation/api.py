@@ -159,7 +159,7 @@ def evaluate(
         files = {source.label: source.file for source in sources}
         drawer = LoadedAdapters(pipe, files, settings, allow_partial)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}
-        details["judged"] = {source.label: adapter_digest(source.folder) for source in sources}
+        details["judged"] = {source.label: adapter_digest(source.file) for source in sources}
     try:
         described = drawer.describe()
         first = described.get("num_inference_steps") or pipeline_steps(drawer.pipe)

@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-def adapter_digest(folder: str | os.PathLike) -> str | None:
-    """The digest of the LoRA in a folder, as [`~es_trl.pipelines.PipelineAdapter.lora_digest`]; `None` without one."""
+def adapter_digest(place: str | os.PathLike) -> str | None:
+    """`lora_digest` of the adapter that a folder, or a file, holds; `None` without one."""
     from safetensors import SafetensorError
 
     from ..pipelines import file_digest  # brings diffusers along
 
-    path = Path(folder, LORA_FILE)
+    path = Path(place) if Path(place).is_file() else Path(place, LORA_FILE)
     try:
         return file_digest(path) if path.is_file() else None
     except (OSError, SafetensorError) as error:
