@@ -107,7 +107,9 @@ def test_a_csv_with_other_separators_is_named_as_such(mark, name, line, tmp_path
 
 def test_reward_check_takes_columns(tmp_path, capsys):
     file = tmp_path / "mine.py"
-    file.write_text("def score(images, weight, colour, **_):\n    return [weight * len(colour) for _ in images]\n")
+    file.write_text(
+        "def score(images, weight, colour, **_):\n    return [w * len(c) for w, c in zip(weight, colour)]\n"
+    )
     words = ["reward", "check", f"{file}:score", "--json", "--column", "weight=2.5", "--column", "colour=red"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["max"] == 7.5

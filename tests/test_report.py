@@ -141,7 +141,7 @@ def test_a_slider_shows_the_base_on_the_left_and_the_adapter_on_the_right(finish
     assert {a["class"] for a in images if a["data-row"] == "adapter@1"} == {"right"}
     assert all(a["alt"] for a in page.of("img"))
     sliders = [a for a in page.of("input") if a["type"] == "range"]
-    assert len(sliders) == len(PROMPTS) + 4, "one per pair, two at the top, one for all, one for the film"
+    assert len(sliders) == len(PROMPTS) + 2, "one per pair, one for all, one for the film"
     assert all(a.get("aria-label") for a in sliders)
     shown = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].split(",")[1])))
     assert shown.size == (16, 16)

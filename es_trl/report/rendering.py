@@ -34,8 +34,9 @@ def _environment():
 
 def render(template: str, **context: Any) -> str:
     """Fills a template. Everything in `context` is text and is escaped, but for the SVG of charts."""
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
-    return _environment().get_template(template).render(style=style, script=script, **context)
+    files = {"style": "style.css", "script": "page.js", "live_script": "live.js"}
+    texts = {name: (TEMPLATES / file).read_text(encoding="utf-8") for name, file in files.items()}
+    return _environment().get_template(template).render(**texts, **context)
 
 
 def write_text(path: Path, text: str) -> None:

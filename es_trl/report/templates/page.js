@@ -81,13 +81,6 @@
     });
   });
 
-  const stop = document.querySelector("[data-stop]");
-  if (stop) stop.addEventListener("click", async () => {
-    stop.disabled = true;
-    const answer = await fetch("stop", { method: "POST" }).catch(() => null);
-    stop.textContent = answer && answer.ok ? "Stopping after this micro-batch" : "There is nothing to stop";
-  });
-
   all(".shell").forEach((shell) => {
     const button = shell.querySelector("button");
     button.addEventListener("click", async () => {
@@ -98,26 +91,5 @@
   });
   };
   start();
-
-  // A live page: asks every two seconds whether the run has left something new, and shows it where the reader is.
-  if (document.querySelector("[data-live]")) {
-    let known = null, gone = 0;
-    setInterval(async () => {
-      const answer = await fetch("version", { cache: "no-store" }).catch(() => null);
-      if (!answer || !answer.ok) {
-        gone += 1;
-        const said = document.querySelector("[data-live] b");
-        if (gone > 2 && said) said.textContent = "The page is no longer served";
-        return;
-      }
-      gone = 0;
-      const version = await answer.text();
-      if (known !== null && known !== version) {
-        const page = new DOMParser().parseFromString(await (await fetch(".", { cache: "no-store" })).text(), "text/html");
-        document.getElementById("main").replaceChildren(...page.getElementById("main").childNodes);
-        start();
-      }
-      known = version;
-    }, 2000);
-  }
+  root.addEventListener("es_trl-new", start);
 })();
