@@ -123,6 +123,7 @@ def measure(
                     columns={name: [values[i] for i in indices] for name, values in columns.items()},
                     trainer_state=trainer_state,
                     where=f"evaluation of {users[0].name}, prompts {indices[0]} to {indices[-1]}",
+                    step_prompts=prompts,
                 )
                 batch_features = judge.image_features(images) if judge is not None else None
             slots = [share.slot(i) for i in indices], [image for _, image in batch]

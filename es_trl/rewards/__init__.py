@@ -16,6 +16,8 @@ _EXPORTS = {
     "HPSv2": "hpsv2",
     "Human": "human",
     "ImageReward": "image_reward",
+    "Margin": "margin",
+    "NamedReward": "registry",
     "NoArtifacts": "no_artifacts",
     "Ocr": "ocr",
     "Pairwise": "pairwise",
@@ -26,6 +28,7 @@ _EXPORTS = {
     "RewardSet": "reward_set",
     "VlmJudge": "vlm_judge",
     "from_ddpo": "ddpo",
+    "has_margin": "margin",
     "jpeg_compressibility": "jpeg",
     "jpeg_incompressibility": "jpeg",
     "parse_reward": "registry",
@@ -41,6 +44,8 @@ __all__ = [
     "HPSv2",
     "Human",
     "ImageReward",
+    "Margin",
+    "NamedReward",
     "NoArtifacts",
     "Ocr",
     "Pairwise",
@@ -50,6 +55,7 @@ __all__ = [
     "RewardSet",
     "VlmJudge",
     "from_ddpo",
+    "has_margin",
     "jpeg_compressibility",
     "jpeg_incompressibility",
     "parse_reward",
@@ -66,11 +72,12 @@ if TYPE_CHECKING:
     from .human import Human
     from .image_reward import ImageReward
     from .jpeg import jpeg_compressibility, jpeg_incompressibility
+    from .margin import Margin, has_margin
     from .no_artifacts import NoArtifacts
     from .ocr import Ocr
     from .pairwise import Pairwise
     from .pickscore import PickScore
-    from .registry import REWARD_NAMES, parse_reward
+    from .registry import REWARD_NAMES, NamedReward, parse_reward
     from .remote import Remote
     from .reward_set import PendingScores, RewardSet
     from .vlm_judge import VlmJudge

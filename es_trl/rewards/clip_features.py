@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,17 @@ def share_image_features() -> Iterator[None]:
         yield
     finally:
         _image_memo.reset(token)
+
+
+def memoised(owner: object, images: Sequence[Image.Image], compute: Callable):
+    """`compute(images)`, once for the same `owner` and image objects inside [`share_image_features`]."""
+    memo = _image_memo.get()
+    if memo is None:
+        return compute(images)
+    key = (id(owner), tuple(id(image) for image in images))
+    if key not in memo:
+        memo[key] = (list(images), compute(images))  # holding the images keeps their ids from being given to others
+    return memo[key][1]
 
 
 class ClipScorer:
@@ -105,12 +116,11 @@ class ClipScorer:
 
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Features of `images`, shape (B, D), float32, unit norm, on `device`; B >= 1 images of any size and mode."""
+        return memoised(self, images, self._image_features)
+
+    def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         import torch
 
-        memo = _image_memo.get()
-        key = (id(self), tuple(id(image) for image in images))
-        if memo is not None and key in memo:
-            return memo[key][1]
         chunks = []
         with torch.no_grad():
             for start in range(0, len(images), self.batch_size):
@@ -118,10 +128,7 @@ class ClipScorer:
                 pixels = self.processor.image_processor(images=chunk, return_tensors="pt")["pixel_values"]
                 output = self.model.get_image_features(pixel_values=pixels.to(device=self.device, dtype=self.dtype))
                 chunks.append(_unit(output))
-        features = torch.cat(chunks)
-        if memo is not None:
-            memo[key] = (list(images), features)  # holding the images keeps their ids from being given to others
-        return features
+        return torch.cat(chunks)
 
     def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
         """
@@ -154,6 +161,10 @@ class ClipScorer:
     def cosine(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
         """Cosine of each prompt with its own image, shape (B,), float32, in [-1, 1]."""
         return (self.image_features(images) * self.text_features(prompts)).sum(dim=-1)
+
+    def cosines(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
+        """Cosine of every image with every prompt, shape (B, P), float32, in [-1, 1]."""
+        return self.image_features(images) @ self.text_features(prompts).T
 
     def mean_cosine(self, texts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
         """Mean over `texts` of the cosine of each image with that text, shape (B,), float32, in [-1, 1]."""

@@ -23,3 +23,7 @@ class ClipText:
 
     def __call__(self, prompts, images, **kwargs) -> list[float]:
         return ((1 + self.scorer.cosine(prompts, images)) / 2).tolist()
+
+    def across(self, prompts, images):
+        """`(B, P)`: the score of every image under every prompt."""
+        return (1 + self.scorer.cosines(prompts, images)) / 2

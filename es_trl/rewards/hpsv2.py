@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..pictures import rgb
 from .checkpoints import fill, find_file, read_json, read_tensors
-from .clip_features import MAX_CACHED_TEXTS, as_torch_dtype
+from .clip_features import MAX_CACHED_TEXTS, as_torch_dtype, memoised
 
 
 if TYPE_CHECKING:
@@ -64,14 +64,25 @@ class HPSv2:
     def __call__(self, prompts, images, **kwargs) -> list[float]:
         import torch
 
+        texts = torch.stack([self._text(prompt) for prompt in prompts])
+        return (memoised(self, images, self.image_features) * texts).sum(dim=-1).tolist()
+
+    def across(self, prompts, images):
+        """`(B, P)`: the score of every image under every prompt."""
+        import torch
+
+        return memoised(self, images, self.image_features) @ torch.stack([self._text(prompt) for prompt in prompts]).T
+
+    def image_features(self, images):
+        """`(B, D)` float32, unit norm."""
+        import torch
+
+        features = []
         with torch.no_grad():
-            scores = []
             for start in range(0, len(images), self.batch_size):
                 pixels = torch.stack([self.pixels(image) for image in images[start : start + self.batch_size]])
-                features = self.model.encode_image(pixels.to(device=self.device, dtype=self.dtype))
-                texts = torch.stack([self._text(prompt) for prompt in prompts[start : start + self.batch_size]])
-                scores += (torch.nn.functional.normalize(features.float(), dim=-1) * texts).sum(dim=-1).tolist()
-        return scores
+                features.append(self.model.encode_image(pixels.to(device=self.device, dtype=self.dtype)).float())
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """`image` as the model sees it, `(3, 224, 224)` float32."""
@@ -92,7 +103,8 @@ class HPSv2:
         import torch
 
         if prompt not in self._texts:
-            features = self.model.encode_text(self.tokenizer([prompt]).to(self.device))
+            with torch.no_grad():
+                features = self.model.encode_text(self.tokenizer([prompt]).to(self.device))
             if len(self._texts) >= MAX_CACHED_TEXTS:
                 del self._texts[next(iter(self._texts))]
             self._texts[prompt] = torch.nn.functional.normalize(features.float(), dim=-1)[0]

@@ -24,3 +24,7 @@ class PickScore:
 
     def __call__(self, prompts, images, **kwargs) -> list[float]:
         return (self.scorer.logit_scale * self.scorer.cosine(prompts, images)).tolist()
+
+    def across(self, prompts, images):
+        """`(B, P)`: the score of every image under every prompt."""
+        return self.scorer.logit_scale * self.scorer.cosines(prompts, images)

@@ -63,7 +63,8 @@ def parse_reward(spec: str) -> NamedReward:
     Args:
         spec (`str`): one of `REWARD_NAMES`; `name:checkpoint`; a shipped scorer, CLIP folder or Hub id `org/name`
             (scored like `pickscore`); `human:PORT`; `remote:URL`; `vlm_judge:MODEL@URL`, `vlm_judge:score:MODEL@URL`
-            or `vlm_judge:pairwise:MODEL@URL`; or `path/to/file.py:function`, which runs that file.
+            or `vlm_judge:pairwise:MODEL@URL`; `margin:` and one of the scorers before it (see [`Margin`]); or
+            `path/to/file.py:function`, which runs that file.
 
     Raises:
         `ValueError`: the name is unknown (with the nearest known one), or the folder, file or function is missing.
@@ -71,6 +72,8 @@ def parse_reward(spec: str) -> NamedReward:
     text = spec.strip()
     if text.partition(":")[0] in _SERVER_REWARDS:
         return _server_reward(spec, *text.partition(":")[::2])
+    if text.partition(":")[0] == "margin":
+        return _margin(spec, text.partition(":")[2])
     path, _, function = text.rpartition(":")
     if path.endswith(".py") or text.endswith(".py"):
         return _from_file(spec, path, function)
@@ -98,6 +101,17 @@ def parse_reward(spec: str) -> NamedReward:
         return _clip_reward(spec, name, name, checkpoint or None)
     _check_checkpoint(spec, text)
     return _clip_reward(spec, os.path.basename(os.path.normpath(text)), "pickscore", text)
+
+
+def _margin(spec: str, scorer: str) -> NamedReward:
+    """The margin of a scorer: see [`Margin`]."""
+    if not scorer:
+        raise ValueError(f"reward {spec!r} in reward_funcs: name the scorer too, as in 'margin:pickscore'")
+    inner = parse_reward(scorer)
+    name = f"{inner.name}_margin"
+    return NamedReward(
+        spec, name, lambda device, dtype: _attribute("margin", "Margin")(inner.build(device, dtype), name)
+    )
 
 
 def _clip_reward(spec: str, name: str, kind: str, checkpoint: str | None) -> NamedReward:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-RESERVED = ("prompts", "images", "groups", "trainer_state", "log_extra", "log_metric")
+RESERVED = ("prompts", "images", "groups", "step_prompts", "trainer_state", "log_extra", "log_metric")
 GRACE_SECONDS = 5.0
 
 
@@ -126,6 +126,7 @@ class RewardSet:
         log_metric: Callable[[str, float], None] | None = None,
         where: str = "",
         groups: Sequence[Hashable] | None = None,
+        step_prompts: Sequence[str] | None = None,
     ) -> np.ndarray:
         """
         Score B images.
@@ -140,6 +141,8 @@ class RewardSet:
             where (`str`, *optional*): the place in the run (`"step 12, member 3"`), for error messages.
             groups (`list`, *optional*): for rewards that compare images: equal entries belong together. By default
                 images of one prompt do.
+            step_prompts (`list[str]`, *optional*): all prompts of the step or evaluation that the images are a part
+                of, for margins; by default those of the images.
 
         Returns:
             `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through.
@@ -148,7 +151,9 @@ class RewardSet:
             `ValueError`: a reward returned something else than one number or None per image.
             `RuntimeError`: a reward raised (chained, after `retries`).
         """
-        return self.submit(prompts, images, columns, trainer_state, log_extra, log_metric, where, groups).result()
+        return self.submit(
+            prompts, images, columns, trainer_state, log_extra, log_metric, where, groups, step_prompts
+        ).result()
 
     def submit(
         self,
@@ -160,6 +165,7 @@ class RewardSet:
         log_metric: Callable[[str, float], None] | None = None,
         where: str = "",
         groups: Sequence[Hashable] | None = None,
+        step_prompts: Sequence[str] | None = None,
         only: Sequence[int] | None = None,
     ) -> PendingScores:
         """
@@ -174,6 +180,7 @@ class RewardSet:
             **_check_columns(columns or {}, len(prompts), len(images)),
             "prompts": prompts,
             "images": images,
+            "step_prompts": prompts if step_prompts is None else list(step_prompts),
             "trainer_state": trainer_state,
             "log_extra": _writable(log_extra) if log_extra else _ignore,
             "log_metric": log_metric or _ignore,
@@ -283,7 +290,7 @@ def _writable(log_extra: Callable[[str, list], None]) -> Callable[[str, list], N
 def _parse(func: str | Callable) -> NamedReward | Callable:
     if isinstance(func, str):
         return parse_reward(func)
-    if callable(func) and not isinstance(func, type):
+    if isinstance(func, NamedReward) or (callable(func) and not isinstance(func, type)):
         return func
     raise ValueError(f"reward_funcs takes names and functions, not {func!r}")
 

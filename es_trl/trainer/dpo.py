@@ -214,6 +214,7 @@ class DiffusionDPOTrainer(GradientTrainer):
             log_metric=self.add_metric,
             where=f"step {step}, prompts {keys[0][0]}-{keys[-1][0]}",
             groups=[j for j, _ in keys],
+            step_prompts=[row["prompt"] for row in rows],
         )
         times = np.array([between - started, time.perf_counter() - between])
         return torch.cat(latents), scores.reshape(-1, self.args.num_generations, len(self.rewards)), times

@@ -151,6 +151,7 @@ class GroupRollout:
                 {name: [column[p] for p, _ in keys] for name, column in batch.columns.items()},
                 where=where,
                 groups=[p for p, _ in keys],
+                step_prompts=batch.prompts,
                 **reward_context,
             )
             rollout.scores[list(groups)] = np.asarray(values).reshape(len(groups), batch.num_generations, -1)
