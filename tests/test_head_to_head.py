@@ -37,12 +37,12 @@ def test_every_method_gets_the_same(tmp_path):
     for method, entry in SETTINGS["methods"].items():
         assert len(entry["trials"]) == SETTINGS["full"]["trials"], method
         for number, trial in enumerate(entry["trials"]):
-            settings = SETTINGS["shared"] | entry["fixed"] | trial
-            method_classes(method)[0](output_dir=str(tmp_path), **settings)
-            assert not set(SETTINGS["shared"]) & (set(trial) | set(entry["fixed"])), "what is shared is not changed"
+            settings = SETTINGS["shared"] | entry["speed"] | entry.get("fixed", {}) | trial
+            config = method_classes(method)[0](output_dir=str(tmp_path), **settings)
+            assert not set(SETTINGS["shared"]) & (set(trial) | set(entry.get("fixed", {}))), "what is shared is not changed"
             for size in [size for size in ("full", "quick") if number < SETTINGS[size]["trials"]]:
                 for budget in ("trial_images", "images"):
-                    left = SETTINGS[size][budget] % head_to_head.images_per_step(settings)
+                    left = SETTINGS[size][budget] % head_to_head.images_per_step(config)
                     assert left == 0, (method, trial, budget)
     for reward in SETTINGS["rewards"].values():
         RewardSet(reward)
@@ -85,7 +85,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
         return row
 
     monkeypatch.setattr(head_to_head, "execute", execute)
-    args = argparse.Namespace(settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1)
+    args = argparse.Namespace(settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1, stage="all")
     assert head_to_head.everything(args) == 1, "a run failed"
     failed = started[6]
     with (tmp_path / "results.jsonl").open("a") as file:
@@ -96,7 +96,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert head_to_head.everything(args) == 0
     assert len(started) == finished, "nothing is left to do"
     changed = copy.deepcopy(SETTINGS)
-    changed["methods"]["es"]["trials"][0]["learning_rate"] = 0.7
+    changed["methods"]["es"]["trials"][0]["travel"] = 0.3
     args.settings = str(tmp_path / "changed.yaml")
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     assert head_to_head.everything(args) == 0
@@ -109,7 +109,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert len(names) == len(set(names)) == finished - 1
     text = head_to_head.tables(tmp_path)
     stages = [line.split()[2].strip(",") for line in text.splitlines() if line.startswith("### Equal")]
-    assert stages == ["images"] * SETTINGS["quick"]["rewards"] + ["seconds"]
+    assert stages == ["images"] * SETTINGS["quick"]["rewards"] + ["seconds"] + ["untuned"] * SETTINGS["quick"]["rewards"]
     first = [line.split()[1] for line in text.split("### ")[1].splitlines() if line.startswith("| ")]
     assert [word for word in first if word in METHODS][: len(METHODS)] == list(METHODS), "also those that ran again"
     assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text

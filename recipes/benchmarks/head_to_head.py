@@ -2,11 +2,13 @@
 
 Three stages, each run a process of its own with one thread: every method tries its settings of head_to_head.yaml on
 `tiny-train` and is judged on `tiny-validation` (stage tune); the best ones train with several seeds for as many images
-(stage images), for three rewards, and for as many processor seconds (stage seconds). Tables are on `tiny-test`.
+(stage images), for three rewards, and for as many processor seconds (stage seconds); and every method trains at the
+defaults of its config, which is what a user gets (stage untuned). Tables are on `tiny-test`.
 
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head --table > table.md
     python recipes/benchmarks/head_to_head.py --output outputs/quick --quick
+    python recipes/benchmarks/head_to_head.py --output outputs/untuned --stage untuned
     es-trl compare outputs/head_to_head/runs/images-tiny-pickscore-* --output_dir outputs/page
 
 A finished run is one line of OUTPUT/results.jsonl and a run folder OUTPUT/runs/<name>. Finished runs are skipped; one
@@ -38,7 +40,7 @@ SCORERS = (
     "jpeg_compressibility",
     HELD_OUT,
 )  # scored in every evaluation; a noisy reward is judged by TRAINED
-STAGES = ("images", "seconds")
+STAGES = ("images", "seconds", "untuned")
 BASE = "base"
 TUNING_SEED, EVALUATION_SEED = 100, 4321
 PER_PROMPT = "per_prompt.json"
@@ -81,7 +83,7 @@ def train(job: dict, folder: Path):
 
     config_class, trainer_class = method_classes(job["method"])
     config = config_class(output_dir=str(folder), seed=job["seed"], eval_reward_funcs=[HELD_OUT], **job["settings"])
-    config.max_steps = max(1, job["budget_images"] // images_per_step(job["settings"]))
+    config.max_steps = max(1, job["budget_images"] // images_per_step(config))
     if job["stage"] != "tune":  # curves of the held-out prompts, for es-trl compare
         config.eval_strategy, config.eval_steps = type(config.eval_strategy)("steps"), max(1, config.max_steps // 4)
     clock = processor_clock()
@@ -98,11 +100,11 @@ def train(job: dict, folder: Path):
     return trainer, clock.seconds, megabytes
 
 
-def images_per_step(settings: dict) -> int:
+def images_per_step(config) -> int:
     """Images that a step of these settings draws."""
-    if "population_size" in settings:
-        return settings["population_size"] * settings["prompts_per_member"]
-    return settings["num_generations"] * settings["prompts_per_step"]
+    if hasattr(config, "population_size"):
+        return config.population_size * config.images_per_member
+    return config.num_generations * config.prompts_per_step
 
 
 def processor_clock():
@@ -212,11 +214,23 @@ class Plan:
         yield bases + images
         yield [self.job("seconds", method, best[method], self.first_reward, seed, self.images_in_time(method))
                for seed in self.size["seeds"] for method in best]  # fmt: skip
+        yield self.untuned()
+
+    def untuned(self) -> list[dict]:
+        """Every method at its defaults; depends on no other stage."""
+        return [
+            self.job("untuned", method, None, reward, seed, self.size["images"])
+            for reward in self.rewards
+            for seed in self.size["seeds"]
+            for method in self.settings["methods"]
+        ]
 
     def job(self, stage: str, method: str, trial: int | None, reward: str, seed: int, images: int) -> dict:
         """One run as plain data."""
-        entry = self.settings["methods"].get(method, {"fixed": {}, "trials": []})
-        settings = self.settings["shared"] | entry["fixed"] | (entry["trials"][trial] if trial is not None else {})
+        entry = self.settings["methods"].get(method, {"speed": {}, "trials": []})
+        settings = self.settings["shared"] | entry["speed"]
+        if trial is not None:
+            settings |= entry.get("fixed", {}) | entry["trials"][trial]
         tune = stage == "tune"
         parts = [stage, method, str(trial)] if tune else [stage, reward, method, str(seed)]
         return {
@@ -275,7 +289,8 @@ def everything(args) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     done = {row["name"]: row for row in read(results)}
     failed = 0
-    for jobs in Plan(settings, size, done).stages():
+    plan = Plan(settings, size, done)
+    for jobs in [plan.untuned()] if args.stage == "untuned" else plan.stages():
         waiting = [job for job in jobs if not is_done(job, done)]
         for name in {job["name"] for job in waiting} & set(done):
             logger.warning("%s: its settings have changed since it ran", name)
@@ -408,6 +423,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/head_to_head"))
     parser.add_argument("--settings", default=str(HERE.with_suffix(".yaml")), help="methods, trials and budgets")
     parser.add_argument("--quick", action="store_true", help="few images, one seed: shows that it runs, no more")
+    parser.add_argument("--stage", choices=["all", "untuned"], default="all", help="what to run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--table", action="store_true", help="print the tables of what has been run")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the name of one run: what the processes are started with
