@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "report": {"es", "assets", "evaluation", "hub"},
     "run": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub"},
     "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "run"},
-    "replay": {"pipelines", "run", "trainer"},
+    "replay": {"pipelines", "rewards", "run", "trainer"},
     "formatting": set(),
     "names": set(),
     "pictures": set(),

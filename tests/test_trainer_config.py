@@ -43,11 +43,23 @@ FAULTS = [
     ({"es_space": "lora_a"}, "es_space must be one of lora, lora_b, lora_xs, weight; got 'lora_a'"),
     ({"fitness_shaping": "ranks"}, "fitness_shaping must be one of .*centered_rank.*; got 'ranks'"),
     ({"fitness_shaping": "sign"}, 'fitness_shaping="sign".*antithetic=True'),
-    ({"anchor_decay": 1.0}, "anchor_decay must be at least 0 and below 1, got 1.0"),
-    ({"max_update_norm": 0.0}, "max_update_norm must be above 0, got 0.0"),
-    ({"max_adapter_norm": -1}, "max_adapter_norm must be above 0, got -1"),
-    ({"learning_rate": math.nan}, "learning_rate must be a finite number, got nan"),
-    ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+    ({"output_change": 0}, "output_change must be above 0, got 0"),
+    ({"travel": -1.0}, "travel must be above 0, got -1.0"),
+    ({"update": "sgd"}, "update must be one of mean, optimizer; got 'sgd'"),
+    ({"when_margin_turns": "halt"}, "when_margin_turns must be one of restart, stop, ignore; got 'halt'"),
+    ({"learning_rate": 0.1}, 'learning_rate=0.1 does not act with update="mean".*set update="optimizer"'),
+    ({"optim": "adamw_torch"}, "optim='adamw_torch' does not act"),
+    ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type='cosine' does not act"),
+    ({"noise_reuse": 2}, "noise_reuse=2 does not act"),
+    ({"max_grad_norm": 1.0}, "max_grad_norm=1.0 does not act"),
+    ({"scale_rewards": "none"}, 'scale_rewards must be "group" or "batch"'),
+    ({"update": "optimizer"}, 'update="optimizer" needs a learning_rate'),
+    (
+        {"update": "optimizer", "learning_rate": 0.1, "optim_args": "momentum=0.9, dampening=0.9"},
+        "torch's SGD takes the first gradient undamped",
+    ),
+    ({"update": "optimizer", "learning_rate": math.nan}, "learning_rate must be a finite number, got nan"),
+    ({"update": "optimizer", "learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
     ({"max_steps": -5}, "max_steps must be.*got -5"),
     ({"max_steps": 0}, "max_steps must be.*got 0"),
     ({"max_steps": 2.5}, "max_steps must be.*got 2.5"),
@@ -55,7 +67,10 @@ FAULTS = [
     ({"save_steps": -1, "save_strategy": "steps"}, "save_steps must be.*got -1"),
     ({"eval_steps": -2}, "eval_steps must be.*got -2"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be.*got 0"),
-    ({"max_grad_norm": -1.0}, "max_grad_norm must be at least 0, got -1.0"),
+    (
+        {"update": "optimizer", "learning_rate": 0.1, "max_grad_norm": -1.0},
+        "max_grad_norm must be at least 0, got -1.0",
+    ),
     ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
     ({"prompts_per_step": 2.0}, "prompts_per_step must be a whole number.*got 2.0"),
     ({"images_per_prompt": "two"}, "images_per_prompt must be a whole number.*got 'two'"),
@@ -161,28 +176,42 @@ def test_settings_of_the_pipeline_are_checked_against_its_call(tmp_path):
 
 
 def test_scale_rewards_may_be_a_bool_as_in_trl(tmp_path):
-    assert [tiny_config(tmp_path, scale_rewards=value).scale_rewards for value in (True, False)] == ["group", "none"]
+    options = {"update": "optimizer", "learning_rate": 0.1}
+    found = [tiny_config(tmp_path, scale_rewards=value, **options).scale_rewards for value in (True, False)]
+    assert found == ["group", "none"]
 
 
 def test_defaults_that_differ_from_the_trainer_s():
     config = ESConfig()
     assert config.max_grad_norm == 0.0 and config.remove_unused_columns is False
-    assert config.optim == "sgd" and config.optim_args == "momentum=0.9,dampening=0.9"
+    assert config.update == "mean" and config.sigma is None and config.learning_rate is None
+    assert (config.population_size, config.prompts_per_step, config.prompts_per_member) == (512, 32, 1)
     assert config.report_to == [] and not config.bf16 and not config.gradient_checkpointing
-    assert ESConfig(optim="adamw_torch").optim_args is None
-    assert ESConfig(optim_args="momentum=0.5").optim_args == "momentum=0.5"
+
+
+@pytest.mark.parametrize(
+    ("population", "antithetic", "available", "prompts"),
+    [(512, False, 512, 32), (512, False, 10, 8), (64, False, 512, 4), (16, False, 99, 4), (8, False, 99, 4),
+     (4, False, 99, 2), (2, False, 99, 1), (64, True, 99, 4), (6, True, 99, 3), (100, False, 99, 5)],
+)  # fmt: skip
+def test_prompts_of_a_step_follow_from_population_and_prompts(population, antithetic, available, prompts):
+    """One for every 16 members, in equal groups, and never more than there are."""
+    config = ESConfig(population_size=population, antithetic=antithetic)
+    config.fit_prompts(available)
+    assert config.prompts_per_step == prompts
+    assert config.population().group_size * prompts == population
 
 
 def test_yaml_and_command_line(tmp_path):
     """As `es-trl train --config` reads them: the command line wins, whole numbers stay whole."""
     (tmp_path / "config.yaml").write_text(
-        f"output_dir: {tmp_path}\npopulation_size: 8\nsigma: 0.05\nlearning_rate: 1e-1\n"
+        f"output_dir: {tmp_path}\npopulation_size: 8\nsigma: 0.05\ntravel: 1e-1\n"
         "lora_target_modules: [to_q, to_k]\n"
         "pipeline_kwargs: {clean_caption: false}\nmodel_init_kwargs: {revision: main}\n"
     )
     arguments = ["--config", str(tmp_path / "config.yaml"), "--sigma", "0.02", "--pipeline_kwargs", '{"eta": 0.5}']
     (config,) = TrlParser(ESConfig).parse_args_and_config(arguments)
-    assert config.population_size == 8 and config.sigma == 0.02 and config.learning_rate == 0.1
+    assert config.population_size == 8 and config.sigma == 0.02 and config.travel == 0.1
     assert config.lora_target_modules == ["to_q", "to_k"]
     assert config.pipeline_kwargs == {"eta": 0.5} and config.model_init_kwargs == {"revision": "main"}
     (tmp_path / "config.yaml").write_text("population_size: 12.5\n")

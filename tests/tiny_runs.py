@@ -25,7 +25,8 @@ def brightness(images, **_):
 def tiny_config(output_dir: Path | str, **overrides) -> ESConfig:
     """Four members on two prompts, three steps; nothing written unless a test asks for it."""
     quiet = {"sample_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
-    small = {"max_steps": 3, "population_size": 4, "prompts_per_step": 2, "lora_rank": 2, "members_per_forward": 4}
+    small = {"max_steps": 3, "population_size": 4, "prompts_per_step": 2, "prompts_per_member": None, "sigma": 0.1,
+             "lora_rank": 2, "members_per_forward": 4}  # fmt: skip
     return ESConfig(output_dir=str(output_dir), max_sequence_length=16, use_cpu=True, **(small | quiet | overrides))
 
 

@@ -6,21 +6,30 @@ from .keys import make_generator, make_seed
 from .members import Population
 from .noise import Factors, NoiseBank
 from .population import PopulationForward, PopulationShapeError, Site
+from .slopes import Slope, Turn, projections, slope
+from .update import MeanUpdate, first_step, mean_step
 
 
 __all__ = [
     "Factors",
     "Fitness",
+    "MeanUpdate",
     "NoiseBank",
     "Population",
     "PopulationForward",
     "PopulationShapeError",
     "Site",
+    "Slope",
+    "Turn",
     "compute_fitness",
     "direction_weights",
     "estimate",
+    "first_step",
     "gradient",
     "make_generator",
     "make_seed",
+    "mean_step",
     "pair_snr",
+    "projections",
+    "slope",
 ]

@@ -57,7 +57,12 @@ class NoiseBank:
         self.size = sum((m + n) * rank for m, n in self.shapes.values())
 
     def draw(
-        self, step: int, directions: Sequence[int], micro: int = 0, device: torch.device | str = "cpu"
+        self,
+        step: int,
+        directions: Sequence[int],
+        micro: int = 0,
+        device: torch.device | str = "cpu",
+        tag: str = "noise",
     ) -> dict[str, Factors]:
         """
         The factors of some directions of a step.
@@ -66,13 +71,14 @@ class NoiseBank:
             step (`int`): Update step, from 0.
             directions (`Sequence[int]`): Which directions, in the order of the returned first dimension.
             micro (`int`, *optional*, defaults to `0`): Index of the prompt batch under gradient accumulation.
+            tag (`str`, *optional*, defaults to `"noise"`): Part of the key: what the numbers are for.
 
         Returns:
             `dict[str, Factors]`: one entry per matrix, fp32.
         """
         flat = torch.empty(len(directions), self.size)
         for row, direction in zip(flat, directions, strict=True):
-            generator = make_generator(self.seed, "noise", step // self.reuse, micro, direction)
+            generator = make_generator(self.seed, tag, step // self.reuse, micro, direction)
             torch.randn(self.size, generator=generator, out=row)
         flat = flat.to(device)
         factors, start = {}, 0

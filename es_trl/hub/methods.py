@@ -51,7 +51,7 @@ METHODS = {
         (Paper("2511.16652", "Evolution Strategies at the Hyperscale", "sarkar2025eggroll", 2025,
                "Sarkar, Bidipta and Fellows, Mattie and Duque, Juan Agustin and others"),),
         ("population_size", "prompts_per_member", "antithetic", "sigma", "noise_rank", "noise_reuse",
-         "fitness_shaping", "anchor_decay", "max_update_norm", "max_adapter_norm", "members_per_forward"),
+         "fitness_shaping", "members_per_forward"),
     ),
     "ddpo": Method(
         "DDPO",

@@ -10,6 +10,7 @@ from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, empty_denoiser, load_pipeline
 from .lora_export import export_tensors
 from .lora_files import read_lora
+from .output_change import calibrate_sigma, output_change
 from .policy import Gaussian
 from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
 from .spaces import SPACES
@@ -30,6 +31,7 @@ __all__ = [
     "PolicySampler",
     "PolicySettings",
     "Trajectory",
+    "calibrate_sigma",
     "check_lora_config",
     "check_pipeline",
     "check_policy",
@@ -37,6 +39,7 @@ __all__ = [
     "export_tensors",
     "file_digest",
     "load_pipeline",
+    "output_change",
     "read_lora",
     "tensor_digest",
     "verify_population_forward",

@@ -19,12 +19,14 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..pipelines import LORA_WEIGHTS_NAME, tensor_digest
+from ..rewards import RewardSet
 from ..run.checkpoint import CheckpointCorrupt, load_adapter_state
 from ..run.journal import JOURNAL, decode_scores, read_lines
 from ..run.stopping import StopRequested, TrainingStopped
 from ..trainer.es import ESTrainer
 from ..trainer.es_config import ESConfig
 from ..trainer.rollout import PopulationRollout, PromptBatch, RolloutTimes
+from ..trainer.watch import Scored
 
 
 # Settings of the recorded run that decide what is written, shown, pushed or measured, not what is computed.
@@ -182,7 +184,12 @@ class RecordedRollout(PopulationRollout):
     def __init__(self, session: Session, end: int | None, trainer: ESTrainer):
         config = trainer.args
         super().__init__(
-            trainer.adapter, trainer.rewards, trainer.population, config.sigma, config.members_per_forward, config.seed
+            trainer.adapter,
+            trainer.scored.rewards,
+            trainer.population,
+            trainer.sigma,
+            config.members_per_forward,
+            config.seed,
         )
         self.session, self.end, self.trainer = session, end, trainer
 
@@ -224,7 +231,9 @@ class ReplayTrainer(ESTrainer):
         try:
             model = record["base_model"] if model is None else model() if callable(model) else model
             names, weights, lora = record["reward_funcs"], record["reward_weights"], _lora_config(record["lora"])
+            self.recorded = record["scored"]
             config = _config(record["config"], scratch, keep_init=isinstance(model, str))
+            config.sigma = record["sigma"]
             prompts = [f"prompt {i}" for i in range(record["train_prompts"])]
         except (KeyError, TypeError, ValueError) as error:
             raise ReplayError(
@@ -242,6 +251,13 @@ class ReplayTrainer(ESTrainer):
         self.matches: dict[str, bool] = {}
         self.remove_callback(PrinterCallback)
         self.add_callback(CompareCallback(self, run))
+
+    def _scored(self) -> Scored:
+        """As the run's, with functions that score nothing."""
+        names = self.recorded["names"]
+        weights = [*self.rewards.weights, *[0.0] * (len(names) - len(self.rewards))]
+        rewards = RewardSet([_stand_in(name) for name in names], weights)
+        return Scored(rewards, len(self.rewards), dict(self.recorded["margins"]), self.recorded["guards"])
 
     def prepare_prompts(self, prompts) -> None:
         """Nothing is drawn, so nothing needs encoding."""

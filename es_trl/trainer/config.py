@@ -275,7 +275,8 @@ class DiffusionConfig(TrainingArguments):
                 self.require_integer(name, minimum=1)
         for name in ("reward_retries", "sample_steps"):
             self.require_integer(name, minimum=0)
-        self.require_number("learning_rate", above=0.0)
+        if self.learning_rate is not None:
+            self.require_number("learning_rate", above=0.0)
         self.require_number("max_grad_norm", minimum=0.0)
         for name in ("logging_steps", "save_steps"):
             self.require_number(name, above=0.0)

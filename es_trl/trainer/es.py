@@ -1,5 +1,6 @@
 """ESTrainer: evolution strategies as the backward pass."""
 
+import inspect
 import logging
 import time
 from typing import Any
@@ -8,13 +9,16 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..es import Fitness, NoiseBank, compute_fitness, gradient, pair_snr
+from ..data import load_prompts
+from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, first_step, gradient, pair_snr
 from ..names import checked
+from ..pipelines import calibrate_sigma
 from ..run.memory import peak_memory_gb
 from .base import DiffusionTrainer
 from .es_config import ESConfig
 from .reward_checks import log_rewards, refuse_missing
 from .rollout import PopulationRollout, PopulationStep, PromptBatch
+from .watch import Scored, Watch, energy_by_kind
 from .work_shares import warn_if_idle
 
 
@@ -25,9 +29,18 @@ class ESTrainer(DiffusionTrainer):
     """
     Post-trains a LoRA on a frozen diffusers pipeline from black-box rewards by EGGROLL (arXiv 2511.16652).
 
-    Each step draws the same prompts and latents with every member `theta + sigma E_i` of a population (of a group of
-    members, with `prompts_per_member`), scores the images, and writes the ES estimate into `.grad`; `training_step`
-    returns minus the mean reward. Nothing is backpropagated, so the reward may be any Python function.
+    1. Every member `i` of a population draws with `theta + sigma E_i`, with the prompts and latents of its group.
+    2. The rewards of its images, compared within the group, become its fitness `F_i`, of unit deviation.
+    3. `theta += sigma eta_t S / sqrt(n)`: `S` is the sum of `F_i E_i` over all `n` members of the run so far. While
+       `S` is no longer than noise would make it, the step is shortened to nothing.
+    4. `sigma` is set once, so that a member changes the denoiser's output by `output_change`; the `eta_t` fall
+       linearly to zero and add up to `travel`.
+    5. The same members tell how everything that is scored changes along the last step. When the margin of the reward
+       surely falls, theta goes back to where it was highest, the estimates are forgotten, and reward + margin is
+       trained; when it falls again, the run is over.
+
+    Nothing is backpropagated, so the reward may be any Python function. To the [`~transformers.Trainer`] this is the
+    backward pass: `training_step` leaves minus the sum of `F_i E_i` in `.grad` and returns minus the mean reward.
 
     Args: as in [`DiffusionTrainer`], with `args` an [`ESConfig`].
 
@@ -38,7 +51,7 @@ class ESTrainer(DiffusionTrainer):
         trainer = ESTrainer(
             model="tiny-sana-sprint",
             reward_funcs="tiny-pickscore",
-            args=ESConfig(output_dir="outputs/first", max_steps=20, guidance_scale=2.0, max_sequence_length=16),
+            args=ESConfig(output_dir="outputs/first", max_steps=8, guidance_scale=2.0, max_sequence_length=16),
             train_dataset="tiny-train",
         )
         trainer.train()
@@ -52,14 +65,19 @@ class ESTrainer(DiffusionTrainer):
 
     @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
+        given = inspect.signature(DiffusionTrainer.__init__).bind(self, *args, **kwargs).arguments
+        if getattr(given.get("args"), "update", None) == "mean" and any(given.get("optimizers") or ()):
+            raise ValueError('optimizers does not act with update="mean": leave it out, or set update="optimizer".')
         super().__init__(*args, **kwargs)
         config: ESConfig = self.args
-        self.population = config.population()
+        self.population, self.sigma = config.population(), config.sigma
         shapes = {site.name: tuple(site.theta.shape) for site in self.adapter.space.sites}
         self.noise = NoiseBank(config.seed, shapes, config.noise_rank, config.noise_reuse)
+        self.scored = self._scored()
+        self.watch: Watch | None = None
         self.rollout = PopulationRollout(
             self.adapter,
-            self.rewards,
+            self.scored.rewards,
             self.population,
             config.sigma,
             config.members_per_forward,
@@ -71,8 +89,57 @@ class ESTrainer(DiffusionTrainer):
         self.last_step: PopulationStep | None = None
         shares = len(self.population.chunks(config.members_per_forward))
         warn_if_idle(config.world_size, shares, "population_size", "members_per_forward")
-        self.add_callback(AdapterBoundsCallback(self))
+        self.add_callback(StepCallback(self))
         self._warned_constant = False
+
+    def _check_datasets(self, train_dataset, eval_dataset, args: ESConfig):
+        if train_dataset is not None and args.prompts_by_rule:
+            train_dataset = load_prompts(train_dataset)
+            if len(train_dataset) < args.prompts_per_step:
+                args.fit_prompts(len(train_dataset))
+                logger.info("prompts_per_step is %d: there are %d prompts.", args.prompts_per_step, len(train_dataset))
+        return super()._check_datasets(train_dataset, eval_dataset, args)
+
+    def _scored(self) -> Scored:
+        """What scores the images of a step: the rewards, their margins, guards, and what is only watched."""
+        config = self.args
+        calls = {name: getattr(config, f"reward_{name}") for name in ("retries", "timeout", "failure")}
+        guards, others = config.guard_reward_funcs or [], config.slope_reward_funcs or []
+        return Scored.of(self.rewards, guards, others, device=config.device, **calls)
+
+    def train(self, *args, **kwargs):
+        if self.sigma is None:
+            self.sigma = self._calibrate()
+        self.rollout.sigma = self.sigma
+        return super().train(*args, **kwargs)
+
+    def _calibrate(self) -> float:
+        """Sigma by `output_change`; the first process measures it, the others take its number."""
+        found = torch.zeros(1, dtype=torch.float64)
+        with self.peers.together("the calibration of sigma"):
+            if self.is_world_process_zero():
+                prompts = self.train_dataset["prompt"][:8]
+                self.prepare_prompts(prompts)
+                found[0] = calibrate_sigma(self.adapter, prompts, self.noise, self.args.seed, self.args.output_change)
+        return float(self.peers.gather(found)[0])
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.args.update == "optimizer":
+            return super().create_optimizer(*args, **kwargs)
+        update = MeanUpdate(self.adapter.theta.values(), self.args.travel, self.sigma)
+        scaling = {"scale_rewards": self.args.scale_rewards, "aggregation": self.args.multi_objective_aggregation}
+        names, when_turned = list(self.adapter.theta), self.args.when_margin_turns
+        self.watch = Watch(self.scored, self.population, update, names, when_turned, scaling)
+        self.optimizer = update
+        return update
+
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs):
+        if self.args.update == "mean":  # the steps fall linearly to zero and add up to travel
+            self.optimizer.param_groups[0]["lr"] = first_step(self.args.travel, num_training_steps)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def run_config(self) -> dict[str, Any]:
+        return super().run_config() | {"sigma": self.sigma, "scored": self.scored.record()}
 
     def _space(self, args: ESConfig) -> str:
         return args.es_space
@@ -84,7 +151,7 @@ class ESTrainer(DiffusionTrainer):
     def training_step(
         self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One population on one batch of prompts: adds the ES gradient to `.grad`, returns minus the mean reward."""
+        """One population on one batch of prompts: adds its estimate to `.grad`, returns minus the mean reward."""
         started = time.perf_counter()
         step, micro = self.state.global_step, self.next_micro()
         batch = PromptBatch.from_rows(inputs, self.args.images_per_prompt)
@@ -98,11 +165,11 @@ class ESTrainer(DiffusionTrainer):
             )
         update_started = time.perf_counter()
         scores = self._collect(scores)
-        fitness = self._fitness(scores, batch)
         accumulation = self.current_gradient_accumulation_steps
+        self._watch(scores, factors, last=micro == accumulation - 1)
+        fitness = self._fitness(scores, batch)
         for site in self.adapter.space.sites:
-            grad = gradient(factors[site.name], fitness.values, self.population, self.args.sigma, fitness.num_valid)
-            grad = grad / accumulation
+            grad = self._gradient(factors[site.name], fitness, accumulation)
             site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
         self._log_step(scores, fitness)
@@ -114,7 +181,8 @@ class ESTrainer(DiffusionTrainer):
         self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)
         self.add_metric("es/comm_bytes", self.peers.bytes_sent - bytes_before)
         self.last_step = PopulationStep(step, micro, batch, factors, scores, fitness)
-        reward = fitness.rewards[torch.isfinite(fitness.rewards)].mean()
+        reward = self._rewards(scores)
+        reward = reward[torch.isfinite(reward)].mean()
         return -(reward / accumulation).to(self.args.device, torch.float32)
 
     def _collect(self, scores: torch.Tensor) -> torch.Tensor:
@@ -123,21 +191,51 @@ class ESTrainer(DiffusionTrainer):
         owners = torch.tensor([self.rollout.owner(member) for member in range(self.population.size)])
         return parts[owners, torch.arange(self.population.size)]
 
+    def _watch(self, scores: torch.Tensor, factors: dict, last: bool) -> None:
+        """Slopes of all that was scored; after the step's last prompt batch, whether the watched margin has turned."""
+        if self.watch is None:
+            return
+        for name, slope in self.watch.slopes(scores, factors).items():
+            self.add_metric(f"es/slope/{name}", slope.value)
+            self.add_metric(f"es/slope_error/{name}", slope.error)
+        if last and self.watch.turned():
+            what = "the run ends there" if self.watch.stopped else "from there reward + margin is trained"
+            logger.warning(
+                "Step %d: the %s has surely fallen since its maximum: theta goes back to it, and %s.",
+                self.state.global_step, self.watch.watched, what,
+            )  # fmt: skip
+
+    def _gradient(self, factors, fitness: Fitness, accumulation: int) -> torch.Tensor:
+        if self.args.update == "mean":
+            return -self.population.size * estimate(factors, fitness.values, self.population)
+        return gradient(factors, fitness.values, self.population, self.sigma, fitness.num_valid) / accumulation
+
+    def _rewards(self, scores: torch.Tensor) -> torch.Tensor:
+        """`(N, C)`: the weighted rewards, whatever else is scored or trained by now."""
+        weights = torch.from_numpy(self.rewards.weights)
+        return compute_fitness(scores[:, :, : len(self.rewards)], self.population, weights).rewards
+
     def _fitness(self, scores: torch.Tensor, batch: PromptBatch) -> Fitness:
+        columns, weights = list(range(len(self.rewards))), torch.from_numpy(self.rewards.weights)
+        if self.watch is not None:
+            columns, weights = self.watch.objective()
+        scores = scores[:, :, columns]
         fitness = compute_fitness(
             scores,
             self.population,
-            torch.from_numpy(self.rewards.weights),
+            weights,
             self.args.scale_rewards,
             self.args.fitness_shaping,
             self.args.multi_objective_aggregation,
         )
+        if self.watch is not None:
+            self.watch.optimizer.add_members(fitness.num_valid if fitness.values.any() else 0)
         invalid = 1 - fitness.num_valid / self.population.size
         refuse_missing(
             invalid,
             "members",
             scores,
-            self.rewards.names,
+            [self.scored.rewards.names[k] for k in columns],
             self.state.global_step,
             batch.prompts[0],
             self.args.max_invalid_fraction,
@@ -148,51 +246,56 @@ class ESTrainer(DiffusionTrainer):
                 "Step %d: every member got the same reward on every prompt, so this step changes nothing. The reward "
                 "may be constant, or sigma=%g too small to show in it.",
                 self.state.global_step,
-                self.args.sigma,
+                self.sigma,
             )
         return fitness
 
     def _log_step(self, scores: torch.Tensor, fitness: Fitness) -> None:
-        log_rewards(self.add_metric, fitness.rewards, scores, self.rewards.names, fitness.zero_spread)
-        self.add_metric("es/sigma", self.args.sigma)
+        rewards = self._rewards(scores)
+        log_rewards(self.add_metric, rewards, scores, self.scored.rewards.names, fitness.zero_spread)
+        self.add_metric("es/sigma", self.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
         if self.population.antithetic:
             self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
         self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
 
 
-class AdapterBoundsCallback(TrainerCallback):
-    """Keeps theta near its start: `max_update_norm`, `anchor_decay`, `max_adapter_norm`, in that order, each step."""
+class StepCallback(TrainerCallback):
+    """Logs how far theta went and what the estimates found, and ends the run when its margin has turned for good."""
 
     def __init__(self, trainer: ESTrainer):
         self.trainer = trainer
         self.theta = list(trainer.adapter.theta.values())
-        self.anchor = [parameter.detach().clone() for parameter in self.theta]
+        self.start = [parameter.detach().clone() for parameter in self.theta]
         self.before: list[torch.Tensor] = []
 
-    @torch.no_grad()
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.before = [parameter.detach().clone() for parameter in self.theta]
 
     @torch.no_grad()
     def on_optimizer_step(self, args: ESConfig, state, control, **kwargs):
-        update = [parameter - before for parameter, before in zip(self.theta, self.before, strict=True)]
-        norm = _norm(update)
-        if args.max_update_norm is not None and norm > args.max_update_norm:
-            for parameter, before, change in zip(self.theta, self.before, update, strict=True):
-                parameter.copy_(before + change * (args.max_update_norm / norm))
-            norm = args.max_update_norm
-        if args.anchor_decay:
-            for parameter, anchor in zip(self.theta, self.anchor, strict=True):
-                parameter.lerp_(anchor, args.anchor_decay)
-        distance = _norm([parameter - anchor for parameter, anchor in zip(self.theta, self.anchor, strict=True)])
-        if args.max_adapter_norm is not None and distance > args.max_adapter_norm:
-            for parameter, anchor in zip(self.theta, self.anchor, strict=True):
-                parameter.copy_(anchor + (parameter - anchor) * (args.max_adapter_norm / distance))
-            distance = args.max_adapter_norm
-        self.trainer.add_metric("es/update_norm", norm)
-        self.trainer.add_metric("es/adapter_norm", distance)
+        trainer = self.trainer
+        trainer.add_metric("es/update_norm", _distance(self.theta, self.before))
+        trainer.add_metric("es/adapter_norm", _distance(self.theta, self.start))
+        if trainer.watch is None:
+            return
+        for name, value in energy_by_kind(trainer.watch.optimizer, list(trainer.adapter.theta)).items():
+            trainer.add_metric(f"es/{name}", value)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.watch is not None and self.trainer.watch.stopped:
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        watch = self.trainer.watch
+        found = energy_by_kind(watch.optimizer, watch.names) if watch is not None else {}
+        if found and found["signal"] < 2 * found["signal_error"]:
+            logger.warning(
+                "No signal found: the members' fitness shares %.1f %% (plus or minus %.1f) of its variance along one "
+                "direction. More images, a larger output_change or a less noisy reward may show one.",
+                100 * found["signal"], 100 * found["signal_error"],
+            )  # fmt: skip
 
 
-def _norm(tensors: list[torch.Tensor]) -> float:
-    return float(torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt())
+def _distance(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
+    return float(sum((this.detach() - that).square().sum() for this, that in zip(these, those, strict=True)) ** 0.5)

@@ -6,7 +6,23 @@ from ..es.fitness import FITNESS_SHAPING
 from ..es.members import Population
 from ..names import checked
 from ..pipelines.spaces import SPACES
+from ..rewards.calling import function_name
 from .config import DiffusionConfig
+
+
+UPDATES = ("mean", "optimizer")
+WHEN_MARGIN_TURNS = ("restart", "stop", "ignore")
+# what is left to its default with update="mean"
+NOT_WITH_MEAN = {
+    "learning_rate": None,
+    "optim": "sgd",
+    "optim_args": None,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "noise_reuse": 1,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+}
 
 
 @checked
@@ -18,90 +34,129 @@ class ESConfig(DiffusionConfig):
     Fields shared by all methods are documented in [`DiffusionConfig`].
 
     Args:
-        population_size (`int`, *optional*, defaults to `64`):
+        population_size (`int`, *optional*, defaults to `512`):
             Members N per step; even if antithetic.
         antithetic (`bool`, *optional*, defaults to `False`):
             Members come in pairs `theta + sigma E` and `theta - sigma E`; otherwise each has a direction of its own,
             so that the same number of images tries twice as many directions.
-        prompts_per_member (`int`, *optional*):
-            Prompts that one member draws; by default all `prompts_per_step`. With fewer, the members are dealt out in
-            `prompts_per_step / prompts_per_member` groups of equal size, each with prompts of its own, and are
-            compared within their group. As many images then try more directions: a step draws
+        prompts_per_step (`int`, *optional*):
+            Prompts of a step. By default one for every 16 members (for every quarter of less than 64 members), and no
+            more than there are training prompts.
+        prompts_per_member (`int`, *optional*, defaults to `1`):
+            Prompts that one member draws. The members are dealt out in `prompts_per_step / prompts_per_member` groups
+            of equal size, each with prompts of its own, and are compared within their group; with `None` every member
+            draws all prompts, so that as many images try fewer directions. A step draws
             `population_size x prompts_per_member x images_per_prompt`.
-        sigma (`float`, *optional*, defaults to `0.1`):
-            Standard deviation of the perturbation of each entry of theta, above 0.
+        output_change (`float`, *optional*, defaults to `0.18`):
+            Size of the perturbations: relative change of the denoiser's output that a member makes at the start. It
+            sets sigma before the first step, from about 32 pictures.
+        sigma (`float`, *optional*):
+            Standard deviation of the perturbation of each entry of theta, above 0, instead of `output_change`.
+        travel (`float`, *optional*, defaults to `0.7`):
+            How far theta may walk in the whole run: the sum of the lengths of its steps, RMS per entry in units of
+            sigma, which fall linearly to zero. Signal makes a step longer; while there is none, it is next to nothing.
+        update (`str`, *optional*, defaults to `"mean"`):
+            How estimates become steps: `"mean"` steps along the mean of all estimates so far, each member weighing
+            alike; `"optimizer"` leaves the estimate of each step to `optim`, `learning_rate` and `lr_scheduler_type`.
+        when_margin_turns (`str`, *optional*, defaults to `"restart"`):
+            What to do when the margin of the trained rewards (their score under the picture's own prompt minus the
+            mean under the step's other prompts) has surely begun to fall: go back to its maximum and `"restart"` with
+            reward + margin as objective, `"stop"`, or `"ignore"` it. A second turn, and the turn of a guard, stop the
+            run. Acts on rewards with a margin and on `guard_reward_funcs`.
+        guard_reward_funcs (`list[str]`, *optional*):
+            Scorers with a margin that is never maximised and must not fall; for rewards that do not read the prompt.
+        slope_reward_funcs (`list[str]`, *optional*):
+            Further rewards that are scored on the training images, for their slopes only.
         noise_rank (`int`, *optional*, defaults to `1`):
             Rank r of the perturbation `U V^T / sqrt(r)` of each matrix.
         noise_reuse (`int`, *optional*, defaults to `1`):
-            Number of consecutive steps that share their perturbations.
+            Number of consecutive steps that share their perturbations; with `update="optimizer"` only.
         es_space (`str`, *optional*, defaults to `"lora_xs"`):
             What is moved: `"lora"` (both factors), `"lora_b"` (only B), `"lora_xs"` (a core between the frozen
             weight's top singular vectors) or `"weight"` (the frozen matrices, exported by truncated SVD).
+        lora_rank (`int`, *optional*, defaults to `2`):
+            Rank of the LoRA. With `lora_xs` theta has `lora_rank^2` numbers a layer, and few numbers learn most from
+            few images.
         fitness_shaping (`str`, *optional*, defaults to `"z"`):
             `"z"`, `"centered_rank"`, `"sign"` or `"win_rate"`.
         members_per_forward (`int`, *optional*, defaults to `8`):
             Members drawn in one batch of `members_per_forward x prompts_per_member x images_per_prompt` images. It
             sets memory and speed; results for different values differ by float rounding only.
-        anchor_decay (`float`, *optional*, defaults to `0.0`):
-            After each step theta is pulled to its start by this share, in [0, 1).
-        max_update_norm (`float`, *optional*):
-            Largest Euclidean norm of one step of theta; longer ones are scaled down.
-        max_adapter_norm (`float`, *optional*):
-            Largest Euclidean distance of theta from its start; theta is scaled back onto that ball.
-        learning_rate (`float`, *optional*, defaults to `0.1`):
-            With `optim="sgd"` the RMS step per entry in units of sigma, whatever the population, the noise rank, the
-            number of prompts and the reward's scale. With Adam variants the absolute step.
+        learning_rate (`float`, *optional*):
+            With `update="optimizer"` only, and needed there: with `optim="sgd"` the RMS step per entry in units of
+            sigma; with Adam variants the absolute step.
         optim (`str`, *optional*, defaults to `"sgd"`):
-            As in TrainingArguments.
+            As in TrainingArguments; with `update="optimizer"` only.
         optim_args (`str`, *optional*):
-            As in TrainingArguments; for sgd `"momentum=0.9,dampening=0.9"` (averaging momentum) unless set.
+            As in TrainingArguments; with `update="optimizer"` only. Momentum with dampening is refused: torch's SGD
+            takes the first gradient undamped.
         lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
-            As in TrainingArguments. A constant step lets theta drift in the directions that carry no signal.
+            As in TrainingArguments; another one with `update="optimizer"` only.
     """
 
-    population_size: int = field(default=64, metadata={"help": "Members per step, at least 2; even if antithetic."})
+    population_size: int = field(default=512, metadata={"help": "Members per step, at least 2; even if antithetic."})
     antithetic: bool = field(
         default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
     )
-    prompts_per_member: int | None = field(
-        default=None, metadata={"help": "Prompts that one member draws; all prompts_per_step by default."}
+    prompts_per_step: int | None = field(
+        default=None, metadata={"help": "Prompts per step, at least 1; by default one for every 16 members."}
     )
-    sigma: float = field(default=0.1, metadata={"help": "Standard deviation of the perturbation, above 0."})
+    prompts_per_member: int | None = field(
+        default=1, metadata={"help": "Prompts that one member draws, a divisor of prompts_per_step; null is all."}
+    )
+    output_change: float = field(
+        default=0.18, metadata={"help": "Relative change of the denoiser's output by a member, above 0; sets sigma."}
+    )
+    sigma: float | None = field(
+        default=None, metadata={"help": "Deviation of the perturbation of each entry, above 0; not output_change."}
+    )
+    travel: float = field(
+        default=0.7, metadata={"help": "Sum of the steps' lengths without signal, above 0, in units of sigma."}
+    )
+    update: str = field(
+        default="mean", metadata={"help": "How estimates become steps: mean (of all estimates) or optimizer."}
+    )
+    when_margin_turns: str = field(
+        default="restart", metadata={"help": "When the margin has surely begun to fall: restart, stop or ignore."}
+    )
+    guard_reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Scorers whose margin must not fall and is never maximised."}
+    )
+    slope_reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Rewards scored on the training images for their slopes only."}
+    )
     noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix, at least 1."})
     noise_reuse: int = field(
-        default=1, metadata={"help": "Steps in a row that share their perturbations, at least 1."}
+        default=1, metadata={"help": "Consecutive steps that share their perturbations, at least 1."}
     )
     es_space: str = field(default="lora_xs", metadata={"help": "What is moved: lora, lora_b, lora_xs or weight."})
+    lora_rank: int = field(
+        default=2, metadata={"help": "LoRA rank, at least 1; lora_xs has its square as numbers a layer."}
+    )
     fitness_shaping: str = field(
-        default="z", metadata={"help": "How rewards become fitness: z, centered_rank, sign or win_rate."}
+        default="z", metadata={"help": "Rewards to fitness: z, centered_rank, sign or win_rate."}
     )
     members_per_forward: int = field(
         default=8, metadata={"help": "Members drawn in one batch, at least 1; sets memory and speed."}
     )
-    anchor_decay: float = field(
-        default=0.0, metadata={"help": "Share, in [0, 1), by which theta is pulled to its start after each step."}
-    )
-    max_update_norm: float | None = field(
+    learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Largest Euclidean norm of one step of theta, above 0; longer ones are scaled."},
+        metadata={"help": "With update=optimizer: sgd's RMS step in units of sigma, Adam's absolute step."},
     )
-    max_adapter_norm: float | None = field(
-        default=None, metadata={"help": "Largest Euclidean distance of theta from its start, above 0."}
+    optim: str = field(default="sgd", metadata={"help": "With update=optimizer: as in TrainingArguments."})
+    optim_args: str | None = field(default=None, metadata={"help": "With update=optimizer: its arguments."})
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "With update=optimizer: as in TrainingArguments."}
     )
-    learning_rate: float = field(
-        default=0.1, metadata={"help": "With sgd: RMS step per entry in units of sigma; with Adam: absolute step."}
-    )
-    optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
-    optim_args: str | None = field(
-        default=None, metadata={"help": "Optimizer arguments; sgd gets averaging momentum 0.9 unless set."}
-    )
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning rate schedule."})
 
     def __post_init__(self):
         for name in ("population_size", "noise_rank", "noise_reuse", "members_per_forward"):
             self.require_integer(name, minimum=1)
         if self.prompts_per_member is not None:
             self.require_integer("prompts_per_member", minimum=1)
+        self.prompts_by_rule = self.prompts_per_step is None
+        if self.prompts_by_rule:
+            self.fit_prompts(self.population_size)
         self.require_integer("prompts_per_step", minimum=1)
         if self.prompts_per_step % (self.prompts_per_member or 1):
             raise ValueError(
@@ -109,18 +164,65 @@ class ESConfig(DiffusionConfig):
                 f"{self.prompts_per_member}."
             )
         self.population()
-        self.require_number("sigma", above=0.0)
-        self.require_number("anchor_decay", minimum=0.0, below=1.0)
-        for name in ("max_update_norm", "max_adapter_norm"):
-            if getattr(self, name) is not None:
-                self.require_number(name, above=0.0)
+        for name in ("output_change", "travel"):
+            self.require_number(name, above=0.0)
+        if self.sigma is not None:
+            self.require_number("sigma", above=0.0)
         self.require_choice("es_space", tuple(SPACES))
         self.require_choice("fitness_shaping", FITNESS_SHAPING)
         if self.fitness_shaping == "sign" and not self.antithetic:
             raise ValueError('fitness_shaping="sign" compares the halves of a pair; set antithetic=True or use "z".')
-        if self.optim == "sgd" and self.optim_args is None:
-            self.optim_args = "momentum=0.9,dampening=0.9"
+        for name in ("guard_reward_funcs", "slope_reward_funcs"):
+            if isinstance(getattr(self, name), str) or callable(getattr(self, name)):
+                setattr(self, name, [getattr(self, name)])
+        self.require_choice("update", UPDATES)
+        self.require_choice("when_margin_turns", WHEN_MARGIN_TURNS)
+        self._check_update()
         super().__post_init__()
+
+    def _check_update(self) -> None:
+        """Refuses settings that would not act."""
+        if self.update == "mean":
+            for name, default in NOT_WITH_MEAN.items():
+                value = getattr(self, name)
+                if getattr(value, "value", value) != default:
+                    raise ValueError(
+                        f'{name}={getattr(value, "value", value)!r} does not act with update="mean", whose steps '
+                        'follow from travel: leave it out, or set update="optimizer".'
+                    )
+            if self.scale_rewards in ("none", False):
+                raise ValueError(
+                    'update="mean" needs fitness of known size: scale_rewards must be "group" or "batch".'
+                )
+            return
+        if self.learning_rate is None:
+            raise ValueError(
+                'update="optimizer" needs a learning_rate: with optim="sgd" the RMS step in units of sigma.'
+            )
+        arguments = dict(
+            part.split("=", 1) for part in (self.optim_args or "").replace(" ", "").split(",") if "=" in part
+        )
+        if float(arguments.get("dampening", 0)) != 0:
+            raise ValueError(
+                f"optim_args={self.optim_args!r}: torch's SGD takes the first gradient undamped, so that it weighs "
+                '1 / (1 - dampening) times any other; leave dampening out, or use update="mean".'
+            )
+
+    def fit_prompts(self, available: int) -> None:
+        """Sets `prompts_per_step` by the rule: one for every 16 members, at most `available`, in equal groups."""
+        size = 16 if self.population_size >= 64 else max(2, self.population_size // 4)
+        own, unit = self.prompts_per_member or 1, 2 if self.antithetic else 1
+        most = max(1, min(self.population_size // size, available // own))
+        groups = next((g for g in range(most, 0, -1) if self.population_size % (g * unit) == 0), 1)
+        self.prompts_per_step = groups * own
+
+    def to_dict(self) -> dict:
+        """As in [`DiffusionConfig`]: functions are written by name."""
+        data = super().to_dict()
+        for name in ("guard_reward_funcs", "slope_reward_funcs"):
+            if getattr(self, name) is not None:
+                data[name] = [f if isinstance(f, str) else function_name(f) for f in getattr(self, name)]
+        return data
 
     def population(self) -> Population:
         """The members of a step: how many, with which signs, in which groups."""

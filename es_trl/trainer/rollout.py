@@ -211,6 +211,7 @@ class PopulationRollout:
             {name: [column[j] for j in drawn] for name, column in batch.columns.items()},
             where=f"step {step}, members {members[0]}-{members[-1]}",
             groups=drawn,
+            step_prompts=batch.prompts,
             only=rewards,
             log_metric=lambda name, value: metrics.append((name, value)),
             **context,

@@ -18,7 +18,8 @@ PROMPTS = ["a red apple", "two blue cats", "a green frog", "a pink dog", "three 
 RUN = {
     "max_steps": 6, "population_size": 6, "members_per_forward": 2, "prompts_per_step": 2, "lora_rank": 2,
     "lora_target_modules": ["to_q", "to_out"], "sample_steps": 0, "report_to": "none", "disable_tqdm": True,
-    "logging_steps": 1, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5, "use_cpu": True,
+    "logging_steps": 1, "save_strategy": "steps", "save_steps": 2, "sigma": 0.1, "prompts_per_member": None,
+    "travel": 2.0, "use_cpu": True,
 }  # fmt: skip
 
 
