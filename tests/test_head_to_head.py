@@ -39,7 +39,9 @@ def test_every_method_gets_the_same(tmp_path):
         for number, trial in enumerate(entry["trials"]):
             settings = SETTINGS["shared"] | entry["speed"] | entry.get("fixed", {}) | trial
             config = method_classes(method)[0](output_dir=str(tmp_path), **settings)
-            assert not set(SETTINGS["shared"]) & (set(trial) | set(entry.get("fixed", {}))), "what is shared is not changed"
+            assert not set(SETTINGS["shared"]) & (set(trial) | set(entry.get("fixed", {}))), (
+                "what is shared is not changed"
+            )
             for size in [size for size in ("full", "quick") if number < SETTINGS[size]["trials"]]:
                 for budget in ("trial_images", "images"):
                     left = SETTINGS[size][budget] % head_to_head.images_per_step(config)
@@ -85,7 +87,9 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
         return row
 
     monkeypatch.setattr(head_to_head, "execute", execute)
-    args = argparse.Namespace(settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1, stage="all")
+    args = argparse.Namespace(
+        settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1, stage="all"
+    )
     assert head_to_head.everything(args) == 1, "a run failed"
     failed = started[6]
     with (tmp_path / "results.jsonl").open("a") as file:
@@ -109,7 +113,8 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert len(names) == len(set(names)) == finished - 1
     text = head_to_head.tables(tmp_path)
     stages = [line.split()[2].strip(",") for line in text.splitlines() if line.startswith("### Equal")]
-    assert stages == ["images"] * SETTINGS["quick"]["rewards"] + ["seconds"] + ["untuned"] * SETTINGS["quick"]["rewards"]
+    rewards = SETTINGS["quick"]["rewards"]
+    assert stages == ["images"] * rewards + ["seconds"] + ["untuned"] * rewards
     first = [line.split()[1] for line in text.split("### ")[1].splitlines() if line.startswith("| ")]
     assert [word for word in first if word in METHODS][: len(METHODS)] == list(METHODS), "also those that ran again"
     assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
