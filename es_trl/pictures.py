@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import TYPE_CHECKING, Any
+
+from .files import writing
 
 
 if TYPE_CHECKING:
@@ -27,6 +30,12 @@ def on_white(image: Image.Image) -> Image.Image:
 def rgb(image: Image.Image) -> Image.Image:
     """`image` in mode RGB, transparency on white."""
     return on_white(image).convert("RGB")
+
+
+def save_jpeg(image: Image.Image, path: str | os.PathLike, comment: bytes = b"") -> None:
+    """Writes a JPEG, whole or not at all, transparency on white."""
+    with writing(path) as temporary:
+        rgb(image).save(temporary, format="JPEG", quality=92, subsampling=0, comment=comment or None)
 
 
 def private_copy(value: Any) -> Any:

@@ -33,6 +33,7 @@ def run_folder(path: Path, seed: int = 0, gain: float = 1.0, prompts: list[str] 
     config = {"seed": seed, "output_dir": str(path), "sigma": 0.1, "population_size": 4, **settings}
     top = {
         "method": "es",
+        "about": {"label": "ES"},
         "base_model": "tiny-sana-sprint",
         "reward_funcs": [TRAINED],
         "eval_reward_funcs": [HELD_OUT],

@@ -12,8 +12,8 @@ from PIL import Image
 
 from es_trl.hub import base_license, environment, md_escape, model_card
 from es_trl.hub.escaping import redact_all
-from es_trl.hub.methods import METHODS
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
+from es_trl.trainer import METHODS, ESTrainer, method_classes
 
 
 HOSTILE = [
@@ -36,7 +36,8 @@ INFO = {
 }  # fmt: skip
 
 CONFIG = {
-    "method": "es", "base_model": "tiny-sana-sprint", "reward_funcs": ["clip_text", "mine"],
+    "method": "es", "about": ESTrainer.about.to_dict() | {"settings": ["sigma"]},
+    "base_model": "tiny-sana-sprint", "reward_funcs": ["clip_text", "mine"],
     "reward_weights": [1.0, 0.5], "train_prompts": 512,
     "config": {"max_steps": 64, "sigma": 0.1, "dtype": "float32", "hub_token": "hf_" + "a" * 30},
 }  # fmt: skip
@@ -127,22 +128,20 @@ def test_body_tells_gain_loss_protocol_and_settings():
     assert f"torch {torch.__version__.split('+')[0]}" in text
 
 
-@pytest.mark.parametrize("method", ["es", "ddpo", "grpo", "pref_grpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_named_cited_and_tagged(method):
-    from es_trl.trainer import METHODS as TRAINERS
-    from es_trl.trainer import method_classes
-
-    assert method in TRAINERS and set(TRAINERS) == set(METHODS)
-    papers, fields = METHODS[method].papers, method_classes(method)[0].__dataclass_fields__
+    config_class, trainer = method_classes(method)
+    papers, fields = trainer.about.papers, config_class.__dataclass_fields__
+    about = trainer.about.to_dict() | {"settings": config_class.own_settings()}
     settings = {"num_generations": 8, "population_size": 64, "beta": 0.5, "seed": 3, "max_steps": 64}
     settings = {name: value for name, value in settings.items() if name in fields}
-    card = make_card(config=CONFIG | {"method": method, "config": settings})
+    card = make_card(config=CONFIG | {"method": method, "about": json.loads(json.dumps(about)), "config": settings})
     assert card.text.count("@article{") == len(papers) > 0 and "@software{es_trl," in card.text
     assert all(f"huggingface.co/papers/{paper.id}" in card.text and paper.citation in card.text for paper in papers)
     assert "author  = {{The es_trl contributors}}" in card.text
     for name, value in settings.items():
         assert f"| `{name}` | {value} |" in card.text
-    assert set(METHODS[method].tags) <= set(card.data.tags)
+    assert set(trainer.about.tags) <= set(card.data.tags)
 
 
 def test_the_page_of_the_run_on_a_tracker_is_linked():

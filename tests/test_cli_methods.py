@@ -2,12 +2,17 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from es_trl.cli import load_config, main, parse
+from es_trl.cli.keys import config_keys
 from es_trl.trainer import METHODS, ESConfig, method_classes
 
 
@@ -135,7 +140,7 @@ def test_recipe_script(method):
     """A script of a few lines that trains its method, and whose text names files that exist."""
     path = ROOT / "recipes" / f"{method}_sana.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    config, trainer = METHODS[method]
+    config, trainer = (name.partition(":")[2] for name in METHODS[method])
     imported = [name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names]
     assert {config, trainer} <= set(imported)
     for word in ast.get_docstring(tree).split():
@@ -143,3 +148,32 @@ def test_recipe_script(method):
             assert (ROOT / word).is_file(), word
     files = [ROOT / "recipes" / model / method / "config.yaml" for model in ("sana_sprint", "tiny_sana_sprint")]
     assert all(yaml.safe_load(file.read_text()).get("method", "es") == method for file in files)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keys_are_known_without_an_import(method):
+    assert config_keys(method) == {field.name for field in fields(method_classes(method)[0]) if field.init}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "typo.yaml"], "unknown key 'population_siez'. Did you mean 'population_size'?"),
+        (["train", "--config", "missing.yaml"], "There is no config file 'missing.yaml'"),
+        (["train", "--method", "gpro"], "Did you mean 'grpo'?"),
+        (["verify", "."], "there is no journal.jsonl in '.'"),
+        (["show", ".", "--step", "1", "--member", "0"], "there is no journal.jsonl in '.'"),
+    ],
+)
+def test_a_slip_is_answered_before_anything_heavy_is_imported(tmp_path, arguments, message):
+    (tmp_path / "typo.yaml").write_text("population_siez: 4\n")
+    code = (
+        "import sys; from es_trl.cli.commands import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'trl', 'datasets', 'numpy'} & set(sys.modules);"
+        "print(code, sorted(heavy))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert message in done.stderr and done.stdout == "2 []\n", done.stderr

@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import importlib
 import json
 import re
 import shutil
@@ -35,12 +36,16 @@ MAY_IMPORT = {
     "run": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub"},
     "trainer": {"es", "pipelines", "data", "rewards", "assets", "evaluation", "hub", "run"},
     "replay": {"pipelines", "rewards", "run", "trainer"},
+    "files": set(),
+    "lazy": set(),
+    "version": set(),
     "formatting": set(),
     "names": set(),
     "pictures": set(),
 }
+LAZY = ["", "cli", "replay", "rewards", "run", "trainer"]  # packages whose names are imported when they are used
 # single files that every room but the mathematics may use, and that know no room
-FOR_ALL = {"formatting", "names", "pictures"}
+FOR_ALL = {"files", "formatting", "lazy", "names", "pictures", "version"}
 # what stands above the rooms and takes only what a room's front door gives: `from es_trl.room import name`
 FRONT_DOORS_ONLY = ("cli",)
 
@@ -135,9 +140,52 @@ def test_library_file(path):
         assert parts[1] in {*MAY_IMPORT, *FRONT_DOORS_ONLY}, f"{parts[1]} is no room of the house: see CONTRIBUTING.md"
         assert direction_faults(module, library_imports(path)) == []
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 450, f"{lines} lines: split the file by idea"
+    assert lines <= 400, f"{lines} lines: split the file by idea"
+    assert long_functions(path) == []
+    assert written_from_outside(tree_of(path)) == []
     assert ast.get_docstring(tree_of(path)), "one sentence at the top says what the file is for"
     assert forbidden(tree_of(path), may_print=False) == []
+
+
+# Longer than 80 lines today, most of them docstring; a function leaves this list and none comes in.
+STILL_LONG = {"es_trl/evaluation/api.py: evaluate", "es_trl/hub/card.py: model_card"}
+
+
+def long_functions(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name, lines = f"{name_of(path)}: {node.name}", node.end_lineno - node.lineno + 1
+            if lines > 80 and name not in STILL_LONG:
+                found.append(f"{name} has {lines} lines: take a part out")
+    return found
+
+
+def written_from_outside(tree: ast.Module) -> list[str]:
+    """Names of other modules, and flags of a trainer or of its parts, that a module writes."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    faults = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if not isinstance(part, ast.Attribute):
+                    continue
+                owner = ast.unparse(part.value)
+                other_part = owner.startswith("trainer.") or owner == "trainer" or owner.startswith("self.trainer")
+                if other_part and owner.split(".")[-1] not in TRAINERS_OWN:
+                    faults.append(f"{part.lineno}: {ast.unparse(part)} is written from outside")
+                if owner in modules and owner[0].islower():
+                    faults.append(f"{part.lineno}: {ast.unparse(part)} is state of another module")
+    return faults
+
+
+# Of the Trainer that we build on, and written where the Trainer itself would: its state and its last log.
+TRAINERS_OWN = {"state"}
 
 
 # It writes heads in the format in which others have published them, to read them with the product's own reader.
@@ -287,11 +335,14 @@ def test_public_names_exist():
 
 
 def test_editors_see_the_public_names():
-    """The imports under TYPE_CHECKING say the same as the table that serves the names at run time."""
-    import es_trl
-
-    shown = {name: t for _, t, names in library_imports(PACKAGE / "__init__.py") for name in names}
-    assert {name: shown.get(name) for name in es_trl.__all__} == es_trl._ROOM_OF
+    """A package's public names are those that it imports under TYPE_CHECKING, and each can be had."""
+    for package in LAZY:
+        shown = {name for _, target, names in library_imports(PACKAGE / package / "__init__.py") for name in names}
+        module = importlib.import_module(f"es_trl.{package}".rstrip("."))
+        shown -= {"TYPE_CHECKING", "attach", "__version__"}
+        assert shown <= set(module.__all__)
+        for name in module.__all__:
+            assert hasattr(module, name), name
 
 
 def declared(section: dict, extras: list[str]) -> set[str]:

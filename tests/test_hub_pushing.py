@@ -96,7 +96,7 @@ def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(tmp_path):
         assert f"Pushed to {hub.url}/someone/tiny-es/commit/" in done.stderr
         assert hub.repos["model/someone/tiny-es"]["private"]
         messages = [message for _, _, message, _ in hub.commits]
-        assert messages == ["Training in progress, step 1", "End of training"], "the last checkpoint, and once the end"
+        assert messages == ["Training in progress, step 1"], "the last checkpoint; at the end nothing is new"
         files = hub.files("someone/tiny-es")
         assert CANARY.encode() not in b"".join(files.values())
         pictures = {"samples/metadata.jsonl", "samples/step-000000.jpg", "samples/step-000001.jpg"}
@@ -142,7 +142,7 @@ def test_only_the_runs_own_files_are_pushed_in_one_commit(hub, tmp_path, monkeyp
     ((repo, branch, message, files),) = hub.commits
     assert (repo, branch, message) == ("someone/tiny", "main", "Ready")
     assert [name for name in files if "members" not in name] == sorted(SETTINGS + pictures)
-    assert commit.oid in hub.repos["model/someone/tiny"]["commits"] and not trainer.push_failed
+    assert commit.oid in hub.repos["model/someone/tiny"]["commits"] and not trainer.hub.failed
     files = hub.files("someone/tiny")
     assert json.loads(files["es_config.json"])["config"]["output_dir"] == "~/run"
     assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
@@ -191,7 +191,7 @@ def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, caplog, fault):
         trainer = pushing_trainer(tmp_path / "my run", **options)
         trainer.train()
         assert trainer.push_to_hub() is None
-    assert trainer.state.global_step == 2 and trainer.push_failed
+    assert trainer.state.global_step == 2 and trainer.hub.failed
     assert (tmp_path / "my run" / "pytorch_lora_weights.safetensors").is_file()
     assert CANARY not in caplog.text
     last = caplog.records[-1]
@@ -226,17 +226,17 @@ def retry(hub, command, tmp_path):
 
 @pytest.mark.parametrize("silent", ["repos/create", "/preupload/"])
 def test_a_hub_that_never_answers_holds_nobody(hub, tmp_path, monkeypatch, caplog, silent):
-    monkeypatch.setattr("es_trl.run.pushing.OPEN_SECONDS", 0.3)
-    monkeypatch.setattr("es_trl.run.pushing.PUSH_SECONDS", 0.3)
+    monkeypatch.setattr("es_trl.run.hub_pusher.OPEN_SECONDS", 0.3)
+    monkeypatch.setattr("es_trl.run.hub_pusher.PUSH_SECONDS", 0.3)
     hub.faults[silent] = "hang"
     trainer = pushing_trainer(tmp_path, max_steps=1, hub_strategy="every_save", save_strategy="steps", save_steps=1)
     trainer.train()
-    assert trainer.push_to_hub() is None and trainer.push_failed and trainer.state.global_step == 1
+    assert trainer.push_to_hub() is None and trainer.hub.failed and trainer.state.global_step == 1
     assert "the Hub did not answer for 0.3 seconds" in caplog.records[-1].getMessage()
     hub.faults.clear()
-    monkeypatch.setattr("es_trl.run.pushing.OPEN_SECONDS", 20)
-    monkeypatch.setattr("es_trl.run.pushing.PUSH_SECONDS", 20)
-    assert trainer.push_to_hub() is not None and not trainer.push_failed
+    monkeypatch.setattr("es_trl.run.hub_pusher.OPEN_SECONDS", 20)
+    monkeypatch.setattr("es_trl.run.hub_pusher.PUSH_SECONDS", 20)
+    assert trainer.push_to_hub() is not None and not trainer.hub.failed
 
 
 def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, tmp_path, monkeypatch):
@@ -257,9 +257,9 @@ def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, 
 def test_a_push_that_failed_is_made_up_for_by_the_next(hub, tmp_path):
     trainer = pushing_trainer(tmp_path, max_steps=1)
     hub.faults["/api/"] = 403
-    assert trainer.push_to_hub() is None and trainer.push_failed
+    assert trainer.push_to_hub() is None and trainer.hub.failed
     hub.faults.clear()
-    assert trainer.push_to_hub() is not None and not trainer.push_failed
+    assert trainer.push_to_hub() is not None and not trainer.hub.failed
 
 
 def test_a_revision_is_a_branch_of_its_own(hub, tmp_path):
@@ -272,7 +272,7 @@ def test_a_revision_is_a_branch_of_its_own(hub, tmp_path):
 def test_the_name_of_the_run_folder_is_the_default(hub, tmp_path):
     trainer = tiny_trainer(tmp_path / "my-run", max_steps=1)
     trainer.push_to_hub(blocking=False, private=True).result()
-    assert trainer.hub_model_id == "someone/my-run" and hub.repos["model/someone/my-run"]["private"]
+    assert trainer.hub.repo_id == "someone/my-run" and hub.repos["model/someone/my-run"]["private"]
 
 
 def test_the_exit_code_tells_of_a_failed_push(hub, tmp_path):

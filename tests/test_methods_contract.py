@@ -1,9 +1,13 @@
 """What every method owes its user, in one table: a new method is one row."""
 
 import dataclasses
+import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,3 +176,93 @@ def test_every_setting_of_its_own_has_help_and_a_line_in_the_docstring(method):
         if setting.name not in inherited:
             assert setting.metadata.get("help"), setting.name
             assert f"\n        {setting.name} (" in documented or f"\n    {setting.name} (" in documented, setting.name
+
+
+# ---- a new method ----
+
+CONFIG = '''
+"""RandomWalkConfig: the settings of a walk without a reward."""
+
+from dataclasses import dataclass, field
+
+from .config import DiffusionConfig
+
+
+@dataclass
+class RandomWalkConfig(DiffusionConfig):
+    r"""
+    Settings of [`RandomWalkTrainer`].
+
+    Args:
+        stride (`float`, *optional*, defaults to `0.01`):
+            Standard deviation of a step of each entry of theta.
+    """
+
+    stride: float = field(default=0.01, metadata={"help": "Standard deviation of a step."})
+'''
+
+TRAINER = '''
+"""RandomWalkTrainer: a method that does nothing with its rewards."""
+
+import torch
+
+from ..es import make_generator
+from ..hub.methods import Method, Paper
+from .base import DiffusionTrainer
+from .random_walk_config import RandomWalkConfig
+
+
+class RandomWalkTrainer(DiffusionTrainer):
+    """Walks at random."""
+
+    config_class = RandomWalkConfig
+    method_name = "random_walk"
+    about = Method(
+        "Walk", "a random walk", ("random-walk",), (Paper("0000.00001", "On Walking", "me1900walking", 1900, "Me"),)
+    )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        step = self.state.global_step
+        prompts = [row["prompt"] for row in inputs]
+        generators = [make_generator(self.args.seed, "latents", step, j) for j in range(len(prompts))]
+        images = self.adapter.generate(prompts, generators)
+        scores = self.rewards(prompts, images, where=f"step {step}")
+        for number, parameter in enumerate(self.adapter.theta.values()):
+            noise = torch.randn(parameter.shape, generator=make_generator(self.args.seed, "noise", step, number))
+            parameter.grad = self.args.stride * noise.to(parameter)
+        self.add_metric("reward", scores.mean())
+        return torch.tensor(-scores.mean(), dtype=torch.float32)
+'''
+
+
+def test_a_new_method_is_two_files_and_a_line(tmp_path):
+    """What CONTRIBUTING names and nothing else; command, resume, settings, card, citation and page then know it."""
+    root = Path(__file__).parents[1]
+    package = Path(shutil.copytree(root / "es_trl", tmp_path / "es_trl", ignore=shutil.ignore_patterns("__pycache__")))
+    shutil.copy(root / "VERSION", tmp_path)
+    (package / "trainer" / "random_walk_config.py").write_text(CONFIG)
+    (package / "trainer" / "random_walk.py").write_text(TRAINER)
+    table = package / "trainer" / "__init__.py"
+    line = '    "random_walk": ("random_walk_config:RandomWalkConfig", "random_walk:RandomWalkTrainer"),\n'
+    table.write_text(table.read_text().replace("METHODS = {\n", "METHODS = {\n" + line, 1))
+    (tmp_path / "config.yaml").write_text(
+        "method: random_walk\nmodel_name_or_path: tiny-sana-sprint\nreward_funcs: [jpeg_compressibility]\n"
+        "dataset_name: tiny-train\nmax_train_prompts: 8\nprompts_per_step: 2\nmax_steps: 2\nstride: 0.5\n"
+        "max_sequence_length: 16\nsample_steps: 0\nuse_cpu: true\nreport_to: none\nsave_steps: 1\n"
+        f"test_dataset_name: tiny-train\nmax_test_prompts: 2\noutput_dir: {tmp_path / 'run'}\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "es_trl.cli.commands", "train", "--config", "config.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "run" / "es_config.json").read_text())
+    assert (settings["method"], settings["config"]["stride"], settings["about"]["settings"]) == (
+        "random_walk", 0.5, ["stride"],
+    )  # fmt: skip
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "[a random walk](https://huggingface.co/papers/0000.00001)" in card and "@article{me1900walking," in card
+    assert "| `stride` | 0.5 |" in card and "- random-walk" in card
+    assert "Walk" in (tmp_path / "run" / "report" / "index.html").read_text()
+    code = "from es_trl import trainer; print(trainer.RandomWalkTrainer.__name__, trainer.METHODS['random_walk'][0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "RandomWalkTrainer random_walk_config:RandomWalkConfig\n"

@@ -17,9 +17,9 @@ from tiny_runs import PROMPTS, brightness, redness, same, theta_of
 from transformers import TrainerCallback
 
 from es_trl import DDPOConfig, DiffusionDPOConfig, GRPOConfig, PrefGRPOConfig
+from es_trl.run.processes import warn_if_idle
 from es_trl.trainer.advantages import win_rates
 from es_trl.trainer.group_rollout import GroupBatch, Rollout
-from es_trl.trainer.work_shares import warn_if_idle
 
 
 class Gradients(TrainerCallback):
@@ -298,7 +298,11 @@ def test_the_comparison_has_rows_for_both_step_counts(tmp_path):
     trainer = tiny_policy(tmp_path, max_steps=1)
     result = trainer.compare_with_base(PROMPTS[:2], num_pictures=2)
     assert [row.name for row in result.rows] == ["base@1", "adapter@1", "base@2", "adapter@2"]
-    assert trainer.evaluation["gap_closure_rows"] == {"model": "adapter@1", "base": "base@1", "target": "base@2"}
+    assert trainer.results.comparison["gap_closure_rows"] == {
+        "model": "adapter@1",
+        "base": "base@1",
+        "target": "base@2",
+    }
     assert (Path(tmp_path) / "samples" / "before_after.jpg").exists()
 
 

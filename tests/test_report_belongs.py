@@ -97,4 +97,4 @@ def test_typical_prompts_are_drawn_at_several_strengths_and_one_is_the_adapter_a
             assert np.abs(tile - picture).mean() < 3, "the same picture, but for JPEG"
     page = write_report(folder).read_text()
     assert "LoRA strength" in page and page.count("Sample pictures at strength") == 7
-    assert trainer.evaluation["strengths"] == entry
+    assert trainer.results.comparison["strengths"] == entry

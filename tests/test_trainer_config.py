@@ -21,7 +21,7 @@ def no_model(monkeypatch):
     def loaded(*args, **kwargs):
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("es_trl.trainer.base.load_pipeline", loaded)
+    monkeypatch.setattr("es_trl.trainer.inputs.load_pipeline", loaded)
     monkeypatch.setattr("es_trl.pipelines.loading.DiffusionPipeline.from_pretrained", loaded)
 
 

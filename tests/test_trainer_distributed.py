@@ -22,7 +22,7 @@ import json, sys
 sys.path[:0] = {paths!r}
 from test_trainer_distributed import RUN
 from tiny_runs import tiny_trainer
-from es_trl.run.checkpoint import write_json
+from es_trl.files import write_json
 trainer = tiny_trainer({folder!r}, **RUN)
 trainer.train()
 trainer.save_model()

@@ -8,8 +8,8 @@ from PIL import Image
 from tiny_runs import redness, same, theta_of, tiny_config, tiny_trainer
 
 from es_trl.es import NoiseBank, Population, compute_fitness, estimate
+from es_trl.files import read_lines
 from es_trl.replay import redraw_member, verify_run
-from es_trl.run.journal import read_lines
 
 
 RUN = {"population_size": 6, "prompts_per_step": 2, "prompts_per_member": 1, "members_per_forward": 2, "max_steps": 2}

@@ -275,7 +275,7 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("es_trl.run.saving.save_training_state", full_disk)
+    monkeypatch.setattr("es_trl.run.checkpoints.save_training_state", full_disk)
     shutil.rmtree(run_folder / "checkpoint-8")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)
@@ -284,12 +284,12 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
 
 
 def test_what_a_killed_save_left_is_removed(run_folder, caplog):
-    torn = run_folder / ".tmp-checkpoint-12-999999"
+    torn = run_folder / ".tmp-999999-checkpoint-12"
     torn.mkdir()
     (torn / STATE_FILE).write_bytes(b"half")
     train(run_folder, resume=True)
     assert not torn.exists()
-    assert sum(".tmp-checkpoint-12" in record.getMessage() for record in caplog.records) == 1
+    assert sum("-checkpoint-12" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_writing_is_all_or_nothing(tmp_path):

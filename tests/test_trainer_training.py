@@ -365,8 +365,8 @@ def test_one_total_for_training_evaluation_and_early_warning(tmp_path):
     assert "eval_rewards/one/prompts" not in metrics
     trainer.train()
     assert next(entry["reward"] for entry in trainer.state.log_history if "reward" in entry) == 3.5
-    scores = trainer.last_evaluation.scores["adapter"]
-    np.testing.assert_array_equal(trainer.rewards.total(scores), trainer.last_evaluation.total(scores))
+    scores = trainer.results.last.scores["adapter"]
+    np.testing.assert_array_equal(trainer.rewards.total(scores), trainer.results.last.total(scores))
 
 
 def test_rewards_see_the_trainers_state_in_evaluations_too(tmp_path):
@@ -438,7 +438,7 @@ def test_checkpoints_beyond_the_limit_are_removed(tmp_path):
 
 def test_sample_sheets_before_during_and_after(tmp_path):
     trainer = tiny_trainer(tmp_path, max_steps=5, sample_steps=2, num_sample_prompts=3, travel=5.0)
-    base = trainer.sample_callback.images()
+    base = trainer.samples.images()
     trainer.train()
     assert files_in(tmp_path / "samples") == [
         *(f"members-{step:06d}{kind}.jpg" for step in (2, 4) for kind in ("-tiles", "")),
@@ -452,13 +452,13 @@ def test_sample_sheets_before_during_and_after(tmp_path):
     sheets = [np.asarray(Image.open(tmp_path / "samples" / f"step-{step:06d}.jpg"), int) for step in (0, 5)]
     assert np.abs(sheets[0] - sheets[1]).max() > 10, "training shows"
     with trainer.adapter.adapter_disabled():
-        again = trainer.sample_callback.images()
+        again = trainer.samples.images()
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(base, again, strict=True)), "fixed latents"
 
 
 def test_samples_come_from_the_evaluation_prompts(tmp_path):
     trainer = tiny_trainer(tmp_path, eval_dataset=["a cat", "a cat", "a dog", "a frog"], num_sample_prompts=2)
-    assert trainer.sample_callback.prompts == ["a cat", "a dog"]
+    assert trainer.samples.prompts == ["a cat", "a dog"]
 
 
 HOSTILE = ["../../etc/passwd", "a/b", "CON", "x" * 5000, "<img onerror=1>", "---\nlicense: x", "{{7*7}}", "\U0001f600"]

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from es_trl import ESTrainer, RewardSet
 from es_trl.replay import verify_run
 from es_trl.rewards import Margin
+from es_trl.run.settings import run_config
 from es_trl.trainer.watch import Scored
 
 
@@ -209,7 +210,7 @@ def test_sigma_is_found_by_the_change_of_the_output(tmp_path):
         again.prepare_prompts(PROMPTS)
         change = output_change(again.adapter, PROMPTS, again.noise, 0)
         assert change(trainer.sigma) == pytest.approx(0.1, rel=0.1)
-        assert trainer.run_config()["sigma"] == trainer.sigma
+        assert run_config(trainer)["sigma"] == trainer.sigma
         assert trainer.state.log_history[0]["es/sigma"] == pytest.approx(trainer.sigma)
     assert sigmas["lora_xs"] != sigmas["weight"]
 

@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import yaml
 
 from ..names import hint
-from ..trainer import METHODS, DiffusionConfig, method_classes
-from .options import LineParser
+from ..trainer import METHODS, check_method, method_classes
+from .keys import config_keys
+
+
+if TYPE_CHECKING:
+    from ..trainer import DiffusionConfig
 
 
 @dataclass
@@ -112,8 +117,8 @@ def split_names(names: Sequence[str] | str | None) -> list[str]:
 
 
 def parse(
-    config_class: type[DiffusionConfig] | None = None, args: Sequence[str] | None = None
-) -> tuple[RunArguments, DiffusionConfig]:
+    config_class: "type[DiffusionConfig] | None" = None, args: Sequence[str] | None = None
+) -> "tuple[RunArguments, DiffusionConfig]":
     """
     Reads `--config file.yaml` and the command line; the command line overrides the file, the file the defaults.
 
@@ -134,8 +139,10 @@ def parse(
     file = _read(path) if path is not None else {}
     named = _value_of("--method", args) or file.get("method")
     method = _method(config_class, named)
-    config_class = config_class or method_classes(method)[0]
     _check_keys(path, file, config_class, method)
+    config_class = config_class or method_classes(method)[0]
+    from .options import LineParser  # only now: what is wrong by then is said without it
+
     parser = LineParser([RunArguments, config_class])
     parser.check_options(args)
     if path is None and not _value_of("--model_name_or_path", args):
@@ -156,8 +163,8 @@ def method_of(args: Sequence[str]) -> str:
 
 
 def load_config(
-    path: str, config_class: type[DiffusionConfig] | None = None, overrides: Sequence[str] = ()
-) -> tuple[RunArguments, DiffusionConfig]:
+    path: str, config_class: "type[DiffusionConfig] | None" = None, overrides: Sequence[str] = ()
+) -> "tuple[RunArguments, DiffusionConfig]":
     """The arguments of a YAML file, with `--name value` overrides."""
     return parse(config_class, ["--config", str(path), *overrides])
 
@@ -173,13 +180,13 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
     return found
 
 
-def _method(config_class: type[DiffusionConfig] | None, named: str | None) -> str | None:
+def _method(config_class: "type[DiffusionConfig] | None", named: str | None) -> str | None:
     """What trains: the method that is named, which has to be the one of `config_class` if that is given."""
     if named is not None:
-        method_classes(named)
+        check_method(named)
     if config_class is None:
         return named or "es"
-    own = next((method for method, (config, _) in METHODS.items() if config == config_class.__name__), None)
+    own = next((m for m, (config, _) in METHODS.items() if config.endswith(f":{config_class.__name__}")), None)
     if named is not None and own is not None and named != own:
         raise ValueError(
             f"method is {named!r}, but this script trains {own!r}: run `es-trl train --method {named}` or "
@@ -203,16 +210,15 @@ def _read(path: str) -> dict:
     return config
 
 
-def _check_keys(path: str | None, file: dict, config_class: type[DiffusionConfig], method: str | None) -> None:
-    known = {f.name for cls in (RunArguments, config_class) for f in fields(cls)} | {"env"}
+def _check_keys(
+    path: str | None, file: dict, config_class: "type[DiffusionConfig] | None", method: str | None
+) -> None:
+    own = config_keys(method) if method in METHODS else {f.name for f in fields(config_class)}
+    known = {f.name for f in fields(RunArguments)} | own | {"env"}
     for key in file:
         if key not in known:
             near = hint(str(key), known) or "Remove it."
-            owners = [other for other in METHODS if other != method and _has_field(other, str(key))]
+            owners = [other for other in METHODS if other != method and str(key) in config_keys(other)]
             if owners:
                 near = f"It belongs to method {' and '.join(owners)}, this is {method}. {near}"
             raise ValueError(f"{path}: unknown key {key!r}. {near}")
-
-
-def _has_field(method: str, key: str) -> bool:
-    return key in {f.name for f in fields(method_classes(method)[0])}

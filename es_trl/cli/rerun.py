@@ -6,16 +6,12 @@ from typing import Any
 
 import yaml
 
+from ..files import write_text
 from ..trainer import DiffusionConfig
 from .arguments import RunArguments
 
 
 FILE = "rerun.yaml"
-# Secrets, what the Trainer works out by itself from other fields, and where an earlier attempt went on.
-NOT_SAID = {
-    "hub_token", "resume_from_checkpoint", "local_rank", "accelerator_config", "parallelism_config", "disable_tqdm",
-    "debug", "do_train", "do_eval", "gradient_checkpointing", "activation_checkpointing",
-}  # fmt: skip
 
 
 def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
@@ -28,12 +24,11 @@ def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
     Returns:
         `str`: The path.
     """
-    chosen = _chosen(arguments) | _chosen(config)
-    os.makedirs(config.output_dir, exist_ok=True)
+    own = {name: kind for name, kind in config.changes().items() if kind == "process"}
+    chosen = _chosen(arguments) | {k: v for k, v in _chosen(config).items() if k not in own}
     path = os.path.join(config.output_dir, FILE)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("# es-trl train --config rerun.yaml --output_dir NEW_FOLDER\n")
-        yaml.safe_dump(chosen, file, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
+    write_text(path, f"# es-trl train --config rerun.yaml --output_dir NEW_FOLDER\n{text}")
     return path
 
 
@@ -44,7 +39,7 @@ def _chosen(values: Any) -> dict[str, Any]:
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         value = _plain(getattr(values, field.name))
-        if field.init and field.name not in NOT_SAID and value != _plain(default):
+        if field.init and value != _plain(default):
             found[field.name] = value if value != [] else "none"  # `report_to`, which is a list once it is resolved
     return found
 

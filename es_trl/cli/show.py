@@ -18,10 +18,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", help="by default RUN/samples/member-SSSSSS-MMMM.png")
     parser.add_argument("--model", help="the base model, if the recorded name does not load")
     arguments = parser.parse_args(argv)
-    from ..evaluation import contact_sheet
-    from ..replay import redraw_member
+    from ..replay import read_journal
 
     try:
+        read_journal(arguments.run)  # a wrong folder is said before anything heavy is imported
+        from ..evaluation import contact_sheet
+        from ..replay import redraw_member
+
         images, prompts, scores = redraw_member(
             arguments.run, arguments.step, arguments.member, arguments.micro, arguments.model
         )

@@ -3,10 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from ..trainer import method_classes
 from .arguments import RunArguments, method_of, parse
-from .options import help_text
-from .training import prepare, run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,6 +13,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         arguments, config = parse(args=argv)
+        from ..trainer import method_classes
+        from .training import prepare, run
+
         trainer = prepare(method_classes(arguments.method)[1], arguments, config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"es-trl train: {' '.join(str(error).split())}\n")
@@ -25,6 +25,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help(argv: Sequence[str], everything: bool) -> str:
+    from ..trainer import method_classes
+    from .options import help_text
+
     try:
         method = method_of([word for word in argv if not word.startswith("--help")])
         config_class = method_classes(method)[0]

@@ -47,8 +47,7 @@ def prepare(
         eval_dataset=evaluation,
         callbacks=callbacks,
     )
-    trainer.dataset_name = arguments.dataset_name
-    trainer.test_dataset = test
+    trainer.name_data(arguments.dataset_name, test)
     return trainer
 
 
@@ -92,8 +91,15 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     Args:
         trainer ([`DiffusionTrainer`]), arguments ([`RunArguments`]): From [`prepare`] and [`parse`].
     """
+    with trainer.folder.lock if trainer.args.should_save else contextlib.nullcontext():
+        _run(trainer, arguments)
+
+
+def _run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     config, test = trainer.args, trainer.test_dataset
     if trainer.is_world_process_zero():
+        if not config.resume_from_checkpoint:
+            trainer.folder.set_earlier_aside()
         write_rerun(arguments, config)
     if test is not None:
         trainer.prepare_prompts(test["prompt"])
@@ -111,5 +117,5 @@ def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
         config.output_dir,
         page or os.path.join(config.output_dir, "samples", "before_after.jpg" if test is not None else ""),
     )
-    if config.push_to_hub and trainer.push_failed:
+    if config.push_to_hub and trainer.hub.failed:
         raise SystemExit(1)  # everything is on disk, and the log says how to push it

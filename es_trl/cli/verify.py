@@ -15,9 +15,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="the output_dir of an ES run")
     parser.add_argument("--model", help="the base model, if the recorded name does not load")
     arguments = parser.parse_args(argv)
-    from ..replay import verify_run
+    from ..replay import read_journal
 
     try:
+        read_journal(arguments.run)  # a wrong folder is said before anything heavy is imported
+        from ..replay import verify_run
+
         result = verify_run(arguments.run, arguments.model)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"es-trl verify: {error}\n")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import write_text, writing
 from .markdown import page
 from .pictures import IMAGES
 from .result import plain
@@ -45,11 +45,12 @@ def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, 
     # A NaN in a column is no JSON: like every number that does not exist it is null.
     texts = [json.dumps(plain(entry), ensure_ascii=False, allow_nan=False, default=str) for entry in entries]
     lines = "".join(text + "\n" for text in texts)
-    _whole(folder / "prompts.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-    _whole(folder / "scores.parquet", lambda path: _write_scores(result, path))
-    _whole(folder / "eval.md", lambda path: path.write_text(page(table), encoding="utf-8"))
+    write_text(folder / "prompts.jsonl", lines)
+    with writing(folder / "scores.parquet") as path:
+        _write_scores(result, path)
+    write_text(folder / "eval.md", page(table))
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    _whole(folder / "eval.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / "eval.json", text)
     return table
 
 
@@ -83,9 +84,3 @@ def _write_scores(result: Evaluation, path: Path) -> None:
             parts.setdefault(name, []).append(values)
     table = pyarrow.table({name: np.concatenate(values) for name, values in parts.items()})
     pyarrow.parquet.write_table(table, path)
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    os.replace(beside, path)

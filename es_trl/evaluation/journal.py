@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_text
 from .fingerprint import differences
 from .rows import Draw
 
@@ -68,9 +69,7 @@ class Journal:
                 )
         barrier()  # everybody has looked before it appears
         if process_index == 0 and not path.is_file():
-            beside = path.with_name(f".{FINGERPRINT}.{os.getpid()}")
-            beside.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
-            os.replace(beside, path)
+            write_text(path, json.dumps(fingerprint, indent=2) + "\n")
 
     def read(self, draw: Draw, features: bool) -> Known:
         """

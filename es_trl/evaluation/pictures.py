@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pictures import rgb
+from ..pictures import save_jpeg
 from .grids import tiles
 from .protocol import draw_images
 from .statistics import prompt_means
@@ -125,9 +125,7 @@ def save_pairs(
         missing = [key for key, path in wanted.items() if not (reuse and path.is_file())]
         for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
             for key, image in zip(keys, images, strict=True):
-                beside = wanted[key].with_name(f".{wanted[key].name}")
-                rgb(image).save(beside, format="JPEG", quality=92, subsampling=0)
-                os.replace(beside, wanted[key])
+                save_jpeg(image, wanted[key])
     return pairs
 
 
@@ -158,9 +156,6 @@ def save_strengths(
         for batch, images in draw_images(model, result.prompts, row, keys, result.noise, batch_size):
             drawn |= dict(zip(batch, images, strict=True))
         path = Path(folder, IMAGES, f"strength-{strength:g}.jpg")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
-        tiles([[drawn[key] for key in keys]]).save(beside, format="JPEG", quality=92, subsampling=0)
-        os.replace(beside, path)
+        save_jpeg(tiles([[drawn[key] for key in keys]]), path)
         files[f"{strength:g}"] = f"{IMAGES}/{path.name}"
     return {"row": adapter.name, "prompts": [pair["prompt"] for pair in chosen], "files": files}

@@ -5,13 +5,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ..es.keys import make_seed
+from ..files import write_text
 from ..rewards.totals import weighted_total
 from .fingerprint import prompts_sha256
 from .looks import LOOKS
@@ -235,11 +235,7 @@ class Evaluation:
 
     def save(self, path: str | os.PathLike) -> str:
         """Writes [`to_dict`] as JSON, whole or not at all, and returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return str(path)
 
     def _row(self, row: "EvaluationRow") -> dict[str, Any]:

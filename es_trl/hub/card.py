@@ -14,7 +14,7 @@ from .. import assets
 from ..formatting import METRICS, duration, interval, number, percent, whole
 from .base_model import base_license, is_hub_id, shown_name
 from .escaping import md_escape, one_line, redact
-from .methods import METHODS, SETTINGS, Method
+from .methods import SETTINGS, Method
 from .tables import differences_table, judge_table, scores_table
 
 
@@ -74,7 +74,7 @@ def model_card(
     base_model = base_model or config.get("base_model")
     base = shown_name(base_model) if base_model else None
     method_name = config.get("method") or "es"
-    method = METHODS.get(method_name) or Method(title=method_name)
+    method = Method.of(config)
     licence = {"license": license} if license else base_license(base_model)
     fallback = f"{(base or 'model').split('/')[-1]}-{one_line(method_name)}"
     name = one_line(repo_id.split("/")[-1] if repo_id else fallback, 96)

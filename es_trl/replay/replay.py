@@ -3,9 +3,8 @@
 import dataclasses
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..pipelines import LORA_WEIGHTS_NAME, tensor_digest
 from ..rewards import RewardSet
 from ..run.checkpoint import CheckpointCorrupt, load_adapter_state
-from ..run.journal import JOURNAL, decode_scores, read_lines
-from ..run.stopping import StopRequested, TrainingStopped
+from ..run.journal import decode_scores
 from ..trainer.es import ESTrainer
 from ..trainer.es_config import ESConfig
 from ..trainer.rollout import PopulationRollout, PromptBatch, RolloutTimes
 from ..trainer.watch import Scored
+from .sessions import ReplayError, Session, read_journal
 
 
-# Settings of the recorded run that decide what is written, shown, pushed or measured, not what is computed.
-NOT_REPLAYED = {
-    "output_dir", "run_name", "report_to", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step",
-    "save_strategy", "save_steps", "eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "eval_reward_funcs",
-    "sample_steps", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
-    "disable_tqdm", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "release_text_encoder",
-    "do_train", "do_eval", "do_predict", "local_rank", "log_level", "save_total_limit", "compile_denoiser",
-    "reward_weights", "ddp_timeout", "save_failure", "reward_timeout", "reward_failure", "reward_retries",
-}  # fmt: skip
-
-
-class ReplayError(ValueError):
-    """The journal is missing, incomplete, or not that of this adapter."""
-
-
-@dataclass
-class Session:
-    """
-    Neighbouring `train()` calls with the same settings.
-
-    Attributes:
-        start (`int`): The step it began with.
-        run (`dict`): The record its journal opened with.
-        lines (`dict[int, dict[int, dict]]`): Journal lines by step and prompt batch.
-    """
-
-    start: int
-    run: dict[str, Any]
-    lines: dict[int, dict[int, dict]] = field(default_factory=lambda: defaultdict(dict))
+class EndOfReplay(Exception):
+    """Ends a replayed training where its journal, or what was asked for, ends."""
 
 
 @dataclass
@@ -132,31 +104,6 @@ def redraw_member(
     return images[first : first + len(columns)], prompts, decode_scores(line["shape"], line["scores"])[member]
 
 
-def read_journal(run: str | os.PathLike) -> list[Session]:
-    """The sessions of a run. Raises `ReplayError` without a journal, or with one that does not begin at step 0."""
-    path = Path(run, JOURNAL)
-    if not path.is_file():
-        raise ReplayError(f"there is no {JOURNAL} in {os.fspath(run)!r}: give the output_dir of an ES run.")
-    sessions: list[Session] = []
-    for entry in read_lines(path):
-        if isinstance(entry.get("start"), int) and isinstance(entry.get("run"), dict):
-            if not sessions or _computed(entry["run"]) != _computed(sessions[-1].run):
-                sessions.append(Session(entry["start"], entry["run"]))
-        elif sessions and isinstance(entry.get("step"), int) and isinstance(entry.get("micro"), int):
-            sessions[-1].lines[entry["step"]][entry["micro"]] = entry
-        else:
-            raise ReplayError(f"{path} holds a line that is neither a start nor a step: {str(entry)[:80]}.")
-    if not sessions or sessions[0].start != 0:
-        raise ReplayError(f"{path} does not begin at step 0, so nothing can be replayed from its start.")
-    return sessions
-
-
-def _computed(run: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record that decides what a step computes."""
-    config = {k: v for k, v in run.get("config", {}).items() if k not in NOT_REPLAYED}
-    return {"config": config} | {k: run.get(k) for k in ("base_model", "reward_weights", "train_prompts", "lora")}
-
-
 def _replay(run: str | os.PathLike, step: int | None, model) -> "ReplayTrainer":
     """The trainer as it stood before `step`, or at the journal's end."""
     sessions, folder, matches, digests = read_journal(run), None, {}, {}
@@ -164,11 +111,11 @@ def _replay(run: str | os.PathLike, step: int | None, model) -> "ReplayTrainer":
         for number, session in enumerate(sessions):
             following = sessions[number + 1].start if number + 1 < len(sessions) else None
             end = step if step is not None and (following is None or step < following) else following
-            trainer = ReplayTrainer(session, end, os.path.join(scratch, str(number)), model, Path(run))
-            trainer.matches, trainer.digests = matches, digests
+            found = matches, digests
+            trainer = ReplayTrainer(session, end, os.path.join(scratch, str(number)), model, Path(run), found)
             try:
                 trainer.train(resume_from_checkpoint=folder)
-            except TrainingStopped:
+            except EndOfReplay:
                 pass
             if following is None or end != following:
                 break
@@ -201,7 +148,7 @@ class RecordedRollout(PopulationRollout):
 
     def scores(self, batch: PromptBatch, factors, step: int, micro: int = 0, **_) -> tuple[torch.Tensor, RolloutTimes]:
         if step == self.end or (micro == 0 and not any(later >= step for later in self.session.lines)):
-            raise StopRequested
+            raise EndOfReplay
         line = self.line(step, micro)
         theta = tensor_digest(self.adapter.theta)
         if line.get("theta") != theta:
@@ -224,7 +171,7 @@ class ReplayTrainer(ESTrainer):
 
     keeps_journal = False
 
-    def __init__(self, session: Session, end: int | None, scratch: str, model, run: Path):
+    def __init__(self, session: Session, end: int | None, scratch: str, model, run: Path, found: tuple[dict, dict]):
         record = session.run
         if record.get("own_optimizer"):
             raise ReplayError("the run was given an optimizer object of its own, which a journal does not hold.")
@@ -247,8 +194,8 @@ class ReplayTrainer(ESTrainer):
                 "or a machine that rounds differently."
             )
         self.rollout = RecordedRollout(session, end, self)
-        self.digests: dict[int, str] = {}
-        self.matches: dict[str, bool] = {}
+        self.matches: dict[str, bool] = found[0]
+        self.digests: dict[int, str] = found[1]
         self.remove_callback(PrinterCallback)
         self.add_callback(CompareCallback(self, run))
 
@@ -262,13 +209,10 @@ class ReplayTrainer(ESTrainer):
     def prepare_prompts(self, prompts) -> None:
         """Nothing is drawn, so nothing needs encoding."""
 
-    def _stop(self) -> TrainingStopped:
-        return TrainingStopped(0)
-
     def save_scratch(self) -> str:
         """A checkpoint for the session that follows."""
-        self._save_together(self._checkpoint_folder())
-        return self._checkpoint_folder()
+        self.checkpoints.write()
+        return self.checkpoints.folder
 
 
 class CompareCallback(TrainerCallback):
@@ -304,7 +248,9 @@ def _lora_digest(folder: Path, denoiser_name: str) -> str | None:
 def _config(recorded: dict[str, Any], scratch: str, keep_init: bool) -> ESConfig:
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no"}
     default = ESConfig(output_dir=scratch, sample_steps=0, **quiet)
-    known = {f.name for f in dataclasses.fields(ESConfig) if f.init} - NOT_REPLAYED
+    changes = ESConfig.changes()
+    known = {f.name for f in dataclasses.fields(ESConfig) if f.init and changes[f.name] == "numbers"}
+    known -= {"compile_denoiser"}  # nothing is drawn
     known -= set() if keep_init else {"model_init_kwargs"}
     changed = {k: v for k, v in recorded.items() if k in known and v != default.to_dict().get(k)}
     return ESConfig(output_dir=scratch, sample_steps=0, **quiet, **changed)

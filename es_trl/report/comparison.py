@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from . import charts, curves, groups, pictures, text, wording
 from .folder import read_folder
 from .groups import Method
-from .rendering import render, write_text
+from .rendering import render
 from .svg import inline_svg, save_png
 from .tables import ruler
 

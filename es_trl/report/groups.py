@@ -12,12 +12,7 @@ from . import curves, wording
 from .folder import Folder
 
 
-# Settings that two seeds of one method may differ in.
-NOT_THE_METHOD = {
-    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "report_to", "resume_from_checkpoint",
-    "hub_model_id",
-    "disable_tqdm", "log_level", "save_total_limit", "push_to_hub", "local_rank", "project", "trackio_space_id",
-}  # fmt: skip
+SEEDS = ("seed", "data_seed")  # what sets two runs of one method apart
 
 
 @dataclass
@@ -62,7 +57,10 @@ def group(folders: Sequence[Folder], labels: Sequence[str] | None = None) -> lis
 
 
 def _settings(folder: Folder) -> dict[str, Any]:
-    own = {name: value for name, value in folder.settings.items() if name not in NOT_THE_METHOD}
+    """The settings that change what is trained; the run itself says which of its settings do not."""
+    others = folder.config.get("changes")
+    others = others if isinstance(others, dict) else {"output_dir": "output"}
+    own = {name: value for name, value in folder.settings.items() if name not in others and name not in SEEDS}
     top = ("method", "base_model", "reward_funcs", "reward_weights", "train_prompts")
     return own | {name: folder.config.get(name) for name in top}
 
@@ -85,7 +83,7 @@ def _labels(groups: dict[str, list[Folder]]) -> list[str]:
         others = [_settings(f) for f in firsts if f is not folder and f.config.get("method") == method]
         different = [key for key in mine if any(mine[key] != other.get(key) for other in others)]
         note = ", ".join(f"{key} {_short(mine[key])}" for key in different[:3])
-        labels.append(f"{wording.method(method)}{f' ({note})' if note else ''}")
+        labels.append(f"{wording.method(folder.config)}{f' ({note})' if note else ''}")
     return [label if labels.count(label) == 1 else f"{label} {i + 1}" for i, label in enumerate(labels)]
 
 

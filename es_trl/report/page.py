@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from . import charts, curves, pictures, wording
 from .folder import Folder, read_folder
 from .headline import headline
-from .rendering import render, write_text
+from .rendering import render
 from .svg import inline_svg, save_png
 from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels
 
@@ -118,7 +119,7 @@ def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[
         device = str(device.get("name", "GPU"))
     found = [
         ("model", config.get("base_model") or evaluation.get("model")),
-        ("method", wording.method(config["method"]) if config.get("method") else None),
+        ("method", wording.method(config) if config.get("method") else None),
         ("trained on", _trained_on(folder)),
         ("images", wording.whole(images) if images else None),
         ("time", wording.duration(seconds) + (f" on {device}" if device else "") if seconds else None),

@@ -1,7 +1,6 @@
 """From data to one self-contained page: Jinja templates with escaping on, style and script inside."""
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,3 @@ def render(template: str, **context: Any) -> str:
     files = {"style": "style.css", "script": "page.js", "live_script": "live.js"}
     texts = {name: (TEMPLATES / file).read_text(encoding="utf-8") for name, file in files.items()}
     return _environment().get_template(template).render(**texts, **context)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

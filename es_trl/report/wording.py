@@ -7,13 +7,13 @@ from .. import formatting
 from ..formatting import NBSP, typeset
 
 
-_METHODS = {"es": "ES", "ddpo": "DDPO", "grpo": "GRPO", "pref_grpo": "Pref-GRPO", "dpo": "DPO"}
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
 
 
-def method(name: Any) -> str:
-    """A method as one writes it; one of your own as its config says."""
-    return _METHODS.get(str(name), str(name))
+def method(config: dict[str, Any]) -> str:
+    """The method of a run as one writes it, as the run's `es_config.json` says."""
+    about = config.get("about")
+    return str((about.get("label") if isinstance(about, dict) else None) or config.get("method"))
 
 
 def number(value: float | None, sign: bool = False) -> str:

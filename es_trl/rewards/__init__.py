@@ -3,63 +3,10 @@
 Nothing heavy is imported until a name below is used.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from ..lazy import attach
 
-_EXPORTS = {
-    "Aesthetic": "aesthetic",
-    "CATALOGUE": "catalogue",
-    "ClipAesthetic": "clip_aesthetic",
-    "ClipScorer": "clip_features",
-    "ClipText": "clip_text",
-    "HPSv2": "hpsv2",
-    "Human": "human",
-    "ImageReward": "image_reward",
-    "Margin": "margin",
-    "NamedReward": "registry",
-    "NoArtifacts": "no_artifacts",
-    "Ocr": "ocr",
-    "Pairwise": "pairwise",
-    "PendingScores": "reward_set",
-    "PickScore": "pickscore",
-    "REWARD_NAMES": "registry",
-    "Remote": "remote",
-    "RewardSet": "reward_set",
-    "VlmJudge": "vlm_judge",
-    "from_ddpo": "ddpo",
-    "has_margin": "margin",
-    "jpeg_compressibility": "jpeg",
-    "jpeg_incompressibility": "jpeg",
-    "parse_reward": "registry",
-}
-
-__all__ = [
-    "REWARD_NAMES",
-    "Aesthetic",
-    "CATALOGUE",
-    "ClipAesthetic",
-    "ClipScorer",
-    "ClipText",
-    "HPSv2",
-    "Human",
-    "ImageReward",
-    "Margin",
-    "NamedReward",
-    "NoArtifacts",
-    "Ocr",
-    "Pairwise",
-    "PendingScores",
-    "PickScore",
-    "Remote",
-    "RewardSet",
-    "VlmJudge",
-    "from_ddpo",
-    "has_margin",
-    "jpeg_compressibility",
-    "jpeg_incompressibility",
-    "parse_reward",
-]
 
 if TYPE_CHECKING:
     from .aesthetic import Aesthetic
@@ -82,12 +29,4 @@ if TYPE_CHECKING:
     from .reward_set import PendingScores, RewardSet
     from .vlm_judge import VlmJudge
 
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__all__, __getattr__, __dir__, _ = attach(__name__, __file__)

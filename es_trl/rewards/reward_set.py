@@ -80,10 +80,22 @@ class RewardSet:
         self.device, self.dtype = device, dtype
         self.retries, self.timeout, self.failure = retries, timeout, failure
         self.weights = _check_weights(weights, len(reward_funcs))
+        self._given = list(reward_funcs)
         self._sources = [_parse(func) for func in reward_funcs]
         self.names = _unique([s.name if isinstance(s, NamedReward) else function_name(s) for s in self._sources])
         self._calls: list[RewardCall] | None = None
         self._runner = AsyncRunner()
+        self._first: RewardSet | None = None
+
+    def with_more(self, reward_funcs: Sequence[str | Callable]) -> RewardSet:
+        """
+        A set that measures `reward_funcs` beside these rewards, whose models it shares; weights are all 1. Without any
+        it is still a set of its own.
+        """
+        calls = {"retries": self.retries, "timeout": self.timeout, "failure": self.failure}
+        both = RewardSet([*self._given, *reward_funcs], None, self.device, self.dtype, **calls)
+        both._first = self
+        return both
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,7 +103,9 @@ class RewardSet:
     def load(self) -> RewardSet:
         """Load the models of the named rewards now rather than at the first call. Returns itself."""
         if self._calls is None:
-            funcs = [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in self._sources]
+            funcs = self._first.functions() if self._first is not None else []
+            others = self._sources[len(funcs) :]
+            funcs += [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in others]
             self._calls = [
                 RewardCall(name, func, self.retries, self.timeout, self.failure)
                 for name, func in zip(self.names, funcs, strict=True)

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import TEMPORARY, left_by, open_to_all, sync, write_json
+
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ MANIFEST = "MANIFEST.json"
 STATE_FILE = "es_state.safetensors"
 SCALARS_FILE = "optimizer.json"
 CONFIG_FILE = "es_config.json"
-
-
 STATE_JSON = "trainer_state.json"
 READ_ON_RESUME = (STATE_FILE, SCALARS_FILE, CONFIG_FILE, STATE_JSON)
 
@@ -45,20 +45,21 @@ def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".tmp-{directory.name}-{os.getpid()}"
+    temporary = directory.parent / f"{TEMPORARY}{os.getpid()}-{directory.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
+        open_to_all(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
         for path in files:
-            _sync(path)
+            sync(path)
         write_json(temporary / MANIFEST, manifest)
-        _sync(temporary / MANIFEST)
-        _sync(temporary)
+        sync(temporary / MANIFEST)
+        sync(temporary)
         _replace_directory(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except BaseException as error:
         written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,42 +109,57 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
             )
 
 
-def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest whole checkpoint of a run, or None; damaged ones are named in a warning and passed over."""
-    for _, folder in _checkpoints(output_dir):
+def last_checkpoint(output_dir: str | os.PathLike, method: str | None = None) -> str | None:
+    """The newest whole checkpoint of a run, or None; damaged ones and another method's are named and passed over."""
+    for _, folder in checkpoints_of(output_dir):
         try:
             verify_checkpoint(folder)
+            theirs = read_json(folder, CONFIG_FILE).get("method")
         except CheckpointCorrupt as error:
             logger.warning("Passing over a checkpoint that is not whole: %s", error)
         else:
-            return str(folder)
+            if method in (None, theirs):
+                return str(folder)
+            logger.warning("Passing over %s, which was trained by %s and not by %s.", folder, theirs, method)
     return None
 
 
-def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
-    """Steps and folders, the newest first."""
-    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    numbers = [(folder.name.rpartition("-")[2], folder) for folder in folders]
-    return sorted(((int(n), folder) for n, folder in numbers if n.isascii() and n.isdigit()), reverse=True)
+def checkpoints_of(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
+    """Steps and folders, the newest first; `checkpoint-<step>` is one, `checkpoint-120 (1)` or a file is none."""
+    found = []
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        name = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(0|[1-9][0-9]*)", folder.name)
+        if name and folder.is_dir():
+            found.append((int(name.group(1)), folder))
+    return sorted(found, reverse=True)
+
+
+def remove_oldest(output_dir: str | os.PathLike, limit: int | None, best: str | None) -> None:
+    """Keeps the newest checkpoint, the best one, and of the others the newest, `limit` in all."""
+    folders = [folder for _, folder in checkpoints_of(output_dir)]
+    first = [folder for folder in folders[1:] if best is not None and folder.name == os.path.basename(best)]
+    ordered = [*folders[:1], *first, *[folder for folder in folders[1:] if folder not in first]]
+    for folder in ordered[limit:] if limit is not None else ():
+        logger.info("Removing the older checkpoint %s (save_total_limit).", folder)
+        shutil.rmtree(folder)
 
 
 def remove_torn_saves(output_dir: str | os.PathLike) -> None:
     """Removes what a run that was killed while saving left behind."""
-    for path in Path(output_dir).glob(".tmp-*"):
-        ours = re.fullmatch(rf"\.tmp-(?:(?:old-)?{PREFIX_CHECKPOINT_DIR}-\d+|journal\.jsonl)-(\d+)", path.name)
-        pid = int(ours.group(1)) if ours else None
+    for path in Path(output_dir).glob(f"{TEMPORARY}*"):
+        pid = left_by(path)
         # In a container, the run before this one may have had this very number.
-        if ours and (pid == os.getpid() or not psutil.pid_exists(pid)):
+        if pid is not None and (pid == os.getpid() or not psutil.pid_exists(pid)):
             logger.warning("Removing %s, which a killed run did not finish writing.", path)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_aside_later(output_dir: str | os.PathLike, step: int) -> None:
     """
-    Renames the checkpoints after `step` to `superseded-...`, and says so: a run that goes back to an earlier one, or
-    starts afresh, is another run than theirs, and must not be resumed from them.
+    Renames the checkpoints after `step` to `superseded-...`, and says so: a run that goes back to an earlier one is
+    another run than theirs, and must not be resumed from them.
     """
-    for later, folder in reversed(_checkpoints(output_dir)):
+    for later, folder in reversed(checkpoints_of(output_dir)):
         if later > step:
             aside = folder.with_name(f"superseded-{folder.name}")
             number = 1
@@ -154,16 +170,16 @@ def set_aside_later(output_dir: str | os.PathLike, step: int) -> None:
             os.replace(folder, aside)
 
 
-def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str) -> str:
+def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str, method: str | None = None) -> str:
     """
-    The checkpoint folder that `resume_from_checkpoint` names.
+    The checkpoint folder that `resume_from_checkpoint` names; the newest one of `method`, if that is given.
 
     Raises:
         `ValueError`: if there is none.
         `CheckpointCorrupt`: if a folder was named and is not whole.
     """
     if resume_from_checkpoint is True or str(resume_from_checkpoint).lower() in ("latest", "true"):
-        folder = last_checkpoint(output_dir)
+        folder = last_checkpoint(output_dir, method)
         if folder is None:
             raise ValueError(
                 f"No valid checkpoint found in output directory ({output_dir}). Leave resume_from_checkpoint out to "
@@ -270,10 +286,6 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any]:
     return data
 
 
-def write_json(path: str | os.PathLike, data: Any) -> None:
-    Path(path).write_text(json.dumps(data, indent=2, sort_keys=False, default=str) + "\n")
-
-
 def _load_tensors(path: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
@@ -294,21 +306,12 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
-def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace_directory(source: Path, target: Path) -> None:
     """`os.replace` cannot overwrite a folder with content, so an old one steps aside first."""
     if not target.exists():
         os.replace(source, target)
         return
-    aside = target.parent / f".tmp-old-{target.name}-{os.getpid()}"
+    aside = target.parent / f"{TEMPORARY}{os.getpid()}-old-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(target, aside)
     os.replace(source, target)

@@ -22,11 +22,11 @@ def gain_line(trainer) -> str:
     dataset = trainer.eval_dataset
     columns = {name: dataset[name] for name in dataset.column_names if name != "prompt"}
     with trainer.peers.together("the last look at the evaluation prompts"):
-        now = trainer.last_evaluation
-        fresh = trainer.evaluated_at == trainer.state.global_step and not trainer.args.load_best_model_at_end
+        now = trainer.results.last
+        fresh = trainer.results.last_step == trainer.state.global_step and not trainer.args.load_best_model_at_end
         if not fresh or list(now.prompts) != list(dataset["prompt"]):
-            now = trainer.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
-        base = trainer.base_evaluation(dataset["prompt"], columns)
+            now = trainer.results.evaluate(EvaluationRow("adapter"), dataset["prompt"], columns)
+        base = trainer.results.base(dataset["prompt"], columns)
     after, before = now.total(now.scores["adapter"]), base.total(base.scores["base"])
     found = paired_difference(after, before)
     name = trainer.rewards.names[0] if len(trainer.rewards) == 1 else "the trained sum"

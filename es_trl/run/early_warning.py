@@ -59,7 +59,7 @@ class EarlyWarningCallback(TrainerCallback):
         self.best = {}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        result = self.trainer.last_evaluation
+        result = self.trainer.results.last
         if args.early_warning == "off" or "eval_reward" not in (metrics or {}) or result is None:
             return
         now = self.measures(result, "adapter", state.global_step)
@@ -102,11 +102,11 @@ class EarlyWarningCallback(TrainerCallback):
         return Measures(step, result.total(scores), watched)
 
     def _base(self, result: Evaluation) -> Measures:
-        return self.measures(self.trainer.base_evaluation(result.prompts, result.columns), "base", 0)
+        return self.measures(self.trainer.results.base(result.prompts, result.columns), "base", 0)
 
     def _look(self, result: Evaluation, now: Measures) -> list[str]:
         """One line per way in which the pictures have left the range of the base's, if the trained reward rose."""
-        base = self.trainer.base_evaluation(result.prompts, result.columns)
+        base = self.trainer.results.base(result.prompts, result.columns)
         reward = paired_difference(
             now.reward, self.measures(base, "base", 0).reward, resamples=RESAMPLES, confidence=CONFIDENCE
         )

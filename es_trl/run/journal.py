@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import append_whole, read_lines, write_lines
 
 
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
-MAX_LINE = 64 * 1024 * 1024  # bytes; more than the scores of any population, less than what fills a memory
 
 
 def encode_scores(scores: torch.Tensor) -> str:
@@ -39,39 +38,6 @@ def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
     if len(data) != 8 * shape[0] * shape[1] * shape[2]:
         raise ValueError(f"{len(data)} bytes are not the scores of a shape {shape}")
     return torch.from_numpy(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape))
-
-
-def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """
-    The entries of a file of JSON lines. A last line without its end, which a killed run leaves, is passed over; any
-    other line that is not a JSON object is said aloud and passed over.
-    """
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE):
-            number += 1
-            if not line.endswith(b"\n"):
-                return
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                entry = None
-            if isinstance(entry, dict):
-                yield entry
-            else:
-                logger.warning("Line %d of %s is not a JSON object and is left out.", number, path)
-
-
-def append_whole(path: Path, text: str) -> None:
-    """Appends all of a text, or nothing where the disk refuses it, so that the next line begins a line."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError:
-        if path.exists():
-            os.truncate(path, size)
-        raise
 
 
 class Journal:
@@ -144,12 +110,9 @@ class Journal:
         if step == 0:
             self.path.unlink()
             return
-        temporary = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
-        with open(temporary, "w", encoding="utf-8") as file:
-            for entry in read_lines(self.path):
-                at = entry.get("start", entry.get("step"))
-                if isinstance(at, int) and at < step:
-                    file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_lines(self.path, (entry for entry in read_lines(self.path) if _before(entry, step)))
+
+
+def _before(entry: dict[str, Any], step: int) -> bool:
+    at = entry.get("start", entry.get("step"))
+    return isinstance(at, int) and at < step

@@ -6,6 +6,7 @@ from transformers import TrainerCallback
 
 from ..pipelines import tensor_digest
 from .journal import JOURNAL, Journal
+from .settings import run_config
 
 
 class JournalCallback(TrainerCallback):
@@ -18,11 +19,16 @@ class JournalCallback(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.journal = Journal(trainer.args.output_dir, trainer.is_world_process_zero(), trainer.may_fail)
+        self.journal = Journal(trainer.args.output_dir, trainer.is_world_process_zero(), trainer.folder.may_fail)
+        self.theta = ""
         self.own_optimizer = trainer.optimizer is not None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.journal.start(state.global_step, self.record())
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # Before the step: a margin that turns takes theta back within it.
+        self.theta = tensor_digest(self.trainer.adapter.theta)
 
     def on_substep_end(self, args, state, control, **kwargs):
         self.write()
@@ -31,20 +37,23 @@ class JournalCallback(TrainerCallback):
         self.write()
 
     def on_train_end(self, args, state, control, **kwargs):
-        with self.trainer.may_fail(f"The last lines of {JOURNAL}"):
-            self.journal.sync()
+        with self.trainer.folder.may_fail(f"The last lines of {JOURNAL}"):
+            self.sync()
+
+    def sync(self) -> None:
+        """Brings all lines to the disk, or raises `OSError`."""
+        self.journal.sync()
 
     def write(self) -> None:
-        """The line of the last prompt batch; theta is still what its population was drawn around."""
+        """The line of the last prompt batch; `theta` is what its population was drawn around."""
         done = self.trainer.last_step
-        theta = tensor_digest(self.trainer.adapter.theta)
-        self.journal.write(done.step, done.micro, done.batch.prompts, theta, done.scores)
+        self.journal.write(done.step, done.micro, done.batch.prompts, self.theta, done.scores)
 
     def record(self) -> dict[str, Any]:
         """What the journal opens with: all that a replay needs beside the scores."""
         adapter = self.trainer.adapter
         lora = adapter.lora_config.to_dict()
-        return self.trainer.run_config() | {
+        return run_config(self.trainer) | {
             "lora": {name: sorted(value) if isinstance(value, set) else value for name, value in lora.items()},
             "adapter": tensor_digest(adapter.state_dict()),
             "own_optimizer": self.own_optimizer,

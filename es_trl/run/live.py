@@ -10,6 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..files import writing
+
 
 RUNNING = "running.json"  # there while the run trains
 
@@ -33,12 +35,9 @@ class LiveCallback(TrainerCallback):
 
     def _write(self, name: str, write) -> None:
         """Whole or not at all."""
-        with self.trainer.may_fail(f"The file {name}"):
-            folder = Path(self.trainer.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f".{name}.{os.getpid()}"
-            write(str(beside))
-            os.replace(beside, folder / name)
+        with self.trainer.folder.may_fail(f"The file {name}"):
+            with writing(Path(self.trainer.args.output_dir, name)) as temporary:
+                write(str(temporary))
 
 
 def ended(folder: str | os.PathLike) -> None:

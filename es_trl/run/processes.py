@@ -1,7 +1,7 @@
 """Several processes: only scores travel, all of them stop together, and one that is gone is named."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -97,16 +97,17 @@ class Peers:
         return self.gather(tensor)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`(W, *tensor.shape)`: the CPU tensor of every process, in order."""
+        """`(W, *tensor.shape)`: the tensor of every process, in order, on the device of this one's."""
         if self.num_processes == 1:
             return tensor[None]
-        parts = [torch.empty_like(tensor) for _ in range(self.num_processes)]
+        own = tensor.detach().cpu().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.num_processes)]
         try:
-            dist.all_gather(parts, tensor.contiguous(), group=self._group)
+            dist.all_gather(parts, own, group=self._group)
         except RuntimeError as error:
             raise PeerFailed(f"A process has gone while numbers were exchanged. gloo says: {error}") from error
         self.bytes_sent += tensor.numel() * tensor.element_size()
-        return torch.stack(parts)
+        return torch.stack(parts).to(tensor.device)
 
     def _meet(self, status: int, what: str, message: str = "", timeout: float | None = None) -> None:
         if self.num_processes == 1:
@@ -131,6 +132,13 @@ class Peers:
         data = message.encode("utf-8", "replace")[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
         rows = self.gather(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+
+
+def same_numbers(tensors: Iterable[torch.Tensor], num_processes: int) -> None:
+    """Every process takes the numbers of the first one, even where devices round differently."""
+    if num_processes > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -167,3 +175,23 @@ def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -
                     asked,
                     asked,
                 )
+
+
+def warn_if_idle(num_processes: int, shares: int, raise_field: str, lower_field: str) -> None:
+    """
+    Says it if a step has fewer pieces of work than there are processes: the result would be the same, the wait too.
+
+    Args:
+        num_processes (`int`): How many there are.
+        shares (`int`): Pieces that a step is dealt out in.
+        raise_field, lower_field (`str`): Settings that make more pieces when raised or lowered.
+    """
+    if shares < num_processes:
+        logger.warning(
+            "Only %d of %d processes have work in a step: raise %s or lower %s, so that there are at least as many "
+            "pieces of work as processes.",
+            shares,
+            num_processes,
+            raise_field,
+            lower_field,
+        )

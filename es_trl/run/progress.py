@@ -5,7 +5,7 @@ import time
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from .closing import closing_lines
 
@@ -43,7 +43,7 @@ class StepProgressCallback(ProgressCallback):
                 self.training_bar.write(f"Steps {state.global_step}/{state.max_steps} {line}")
         elif any(key.startswith("eval_") and "reward" in key for key in logs):
             shown = {k: v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
-            base = self.trainer.base_means
+            base = self.trainer.results.base_means
             parts = []
             for name, value in shown.items():
                 change = f" ({value - base[name]:+.3g} to the base)" if name in base else ""
@@ -58,14 +58,30 @@ class StepProgressCallback(ProgressCallback):
         super().on_train_end(args, state, control, **kwargs)
 
 
-class StepClock(TrainerCallback):
-    """Seconds spent in steps, without evaluations, samples and checkpoints; a resumed run counts on."""
+def show_progress(trainer) -> None:
+    """Our progress line in place of the Trainer's, or its plain lines where it shows none."""
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(StepProgressCallback(trainer))
+    elif not any(isinstance(c, PrinterCallback) for c in trainer.callback_handler.callbacks):
+        trainer.add_callback(PrinterCallback())
+
+
+class StepClock(TrainerCallback, ExportableState):
+    """
+    Seconds spent in steps, without evaluations, samples and checkpoints; kept in the trainer's state, so that a
+    resumed run counts on.
+    """
 
     def __init__(self):
         self.seconds, self.started = 0.0, None
 
+    def state(self) -> dict:
+        """For `trainer_state.json`."""
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.seconds = max((entry.get("train_time", 0.0) for entry in state.log_history), default=0.0)
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        self.seconds = float(saved.get("attributes", {}).get("seconds", 0.0)) if state.global_step else 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()

@@ -1,6 +1,5 @@
 """The sample pictures of a run."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,8 @@ from transformers import TrainerCallback
 
 from ..es import make_generator
 from ..evaluation.grids import contact_sheet, member_strip, tiles
-from .journal import read_lines
+from ..files import read_lines, write_lines
+from ..pictures import save_jpeg
 from .trackers import has_tracker, log_media
 
 
@@ -56,13 +56,14 @@ class SampleCallback(TrainerCallback):
     def _together(self) -> Iterator[None]:
         """The first process draws; the others hear of it if that fails."""
         what = f"The samples of step {self.trainer.state.global_step}"
-        with self.trainer.peers.together(what), self.trainer.may_fail(what):
+        with self.trainer.peers.together(what), self.trainer.folder.may_fail(what):
             yield
 
     def images(self) -> list:
         """The sample prompts drawn with the current adapter, always from the same latents."""
         generators = [make_generator(self.trainer.args.eval_seed, "samples", i) for i in range(len(self.prompts))]
         batch = self.trainer.args.per_device_eval_batch_size
+        self.trainer.prompt_blocks.encode(self.prompts)
         images = []
         for i in range(0, len(self.prompts), batch):
             images += self.trainer.adapter.generate(self.prompts[i : i + batch], generators[i : i + batch])
@@ -88,7 +89,7 @@ class SampleCallback(TrainerCallback):
         that were scored, drawn again on the group's own prompts, ranked by fitness.
         """
         trainer = self.trainer
-        last = getattr(trainer, "last_step", None)
+        last = trainer.last_step
         if last is None or not trainer.is_world_process_zero():
             return
         # Only members of one group drew the same prompts and are compared with each other.
@@ -114,7 +115,7 @@ class SampleCallback(TrainerCallback):
         members = [{"label": label, "reward": reward} for label, reward, _ in rows]
         entry = {"prompts": prompts, "members": members, "tiles": f"{name}-tiles.jpg"}
         self._save(strip, f"{name}.jpg", step, entry)
-        tiles([images for _, _, images in rows]).save(self._path(f"{name}-tiles.jpg"), quality=92, subsampling=0)
+        save_jpeg(tiles([images for _, _, images in rows]), self._path(f"{name}-tiles.jpg"))
         if trainer.args.log_images and has_tracker(trainer):
             values = last.fitness.rewards[last.fitness.rewards.isfinite()].tolist()
             log_media(trainer, {"members": (strip, "best, median and worst member")}, {"reward_histogram": values})
@@ -126,14 +127,12 @@ class SampleCallback(TrainerCallback):
         """Writes a sheet and its line of the metadata, in place of what a run that was resumed had drawn later."""
         metadata = self._path("metadata.jsonl")
         os.makedirs(os.path.dirname(metadata), exist_ok=True)
-        sheet.save(self._path(name), quality=92, subsampling=0)
+        save_jpeg(sheet, self._path(name))
         entries = []
         if os.path.exists(metadata):
             entries = [old for old in read_lines(metadata) if old["step"] <= step and old["file_name"] != name]
         entries.append({"file_name": name, "step": step, **entry})
-        with open(f"{metadata}.tmp", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        os.replace(f"{metadata}.tmp", metadata)
+        write_lines(metadata, entries)
 
 
 def sample_sheet(images: list, prompts: list[str], title: str, columns: int = 4):

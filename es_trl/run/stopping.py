@@ -63,21 +63,50 @@ class StopSignals:
             previous(signum, frame)
 
 
-class RunCallback(TrainerCallback):
-    """Looks for a stop request before each step, and knows when theta is that of a finished step."""
+class Stopping(TrainerCallback):
+    """
+    Whether the run was asked to stop, and whether it may stop here.
 
-    def __init__(self, trainer):
-        self.trainer = trainer
+    Args:
+        peers ([`Peers`]): All of them stop together.
+
+    Attributes:
+        signals ([`StopSignals`]): To be entered around the training.
+        theta_is_whole (`bool`): Whether theta is that of a finished step, and not in the middle of its updates.
+    """
+
+    def __init__(self, peers):
+        self.peers, self.signals, self.theta_is_whole = peers, StopSignals(), True
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process got SIGTERM or Ctrl-C."""
+        return self.signals.received is not None
+
+    def check(self, step: int) -> None:
+        """Raises [`StopRequested`] in every process if one of them was asked to stop. All have to call it."""
+        self.peers.stop_if_any(self.requested, f"step {step}")
+
+    def check_own(self) -> None:
+        """
+        As `check`, for this process alone, inside work that `peers.together` ends for all. A method that has made some
+        of a step's several updates finishes the step first.
+        """
+        if self.requested and self.theta_is_whole:
+            raise StopRequested
+
+    def begin_update(self) -> None:
+        """Theta is about to change: no checkpoint until the step has ended, or the loop has loaded one."""
+        self.theta_is_whole = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.theta_is_whole = True
-        self.trainer.restore_pending_logs()
+        self.theta_is_whole = True
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer.check_stop()
+        self.check(state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.theta_is_whole = False
+        self.begin_update()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.theta_is_whole = True
+        self.theta_is_whole = True

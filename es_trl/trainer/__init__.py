@@ -1,63 +1,21 @@
 """Trainers: a method is its config and its training step; everything else is shared."""
 
 import difflib
-import importlib
 from typing import TYPE_CHECKING
 
+from ..lazy import attach
 
-_EXPORTS = {
-    "AdapterView": "adapter_view",
-    "DDPOConfig": "ddpo_config",
-    "DDPOTrainer": "ddpo",
-    "DiffusionConfig": "config",
-    "DiffusionDPOConfig": "dpo_config",
-    "DiffusionDPOTrainer": "dpo",
-    "DiffusionTrainer": "base",
-    "ESConfig": "es_config",
-    "ESTrainer": "es",
-    "GRPOConfig": "grpo_config",
-    "GRPOTrainer": "grpo",
-    "GradientConfig": "gradient_config",
-    "GradientTrainer": "gradient_trainer",
-    "PolicyGradientConfig": "policy_gradient_config",
-    "PolicyGradientTrainer": "policy_gradient",
-    "PrefGRPOConfig": "pref_grpo_config",
-    "PrefGRPOTrainer": "pref_grpo",
-}
 
-# method -> names of its config and its trainer
+# method -> its config and its trainer, as `module:class` of this room; also the order in which methods are listed
 METHODS = {
-    "es": ("ESConfig", "ESTrainer"),
-    "ddpo": ("DDPOConfig", "DDPOTrainer"),
-    "grpo": ("GRPOConfig", "GRPOTrainer"),
-    "pref_grpo": ("PrefGRPOConfig", "PrefGRPOTrainer"),
-    "dpo": ("DiffusionDPOConfig", "DiffusionDPOTrainer"),
+    "es": ("es_config:ESConfig", "es:ESTrainer"),
+    "ddpo": ("ddpo_config:DDPOConfig", "ddpo:DDPOTrainer"),
+    "grpo": ("grpo_config:GRPOConfig", "grpo:GRPOTrainer"),
+    "pref_grpo": ("pref_grpo_config:PrefGRPOConfig", "pref_grpo:PrefGRPOTrainer"),
+    "dpo": ("dpo_config:DiffusionDPOConfig", "dpo:DiffusionDPOTrainer"),
 }
-
-__all__ = [
-    "METHODS",
-    "AdapterView",
-    "DDPOConfig",
-    "DDPOTrainer",
-    "DiffusionConfig",
-    "DiffusionDPOConfig",
-    "DiffusionDPOTrainer",
-    "DiffusionTrainer",
-    "ESConfig",
-    "ESTrainer",
-    "GRPOConfig",
-    "GRPOTrainer",
-    "GradientConfig",
-    "GradientTrainer",
-    "PolicyGradientConfig",
-    "PolicyGradientTrainer",
-    "PrefGRPOConfig",
-    "PrefGRPOTrainer",
-    "method_classes",
-]
 
 if TYPE_CHECKING:
-    from .adapter_view import AdapterView
     from .base import DiffusionTrainer
     from .config import DiffusionConfig
     from .ddpo import DDPOTrainer
@@ -70,27 +28,30 @@ if TYPE_CHECKING:
     from .gradient_trainer import GradientTrainer
     from .grpo import GRPOTrainer
     from .grpo_config import GRPOConfig
+    from .inputs import AdapterView
     from .policy_gradient import PolicyGradientTrainer
     from .policy_gradient_config import PolicyGradientConfig
     from .pref_grpo import PrefGRPOTrainer
     from .pref_grpo_config import PrefGRPOConfig
 
+__all__, __getattr__, __dir__, _ = attach(
+    __name__,
+    __file__,
+    {name: f".{module}" for pair in METHODS.values() for module, _, name in (text.partition(":") for text in pair)},
+)
+__all__ += ["METHODS", "check_method", "method_classes"]
 
-def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
-    """The config class and the trainer class of a method. Raises `ValueError` for an unknown one."""
+
+def check_method(method: str) -> str:
+    """The method, without importing it. Raises `ValueError` for an unknown one."""
     if not isinstance(method, str) or method not in METHODS:  # a config file may hold anything
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.{hint}")
-    config, trainer = METHODS[method]
-    return __getattr__(config), __getattr__(trainer)
+    return method
 
 
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
+    """The config class and the trainer class of a method. Raises `ValueError` for an unknown one."""
+    config, trainer = METHODS[check_method(method)]
+    return __getattr__(config.partition(":")[2]), __getattr__(trainer.partition(":")[2])

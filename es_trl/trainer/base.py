@@ -1,60 +1,50 @@
 """DiffusionTrainer: a `transformers.Trainer` whose model is the adapter of a frozen diffusers pipeline."""
 
-import logging
 import math
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather as gather_tensors
 from datasets import Dataset
 from diffusers import DiffusionPipeline
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data import load_prompts
-from ..evaluation import EvaluationRow
+from ..evaluation import Evaluation, EvaluationRow, default_rows
 from ..hub.environment import environment
+from ..hub.methods import Method
 from ..names import checked
-from ..pipelines import (
-    DEFAULT_TARGETS,
-    CallSettings,
-    PipelineAdapter,
-    check_lora_config,
-    check_pipeline,
-    load_pipeline,
-)
 from ..rewards import RewardSet
+from ..run.checkpoints import Checkpoints, PendingLogs
 from ..run.early_warning import EarlyWarningCallback
+from ..run.folder import RunFolder
+from ..run.hub_pusher import HubPusher
 from ..run.journaling import JournalCallback
 from ..run.live import LiveCallback, ended
-from ..run.processes import Peers, warn_if_fewer_processes
-from ..run.progress import StepClock, StepProgressCallback
-from ..run.pushing import PushingMixin
-from ..run.reporting import ReportingMixin
+from ..run.metrics import Metrics
+from ..run.processes import Peers, same_numbers, warn_if_fewer_processes
+from ..run.progress import StepClock, show_progress
+from ..run.results import Results
 from ..run.samples import SampleCallback
-from ..run.saving import SavingMixin, check_writable
-from ..run.stopping import RunCallback, StopSignals
-from ..run.trackers import check_trackers
-from .adapter_view import AdapterView
+from ..run.settings import save_run_files
+from ..run.stopping import Stopping, StopRequested
 from .config import DiffusionConfig
-from .prompt_batches import prompt_dataloader
+from .inputs import AdapterView, checked_args, load_adapter, lora_config_of
+from .prompt_batches import PromptBlocks, prompt_dataloader
 
-
-logger = logging.getLogger(__name__)
 
 RewardFunc = str | Callable[..., Sequence[float | None]]
 
 
-class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
+class DiffusionTrainer(Trainer):
     """
     What every method shares: pipeline, rewards, prompts, evaluation, samples, logging, saving and resuming.
 
     A method subclasses this and writes `training_step`, which leaves its update direction in `.grad` of the adapter's
-    parameters; the Trainer does the rest.
+    parameters; the Trainer does the rest. What it calls by name is overridden here, a line each; the work is done by
+    `checkpoints`, `stopping`, `results`, `hub`, `samples`, `metrics`, `clock` and `journal`.
 
     Args:
         model (`str` or `DiffusionPipeline`):
@@ -79,7 +69,9 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
 
     config_class: type[DiffusionConfig] = DiffusionConfig
     method_name = "diffusion"
+    about = Method("diffusion")
     keeps_journal = False  # whether a run can be replayed from the scores of its `last_step`s
+    last_step: Any = None
     es_space = "lora"
 
     @checked
@@ -94,20 +86,21 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
-        args = self._check_args(args, model)
+        args = checked_args(self, args, model)
         calls = {"retries": args.reward_retries, "timeout": args.reward_timeout, "failure": args.reward_failure}
         self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, **calls)
-        all_funcs = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        self.eval_rewards = RewardSet([*all_funcs, *(args.eval_reward_funcs or [])], device=args.device, **calls)
+        self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
-        lora_config = self._lora_config(peft_config, args)
-
-        self.adapter = self._load_adapter(model, lora_config, args)
+        lora_config = lora_config_of(peft_config, args)
+        self.adapter = load_adapter(model, lora_config, args, self._space(args))
+        self.prompt_blocks = PromptBlocks(self.adapter.prompts)
         self.base_model = model if isinstance(model, str) else model.name_or_path or type(model).__name__
-        self._metrics: dict[str, tuple[float, int]] = {}
+        self.dataset_name, self.test_dataset = None, None
         self._micro_step, self._micro = -1, -1
-        self.training_seconds = 0.0
         self.environment = environment()  # of the code that is loaded now, whatever is checked out by the next save
+        self.folder = RunFolder(args.output_dir, args.save_failure)
+        self.metrics, self.checkpoints, self.results = Metrics(), Checkpoints(self), Results(self)
+        self.hub = HubPusher(args, self.results.write_card)
         super().__init__(
             model=AdapterView(self.adapter.theta),
             args=args,
@@ -119,38 +112,15 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         )
         warn_if_fewer_processes(args.world_size)
         self.peers = Peers(args.process_index, args.world_size, args.ddp_timeout)
-        self.stop_signals, self.theta_is_whole = StopSignals(), True
-        self._refused: set[str] = set()
         self._set_up_pipeline()
-        self._replace_progress_callback()
-        self.clock = StepClock()
-        self.add_callback(self.clock)
-        self.sample_callback = SampleCallback(self)
-        self.add_callback(self.sample_callback)
+        show_progress(self)
+        self.clock, self.samples, self.stopping = StepClock(), SampleCallback(self), Stopping(self.peers)
         self.journal = JournalCallback(self) if self.keeps_journal else None
-        if self.journal is not None:
-            self.add_callback(self.journal)
-        self.add_callback(EarlyWarningCallback(self))
-        self.add_callback(LiveCallback(self))
-        self.add_callback(RunCallback(self))
+        watchers = [EarlyWarningCallback(self), LiveCallback(self), self.stopping, PendingLogs(self)]
+        for callback in filter(None, [self.clock, self.samples, self.journal, *watchers]):
+            self.add_callback(callback)
 
     # ---- input ----
-
-    def _check_args(self, args: DiffusionConfig | None, model) -> DiffusionConfig:
-        if not isinstance(model, str | DiffusionPipeline):
-            raise TypeError(f"model must be a string or a DiffusionPipeline, got {type(model).__name__}.")
-        if args is None:
-            name = model.rstrip("/").split("/")[-1] if isinstance(model, str) else type(model).__name__
-            args = self.config_class(output_dir=f"{name}-{self.method_name.upper()}")
-        if not isinstance(args, self.config_class):
-            raise TypeError(f"args must be a {self.config_class.__name__}, got {type(args).__name__}.")
-        check_writable(args.output_dir)
-        check_trackers(args.report_to)
-        if isinstance(model, DiffusionPipeline):
-            check_pipeline(model)
-            if args.model_init_kwargs:
-                raise ValueError("model_init_kwargs need model as a string; a loaded pipeline was given instead.")
-        return args
 
     def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
         if train_dataset is None:
@@ -163,81 +133,65 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
             )
         if eval_dataset is not None:
             eval_dataset = load_prompts(eval_dataset)
-        elif args.eval_strategy != "no":
-            raise ValueError(
-                f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset; give one or set 'no'."
-            )
+        elif args.eval_strategy != "no" or args.eval_on_start:
+            setting = "eval_on_start=True" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
+            raise ValueError(f"{setting} needs an eval_dataset; give one, or switch it off.")
         return train_dataset, eval_dataset
-
-    @staticmethod
-    def _lora_config(peft_config: PeftConfig | None, args: DiffusionConfig) -> LoraConfig:
-        if peft_config is None:
-            peft_config = LoraConfig(
-                r=args.lora_rank,
-                lora_alpha=args.lora_alpha if args.lora_alpha is not None else args.lora_rank,
-                target_modules=args.lora_target_modules or DEFAULT_TARGETS,
-            )
-        if not isinstance(peft_config, LoraConfig):
-            raise TypeError(f"peft_config must be a LoraConfig, got {type(peft_config).__name__}.")
-        check_lora_config(peft_config)
-        return peft_config
-
-    def _load_adapter(self, model, lora_config: LoraConfig, args: DiffusionConfig) -> PipelineAdapter:
-        if isinstance(model, str):
-            model = load_pipeline(model, getattr(torch, args.dtype), **(args.model_init_kwargs or {}))
-        settings = CallSettings(
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
-            max_sequence_length=args.max_sequence_length,
-            complex_human_instruction=args.complex_human_instruction,
-            extra=args.pipeline_kwargs or {},
-        )
-        return PipelineAdapter(model, lora_config, self._space(args), settings, seed=args.seed)
 
     def _space(self, args: DiffusionConfig) -> str:
         return self.es_space
 
     def _set_up_pipeline(self) -> None:
         self.adapter.to(self.args.device)
-        self._broadcast_adapter()
+        same_numbers(self.adapter.state_dict().values(), self.args.world_size)
         with self.peers.together("loading the rewards"):
             self.eval_rewards.load()  # a scorer that cannot be had ends the run now, not at the first evaluation
-            self.rewards.load()
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
 
     def prepare_prompts(self, prompts: Sequence[str]) -> None:
-        """Encodes prompts ahead of time; needed for any beyond the data sets when the text encoder is released."""
-        self.adapter.prompts.encode(prompts)
+        """
+        Says which prompts will be drawn. When the text encoder will be released they are encoded now, with a bar, and
+        this is needed for any beyond the data sets; otherwise when a step first draws one of them.
+        """
+        self.prompt_blocks.plan(prompts)
+        if self.args.release_text_encoder:
+            self.prompt_blocks.encode(prompts, show=self.is_world_process_zero() and not self.args.disable_tqdm)
 
-    def train(self, *args, **kwargs):
-        self._micro_step = -1  # a step that a stopped run has begun is begun anew
-        self.prepare_prompts(self.train_dataset["prompt"])
-        if self.eval_dataset is not None:
-            self.prepare_prompts(self.eval_dataset["prompt"])
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As in the Trainer. `resume_from_checkpoint` may be True or `"latest"` (the newest whole checkpoint of
+        `output_dir`) or a folder; a missing or damaged one is an error, never a silent fresh start.
+
+        Raises:
+            `TrainingStopped`: once the checkpoint of a run that was asked to stop is on disk.
+        """
+        for dataset in (self.train_dataset, self.eval_dataset):
+            if dataset is not None:
+                self.prepare_prompts(dataset["prompt"])
         if self.args.release_text_encoder and not self.adapter.prompts.released:
             self.adapter.prompts.release()
-        started = time.perf_counter()
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.training_seconds += time.perf_counter() - started
-            if self.is_world_process_zero():
-                ended(self.args.output_dir)
-
-    def _broadcast_adapter(self) -> None:
-        """Every process starts from the numbers of the first one, even where devices round differently."""
-        if self.args.world_size > 1:
-            for tensor in self.adapter.state_dict().values():
-                torch.distributed.broadcast(tensor, src=0)
-
-    def _replace_progress_callback(self) -> None:
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(StepProgressCallback(self))
-        elif not any(isinstance(c, PrinterCallback) for c in self.callback_handler.callbacks):
-            self.add_callback(PrinterCallback())
+        self._micro_step = -1  # a step that a stopped run has begun is begun anew
+        self.stopping.begin_update()  # until the loop has loaded what it continues from
+        with self.stopping.signals, ExitStack() as stack:
+            with self.peers.together("taking the run folder"):
+                if self.args.should_save:
+                    stack.enter_context(self.folder.lock)
+                checkpoint = self.checkpoints.begin(resume_from_checkpoint)
+            try:
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                self.stopping.check(self.state.global_step)
+                return output
+            except StopRequested as stop:
+                self.is_in_train = False
+                raise self.checkpoints.after_stop() from stop
+            except Exception as error:
+                self.peers.tell(error, f"step {self.state.global_step}")
+                self.checkpoints.after_error()
+                raise
+            finally:
+                if self.args.should_save:
+                    ended(self.args.output_dir)
 
     @property
     def images_drawn(self) -> int:
@@ -259,12 +213,16 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self.adapter.write_back()
         return self.adapter.pipe
 
+    def name_data(self, dataset_name: str | None = None, test_dataset: Dataset | None = None) -> None:
+        """Says what the card calls the training prompts, and which prompts the comparison at the end draws."""
+        self.dataset_name, self.test_dataset = dataset_name, test_dataset
+
     # ---- training ----
 
     def get_train_dataloader(self):
         """Prompt batches, the same on every process."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return prompt_dataloader(self.train_dataset, self.args.prompts_per_step, seed)
+        return prompt_dataloader(self.train_dataset, self.args.prompts_per_step, seed, self.prompt_blocks.encode_rows)
 
     def get_total_train_batch_size(self, args) -> int:
         return args.prompts_per_step * args.gradient_accumulation_steps
@@ -274,13 +232,6 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         self._micro = self._micro + 1 if self._micro_step == self.state.global_step else 0
         self._micro_step = self.state.global_step
         return self._micro
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`(W, *tensor.shape)`: the tensor of every process, in order."""
-        if self.args.world_size == 1:
-            return tensor[None]
-        stacked = gather_tensors(tensor.contiguous().to(self.args.device)[None])
-        return stacked.to(tensor.device)
 
     # ---- evaluation ----
 
@@ -302,50 +253,147 @@ class DiffusionTrainer(SavingMixin, ReportingMixin, PushingMixin, Trainer):
         dataset = self.eval_dataset if eval_dataset is None else load_prompts(eval_dataset)
         if dataset is None:
             raise ValueError("evaluate() needs an eval_dataset: give one here or to the constructor.")
-        started = time.perf_counter()
-        columns = {name: dataset[name] for name in dataset.column_names if name != "prompt"}
-        with self.peers.together(f"the evaluation at step {self.state.global_step}"):
-            result = self.last_evaluation = self.evaluate_row(EvaluationRow("adapter"), dataset["prompt"], columns)
-            self.evaluated_at = self.state.global_step
-            if self.args.early_warning != "off":
-                self.base_evaluation(dataset["prompt"], columns)
-        scores = result.scores["adapter"]
-        metrics = {f"rewards/{name}/mean": result.mean("adapter", name) for name in self.eval_rewards.names}
-        for name in self.eval_rewards.names:
-            spoke = int(np.isfinite(result.of("adapter", name)).any(axis=1).sum())
-            if spoke < len(result.prompts):  # it failed, or does not apply to the others
-                metrics[f"rewards/{name}/prompts"] = float(spoke)
-        metrics["reward"] = result.mean_total("adapter")
-        if "diversity" in result.judge_scores.get("adapter", {}):
-            metrics["diversity"] = float(result.judge_scores["adapter"]["diversity"].mean())
-        metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        found = self.results.evaluate_adapter(dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def evaluation_share(self) -> dict[str, Any]:
-        """The keywords of [`~es_trl.evaluation.evaluate`] that split its work over this run's processes."""
-        return {
-            "process_index": self.args.process_index,
-            "num_processes": self.args.world_size,
-            "gather": lambda array: self.peers.share(torch.from_numpy(array), "an evaluation").numpy(),
-        }
+    def evaluation_rows(self) -> list[EvaluationRow]:
+        """The rows of the comparison: base, adapter, base with twice the steps, and what a method adds to them."""
+        return default_rows(self.args.num_inference_steps)
+
+    def compare_with_base(
+        self,
+        test_dataset,
+        images_per_prompt: int = 1,
+        judge: str | None = None,
+        seed: int | None = None,
+        num_pictures: int = 6,
+    ) -> Evaluation:
+        """
+        Draws test prompts with the base, the adapter, and the base with twice the steps, from the same latents, scores
+        all of them with every reward function, and writes `eval.json`, `eval.md`, `scores.parquet`, `prompts.jsonl`,
+        the pictures of the largest, the typical and the smallest changes (`images/`), and `samples/before_after.jpg`.
+
+        Args:
+            test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
+            images_per_prompt (`int`, *optional*, defaults to 1): Images, with latents of their own, per prompt.
+            judge (`str`, *optional*): CLIP checkpoint for retrieval, hard negatives and Frechet distance.
+            seed (`int`, *optional*): Seed of the latents; by default not that of training or its evaluations.
+            num_pictures (`int`, *optional*, defaults to 6): Prompts in the before/after picture.
+
+        Returns:
+            [`~es_trl.evaluation.Evaluation`]
+        """
+        dataset = load_prompts(test_dataset)
+        return self.results.compare(dataset, self.evaluation_rows(), images_per_prompt, judge, seed, num_pictures)
 
     # ---- logging ----
 
     def add_metric(self, name: str, value: float) -> None:
         """Collects a number of this step; its mean over the steps since the last log is logged."""
-        total, count = self._metrics.get(name, (0.0, 0))
-        self._metrics[name] = (total + float(value), count + 1) if math.isfinite(value) else (total, count)
+        self.metrics.add(name, value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        As in the Trainer, plus the collected metrics and the budget so far (images and seconds of steps); a metric
-        without any finite value is logged as None.
+        As in the Trainer, plus the budget so far (images and seconds of steps), and in the logs of training the
+        metrics collected since the last one; a metric without any finite value is logged as None.
         """
-        if not any(key.startswith(("eval_", "test_")) for key in logs):
-            logs |= {name: total / count if count else None for name, (total, count) in self._metrics.items()}
-            self._metrics.clear()
+        if "loss" in logs or "train_loss" in logs:
+            logs |= self.metrics.take()
         logs |= {"num_images": self.images_drawn, "train_time": self.clock.seconds}
         super().log(logs, start_time)
+
+    def resume_logs(self, logged: dict[str, Any] | None) -> None:
+        """Goes on with what a run had collected since its last log, once the training loop has reset its sums."""
+        if logged is not None:
+            self._tr_loss.fill_(logged["loss"])
+            self._globalstep_last_logged = logged["logged_at"]
+        self.metrics.restore(logged["sums"] if logged is not None else {})
+
+    def run_record(self) -> dict[str, Any]:
+        """What a method has to say of its run beside the settings; its replay may need it."""
+        return {}
+
+    # ---- what the Trainer calls by name ----
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.checkpoints.save() and self.args.push_to_hub:
+            self._push_from_checkpoint(self.checkpoints.folder)
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        self.checkpoints.remember_best()
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        self.checkpoints.load_best()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.checkpoints.load_adapter(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self.checkpoints.load_optimizer(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to restore: every random number is a function of the seed, the step and its purpose."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is no gradient scaler, and a `scaler.pt` that someone put there is not opened."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the adapter (`pytorch_lora_weights.safetensors`), what ran, and the model card."""
+        if self.args.should_save:
+            save_run_files(self, output_dir or self.args.output_dir)
+            self.create_model_card(output_dir=output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, output_dir: str | None = None, **kwargs) -> None:
+        """
+        Writes the model card `README.md` (library diffusers, not transformers).
+
+        Args:
+            output_dir (`str`, *optional*): The run folder by default.
+            license (`str`, *optional*): By default that of the base model's card.
+            tags (`str` or `list[str]`, *optional*): Beside those every card has.
+            finetuned_from, dataset_name (`str`, *optional*): By default what the trainer was given.
+        """
+        self.results.write_card(output_dir, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in the Trainer; a Hub that cannot be reached is a warning, and the next push tries again."""
+        if self.is_world_process_zero():
+            self.hub.open(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """
+        Uploads the adapter, its card, samples and settings in one commit. A failed upload is logged with the command
+        that repeats it; the files are safe in `output_dir`.
+
+        Args: as in [`~transformers.Trainer.push_to_hub`].
+
+        Returns: `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
+        """
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        card = {name: value for name, value in kwargs.items() if name in ("dataset_name", "tags", "license")}
+        return self.hub.push(commit_message, blocking, token, revision, private, **card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self.hub.push_checkpoint(checkpoint_folder, self.state.global_step)
+
+    def _finish_current_push(self) -> None:
+        self.hub.finish()

@@ -1,5 +1,6 @@
 """DiffusionConfig: what every method of this package shares; checked before any model loads."""
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from transformers import TrainingArguments
 
 from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
 from ..hub.escaping import redact_all
+from ..hub.methods import SETTINGS
 from ..names import checked
 from ..rewards.calling import function_name
+from ..run.facts import Help, changes_of, with_facts
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,6 +41,7 @@ REJECTED = {
 
 
 @checked
+@with_facts
 @dataclass
 class DiffusionConfig(TrainingArguments):
     r"""
@@ -138,7 +142,7 @@ class DiffusionConfig(TrainingArguments):
     )
     compile_denoiser: bool = field(default=False, metadata={"help": "Compile the denoiser in place."})
     release_text_encoder: bool = field(
-        default=False, metadata={"help": "Free the text encoder once all prompts are encoded."}
+        default=False, metadata={"help": Help("Free the text encoder once all prompts are encoded.", "run")}
     )
     num_inference_steps: int = field(default=1, metadata={"help": "Denoising steps per image, at least 1."})
     guidance_scale: float | None = field(
@@ -177,55 +181,73 @@ class DiffusionConfig(TrainingArguments):
         metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
     )
     reward_retries: int = field(
-        default=0, metadata={"help": "How often a reward function that fails is called again, at least 0."}
+        default=0,
+        metadata={"help": Help("How often a reward function that fails is called again, at least 0.", "run")},
     )
     reward_timeout: float | None = field(
         default=None,
-        metadata={"help": "Seconds, above 0, that a call of a reward may take; None is forever."},
+        metadata={"help": Help("Seconds, above 0, that a call of a reward may take; None is forever.", "run")},
     )
     reward_failure: str = field(
         default="raise",
         metadata={"help": "When a reward function fails for good: raise, or invalid (its images have no score)."},
     )
     max_invalid_fraction: float = field(
-        default=0.5, metadata={"help": "Largest share of members, in [0, 1), that may lack a reward in a step."}
+        default=0.5,
+        metadata={"help": Help("Largest share of members, in [0, 1), that may lack a reward in a step.", "run")},
     )
     eval_reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Reward functions measured in evaluations and never optimised."}
+        default=None,
+        metadata={"help": Help("Reward functions measured in evaluations and never optimised.", "measures")},
     )
-    eval_images_per_prompt: int = field(default=1, metadata={"help": "Images per evaluation prompt, at least 1."})
-    eval_seed: int = field(default=1234, metadata={"help": "Seed of the evaluation's latents."})
+    eval_images_per_prompt: int = field(
+        default=1, metadata={"help": Help("Images per evaluation prompt, at least 1.", "measures")}
+    )
+    eval_seed: int = field(default=1234, metadata={"help": Help("Seed of the evaluation's latents.", "measures")})
     early_warning: str = field(
         default="warn",
-        metadata={"help": "When the trained reward rises and held-out ones or diversity fall: off, warn or stop."},
+        metadata={
+            "help": Help(
+                "When the trained reward rises and held-out ones or diversity fall: off, warn or stop.", "measures"
+            )
+        },
     )
     sample_steps: int = field(
-        default=50, metadata={"help": "Every how many steps sample prompts are drawn, from step 0; 0 is never."}
+        default=50,
+        metadata={"help": Help("Every how many steps sample prompts are drawn, from step 0; 0 is never.", "output")},
     )
-    num_sample_prompts: int = field(default=8, metadata={"help": "Number of sample prompts, at least 1."})
-    log_images: bool = field(default=True, metadata={"help": "Send images and reward histograms to the trackers."})
+    num_sample_prompts: int = field(
+        default=8, metadata={"help": Help("Number of sample prompts, at least 1.", "output")}
+    )
+    log_images: bool = field(
+        default=True, metadata={"help": Help("Send images and reward histograms to the trackers.", "output")}
+    )
 
     # ---- defaults of TrainingArguments that would be wrong here ----
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."}
     )
     per_device_eval_batch_size: int = field(
-        default=16, metadata={"help": "Images per forward in evaluations, at least 1."}
+        default=16, metadata={"help": Help("Images per forward in evaluations, at least 1.", "measures")}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the gradient, at least 0; 0 is off."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: reward functions read the data set's columns."}
     )
     logging_steps: float = field(
-        default=0.1, metadata={"help": "Steps between two logs; below 1, a share of max_steps."}
+        default=0.1, metadata={"help": Help("Steps between two logs; below 1, a share of max_steps.", "output")}
     )
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints kept, at least 2 so that one is whole; the best one is kept too."}
+        default=2,
+        metadata={"help": Help("Checkpoints kept, at least 2 so that one is whole; the best one is kept too.", "run")},
     )
     save_failure: str = field(
-        default="raise", metadata={"help": "When the disk refuses a checkpoint, journal or sample: raise or warn."}
+        default="raise",
+        metadata={"help": Help("When the disk refuses a checkpoint, journal or sample: raise or warn.", "run")},
     )
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Prompts are text: nothing to pin."})
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": Help("Prompts are text: nothing to pin.", "run")}
+    )
 
     def __post_init__(self):
         self._reject()
@@ -306,6 +328,22 @@ class DiffusionConfig(TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         self.require_choice("scale_rewards", SCALE_REWARDS)
         self.require_choice("multi_objective_aggregation", AGGREGATIONS)
+
+    @classmethod
+    def changes(cls) -> dict[str, str]:
+        """
+        What each setting changes: `"numbers"` (the adapter), `"measures"` (evaluations), `"run"` (how it lives),
+        `"output"` (what is written and shown) or `"process"` (nothing of the run).
+        """
+        return {f.name: changes_of(f) for f in dataclasses.fields(cls)}
+
+    @classmethod
+    def own_settings(cls) -> list[str]:
+        """The settings that a method has beside those of all methods and that change its numbers, for its card."""
+        bases = [base for base in reversed(cls.__mro__) if issubclass(base, DiffusionConfig)][1:]
+        shared = {*SETTINGS, "es_space"}  # the space is in what the adapter says of itself
+        names = dict.fromkeys(name for base in bases for name in base.__annotations__ if name not in shared)
+        return [name for name in names if cls.changes()[name] == "numbers"]
 
     # ---- checks that subclasses use too ----
 

@@ -4,6 +4,7 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..hub.methods import Method, Paper
 from ..names import checked
 from .advantages import EPSILON, PromptStatistics, combine
 from .base import DiffusionTrainer
@@ -40,6 +41,12 @@ class DDPOTrainer(PolicyGradientTrainer):
 
     config_class = DDPOConfig
     method_name = "ddpo"
+    about = Method(
+        "DDPO",
+        tags=("ddpo", "reinforcement-learning"),
+        papers=(Paper("2305.13301", "Training Diffusion Models with Reinforcement Learning", "black2023ddpo", 2023,
+                      "Black, Kevin and Janner, Michael and Du, Yilun and Kostrikov, Ilya and Levine, Sergey"),),
+    )  # fmt: skip
 
     @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):

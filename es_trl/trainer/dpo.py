@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..es import make_generator
+from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import DenoisingModel, DifferentiableForward
 from .base import DiffusionTrainer
@@ -47,6 +48,13 @@ class DiffusionDPOTrainer(GradientTrainer):
 
     config_class = DiffusionDPOConfig
     method_name = metric_prefix = "dpo"
+    about = Method(
+        "DPO",
+        "Diffusion-DPO",
+        ("diffusion-dpo", "dpo"),
+        (Paper("2311.12908", "Diffusion Model Alignment Using Direct Preference Optimization",
+               "wallace2023diffusiondpo", 2023, "Wallace, Bram and others"),),
+    )  # fmt: skip
 
     @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
@@ -111,7 +119,7 @@ class DiffusionDPOTrainer(GradientTrainer):
                 sums += self._backward(pairs[block], scale, key)
                 gradients.end_block()
         self.write_gradient(gradients)
-        return (self.gather(sums).sum(dim=0) * scale).numpy()
+        return (self.peers.gather(sums).sum(dim=0) * scale).numpy()
 
     def _backward(self, pairs: Pairs, scale: float, key: tuple[int, int, int]) -> torch.Tensor:
         """Backpropagates the losses of a block of pairs, at `noise_draws` draws each, times `scale`."""
@@ -119,7 +127,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         items = [(i, draw) for i in range(len(pairs)) for draw in range(config.noise_draws)]
         sums = torch.zeros(5, dtype=torch.float64)
         for part in slices(len(items), config.images_per_backward // 2):
-            self.check_own_stop()
+            self.stopping.check_own()
             places = [i for i, _ in items[part]]
             draws = [draw_noise(config, pairs.chosen.shape[1:], (*key, pairs.indices[i], d)) for i, d in items[part]]
             noise, levels = (torch.stack(values).to(config.device) for values in zip(*draws, strict=True))
@@ -200,7 +208,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         started = time.perf_counter()
         prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
         for part in slices(len(keys), self.args.images_per_forward):
-            self.check_own_stop()
+            self.stopping.check_own()
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
             with self.denoising.recording_latents() as drawn:
                 images += self._draw(prompts[part], generators)

@@ -11,15 +11,16 @@ from transformers import TrainerCallback
 
 from ..data import load_prompts
 from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, first_step, gradient, pair_snr
+from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import calibrate_sigma
 from ..run.memory import peak_memory_gb
+from ..run.processes import warn_if_idle
 from .base import DiffusionTrainer
 from .es_config import ESConfig
 from .reward_checks import log_rewards, refuse_missing
 from .rollout import PopulationRollout, PopulationStep, PromptBatch
 from .watch import Scored, Watch, energy_by_kind
-from .work_shares import warn_if_idle
 
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,15 @@ class ESTrainer(DiffusionTrainer):
 
     config_class = ESConfig
     method_name = "es"
+    about = Method(
+        "ES",
+        "evolution strategies (EGGROLL)",
+        ("evolution-strategies", "eggroll"),
+        (Paper("2511.16652", "Evolution Strategies at the Hyperscale", "sarkar2025eggroll", 2025,
+               "Sarkar, Bidipta and Fellows, Mattie and Duque, Juan Agustin and others"),),
+    )  # fmt: skip
     keeps_journal = True
+    last_step: PopulationStep | None = None
 
     @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):
@@ -84,9 +93,8 @@ class ESTrainer(DiffusionTrainer):
             config.seed,
             config.process_index,
             config.world_size,
-            self.check_own_stop,
+            self.stopping.check_own,
         )
-        self.last_step: PopulationStep | None = None
         shares = len(self.population.chunks(config.members_per_forward))
         warn_if_idle(config.world_size, shares, "population_size", "members_per_forward")
         self.add_callback(StepCallback(self))
@@ -119,7 +127,8 @@ class ESTrainer(DiffusionTrainer):
         with self.peers.together("the calibration of sigma"):
             if self.is_world_process_zero():
                 prompts = self.train_dataset["prompt"][:8]
-                self.prepare_prompts(prompts)
+                self.prepare_prompts(self.train_dataset["prompt"])
+                self.prompt_blocks.encode(prompts)
                 found[0] = calibrate_sigma(self.adapter, prompts, self.noise, self.args.seed, self.args.output_change)
         return float(self.peers.gather(found)[0])
 
@@ -138,8 +147,8 @@ class ESTrainer(DiffusionTrainer):
             self.optimizer.param_groups[0]["lr"] = first_step(self.args.travel, num_training_steps)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
-    def run_config(self) -> dict[str, Any]:
-        return super().run_config() | {"sigma": self.sigma, "scored": self.scored.record()}
+    def run_record(self) -> dict[str, Any]:
+        return {"sigma": self.sigma, "scored": self.scored.record()}
 
     def _space(self, args: ESConfig) -> str:
         return args.es_space

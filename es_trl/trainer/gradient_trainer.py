@@ -11,12 +11,12 @@ import torch
 from transformers import TrainerCallback
 
 from ..names import checked
+from ..run.block_gradients import BlockGradients
 from ..run.memory import peak_memory_gb
+from ..run.processes import warn_if_idle
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
-from .gradient_steps import BlockGradients
 from .reward_checks import log_rewards, refuse_missing, zero_spread
-from .work_shares import warn_if_idle
 
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class GradientTrainer(DiffusionTrainer):
         """Collects the gradients of `blocks`, this process's and the others'."""
         args = self.args
         return BlockGradients(
-            self.adapter.theta.values(), blocks, self.owner, args.process_index, args.world_size, self.gather
+            self.adapter.theta.values(), blocks, self.owner, args.process_index, args.world_size, self.peers.gather
         )
 
     def write_gradient(self, gradients: BlockGradients) -> None:
@@ -88,7 +88,7 @@ class GradientTrainer(DiffusionTrainer):
 
     def _update_now(self) -> None:
         """An update inside the step; the Trainer makes the last one."""
-        self.theta_is_whole = False  # a checkpoint has to wait for the end of the step
+        self.stopping.begin_update()  # a checkpoint has to wait for the end of the step
         if self.args.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(self.adapter.theta.values(), self.args.max_grad_norm)
         self.optimizer.step()

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..hub.methods import Method, Paper
 from ..pipelines import Gaussian
 from .advantages import combine, group_advantages
 from .group_rollout import Rollout
@@ -37,6 +38,15 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     config_class = GRPOConfig
     method_name = "grpo"
+    about = Method(
+        "GRPO",
+        tags=("grpo", "flow-grpo", "reinforcement-learning"),
+        papers=(Paper("2505.05470", "Flow-GRPO: Training Flow Matching Models via Online RL", "liu2025flowgrpo", 2025,
+                      "Liu, Jie and others"),
+                Paper("2402.03300",
+                      "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+                      "shao2024deepseekmath", 2024, "Shao, Zhihong and others")),
+    )  # fmt: skip
 
     @property
     def beta(self) -> float:

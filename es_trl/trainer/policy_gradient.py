@@ -52,7 +52,7 @@ class PolicyGradientTrainer(GradientTrainer):
             config.num_generations,
             config.init_same_noise,
             is_mine=lambda block: self.owner(block) == config.process_index,
-            before_block=self.check_own_stop,
+            before_block=self.stopping.check_own,
         )
 
     @staticmethod
@@ -162,7 +162,7 @@ class PolicyGradientTrainer(GradientTrainer):
             for block in gradients.mine:
                 gradients.begin_block()
                 for piece in rollout.pieces[block]:
-                    self.check_own_stop()
+                    self.stopping.check_own()
                     self._backward(piece, rollout.batch, advantages, images, totals, first)
                 gradients.end_block()
         self.write_gradient(gradients)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..names import checked
+from ..run.facts import Help
 from .gradient_config import GradientConfig
 
 
@@ -65,7 +66,8 @@ class PolicyGradientConfig(GradientConfig):
     )
     noise_level: float = field(default=0.7, metadata={"help": "Flow-matching models: noise of the rollouts' SDE."})
     eval_num_inference_steps: list[int] | None = field(
-        default=None, metadata={"help": "Step counts of the comparison with the base after training."}
+        default=None,
+        metadata={"help": Help("Step counts of the comparison with the base after training.", "measures")},
     )
     init_same_noise: bool = field(
         default=True, metadata={"help": "The images of a group start from the same latents."}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..hub.methods import Method, Paper
 from ..names import checked
 from .advantages import combine, group_advantages, win_rates
 from .base import DiffusionTrainer
@@ -42,6 +43,14 @@ class PrefGRPOTrainer(GRPOTrainer):
 
     config_class = PrefGRPOConfig
     method_name = "pref_grpo"
+    about = Method(
+        "Pref-GRPO",
+        tags=("pref-grpo", "grpo", "reinforcement-learning"),
+        papers=(Paper("2508.20751",
+                      "Pref-GRPO: Pairwise Preference Reward-based GRPO for Stable Text-to-Image Reinforcement "
+                      "Learning",
+                      "wang2025prefgrpo", 2025, "Wang, Yibin and others"),),
+    )  # fmt: skip
 
     @checked(like=DiffusionTrainer.__init__)
     def __init__(self, *args, **kwargs):

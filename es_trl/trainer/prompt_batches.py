@@ -1,9 +1,10 @@
 """Prompt batches as a function of (seed, epoch): the same on every process, whatever was drawn before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
 
 from ..es import make_generator
 
@@ -36,7 +37,44 @@ class PromptBatchSampler(Sampler[list[int]]):
     batch_sampler = property(lambda self: self)
 
 
-def prompt_dataloader(dataset, prompts_per_step: int, seed: int) -> DataLoader:
+def prompt_dataloader(
+    dataset, prompts_per_step: int, seed: int, collate: Callable[[list[dict]], list[dict]] = list
+) -> DataLoader:
     """A loader of lists of rows (dicts); not sharded over processes, since members are what is shared out."""
     sampler = PromptBatchSampler(len(dataset), prompts_per_step, seed)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=list)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+
+
+class PromptBlocks:
+    """
+    Encodes prompts when they are first drawn, always together with the same others: rounding depends on what is in a
+    batch, and a resumed run, which draws them in another order, has to get the same bits.
+
+    Args:
+        encoder (`PromptEncoder`): `encode(prompts)`, and `batch_size`, its prompts per pass.
+    """
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self._block_of: dict[str, tuple[str, ...]] = {}
+        self._encoded: set[tuple[str, ...]] = set()
+
+    def plan(self, prompts: Sequence[str]) -> None:
+        """Puts those of `prompts` that are in no block yet into blocks, in this order."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._block_of]
+        for start in range(0, len(new), self.encoder.batch_size):
+            block = tuple(new[start : start + self.encoder.batch_size])
+            self._block_of |= dict.fromkeys(block, block)
+
+    def encode(self, prompts: Sequence[str], show: bool = False) -> None:
+        """Encodes the blocks of `prompts`, with a bar if there are several to `show`."""
+        blocks = dict.fromkeys(self._block_of[prompt] for prompt in prompts if prompt in self._block_of)
+        missing = [block for block in blocks if block not in self._encoded]
+        for block in tqdm(missing, "Encoding prompts", disable=not show or len(missing) < 2, leave=False):
+            self.encoder.encode(block)
+            self._encoded.add(block)
+
+    def encode_rows(self, rows: list[dict]) -> list[dict]:
+        """The rows of a step, once their prompts are encoded."""
+        self.encode([row["prompt"] for row in rows])
+        return list(rows)

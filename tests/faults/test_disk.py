@@ -15,10 +15,11 @@ from tiny_runs import PROMPTS, same, theta_of
 from toy_runs import fork, history, toy_trainer, train, wait
 
 from es_trl import ESConfig, ESTrainer
+from es_trl.files import read_lines
 from es_trl.replay import verify_run
 from es_trl.run import checkpoint, journal
 from es_trl.run.checkpoint import last_checkpoint, verify_checkpoint
-from es_trl.run.journal import JOURNAL, read_lines
+from es_trl.run.journal import JOURNAL
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline
 
 

@@ -12,9 +12,10 @@ from toy_runs import PROMPTS, RUN, redness, toy_trainer, train
 from transformers import TrainerCallback
 
 from es_trl.cli import main
+from es_trl.files import read_lines
 from es_trl.pipelines import tensor_digest
 from es_trl.replay import ReplayError, redraw_member, verify_run
-from es_trl.run.journal import JOURNAL, decode_scores, encode_scores, read_lines
+from es_trl.run.journal import JOURNAL, decode_scores, encode_scores
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
@@ -146,7 +147,7 @@ def test_any_member_is_drawn_again(recorded, member):
 
 def test_commands(tmp_path, recorded, capsys, monkeypatch):
     folder = copy(recorded, tmp_path)
-    monkeypatch.setattr("es_trl.trainer.base.load_pipeline", lambda name, *_, **__: {"toy": toy_pipeline}[name]())
+    monkeypatch.setattr("es_trl.trainer.inputs.load_pipeline", lambda name, *_, **__: {"toy": toy_pipeline}[name]())
     assert main(["verify", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "checkpoint-6: the same bits" in out

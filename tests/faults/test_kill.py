@@ -8,10 +8,11 @@ import pytest
 from tiny_runs import same, theta_of
 from toy_runs import fork, history, redness, toy_trainer, train, wait
 
+from es_trl.files import read_lines
 from es_trl.replay import verify_run
 from es_trl.run import checkpoint
 from es_trl.run.checkpoint import last_checkpoint
-from es_trl.run.journal import JOURNAL, read_lines
+from es_trl.run.journal import JOURNAL
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
@@ -91,15 +92,16 @@ def test_f2_resumed_at_every_step(tmp_path, uninterrupted):
 
 
 def die_in_save(folder, step, after_files):
-    sync, synced = checkpoint._sync, []
+    sync, synced = checkpoint.sync, []
 
     def deadly(path):
         sync(path)
         synced.append(path)
-        if f"checkpoint-{step}-" in str(path) and sum(f"checkpoint-{step}-" in str(p) for p in synced) > after_files:
+        torn = f"{os.getpid()}-checkpoint-{step}"
+        if torn in str(path) and sum(torn in str(p) for p in synced) > after_files:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint._sync = deadly
+    checkpoint.sync = deadly
     train(folder, **STEPS)
 
 
@@ -107,7 +109,7 @@ def die_in_save(folder, step, after_files):
 def test_f3_killed_in_a_save(tmp_path, uninterrupted, after_files, caplog):
     """After the first file, in the middle, and with the manifest written but the folder not yet renamed."""
     assert wait(fork(die_in_save, tmp_path, 6, after_files, output=tmp_path / "out.log")) == -signal.SIGKILL
-    torn = [name for name in os.listdir(tmp_path) if name.startswith(".tmp-checkpoint-6")]
+    torn = [name for name in os.listdir(tmp_path) if name.startswith(".tmp-") and name.endswith("-checkpoint-6")]
     assert len(torn) == 1 and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     resumed = train(tmp_path, "latest", **STEPS)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]

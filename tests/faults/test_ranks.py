@@ -14,8 +14,9 @@ from tiny_runs import same, theta_of
 from toy_runs import PROMPTS, history, ranks, redness, toy_trainer, train
 from transformers import TrainerCallback
 
+from es_trl.files import read_lines
 from es_trl.run.checkpoint import last_checkpoint, verify_checkpoint
-from es_trl.run.journal import JOURNAL, read_lines
+from es_trl.run.journal import JOURNAL
 
 
 OPTIONS = {"max_steps": 6, "population_size": 10, "gradient_accumulation_steps": 2, "prompts_per_step": 1}

@@ -65,19 +65,19 @@ def test_the_same_trainer_goes_on_in_the_same_process(tmp_path, options):
 def test_a_signal_between_steps_and_in_the_last_one(tmp_path):
     """Sent while a checkpoint is written: that one is finished and no further step begins."""
     trainer = toy_trainer(tmp_path)
-    write = trainer._write_run_files
+    write = trainer.adapter.save_lora
 
     def interrupted(directory):
         os.kill(os.getpid(), signal.SIGTERM)
         write(directory)
 
-    trainer._write_run_files = interrupted
+    trainer.adapter.save_lora = interrupted
     with pytest.raises(TrainingStopped):
         trainer.train()
     assert trainer.state.global_step == 2
     verify_checkpoint(tmp_path / "checkpoint-2")
     trainer = toy_trainer(tmp_path)
-    trainer._write_run_files = lambda directory: interrupted(directory) if trainer.state.global_step == 6 else None
+    trainer.adapter.save_lora = lambda directory: interrupted(directory) if trainer.state.global_step == 6 else None
     with pytest.raises(TrainingStopped):
         trainer.train()
     assert trainer.state.global_step == 6

@@ -29,8 +29,9 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from es_trl import ESConfig, ESTrainer  # noqa: E402
+from es_trl.files import read_lines  # noqa: E402
 from es_trl.run.checkpoint import last_checkpoint  # noqa: E402
-from es_trl.run.journal import read_lines, tensor_digest  # noqa: E402
+from es_trl.run.journal import tensor_digest  # noqa: E402
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 
@@ -102,7 +103,7 @@ def kill_one(folder: Path, in_save: bool, seconds: float, rng: random.Random) ->
     seen: set[str] = set()
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         if in_save:
-            seen |= {name for name in os.listdir(folder) if name.startswith(".tmp-checkpoint")}
+            seen |= {name for name in os.listdir(folder) if name.startswith(".tmp-") and "checkpoint" in name}
             if len(seen) >= nth:
                 time.sleep(rng.uniform(0, 0.02))
                 break

@@ -1,0 +1,118 @@
+"""One run to a folder: a lock that outlives no process, also across machines that share a disk."""
+
+import json
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+logger = logging.getLogger(__name__)
+
+LOCK = "run.lock"
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 120.0  # without a beat; only asked of locks of another machine, whose processes cannot be seen
+
+
+class FolderInUse(ValueError):
+    """Another run writes into the folder."""
+
+
+class FolderLock:
+    """
+    The file `run.lock`, which names the process that writes into a folder. One of a process that is gone, on this
+    machine, or that shows no sign of life for two minutes, on another one, is taken over.
+
+    Args:
+        folder (`str`): The run folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.path = Path(folder, LOCK)
+        self._depth = 0
+        self._ended = threading.Event()
+
+    def check(self) -> None:
+        """Raises `FolderInUse` while another run writes into the folder."""
+        holder = self._holder()
+        if self._depth == 0 and holder is not None and self._is_alive(holder):
+            raise FolderInUse(
+                f"output_dir={str(self.path.parent)!r} is in use: process {holder.get('pid')} on {holder.get('host')} "
+                f"writes into it. Give another output_dir, or end that run; if there is none, delete {self.path}."
+            )
+
+    def __enter__(self) -> "FolderLock":
+        if self._depth == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
+            self._ended = threading.Event()
+            threading.Thread(target=self._beat, args=(self._ended,), name="es_trl-lock", daemon=True).start()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._ended.set()
+            self.path.unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        for _ in range(3):
+            self.check()
+            if self.path.exists():
+                stale = self.path.with_name(f"{LOCK}-stale-{os.getpid()}")
+                try:
+                    os.rename(self.path, stale)  # of several that see a stale lock one can move it away
+                except FileNotFoundError:
+                    continue
+                logger.warning("Taking over %s, whose run is gone.", self.path)
+                stale.unlink()
+            own = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+            try:
+                with open(self.path, "x", encoding="utf-8") as file:
+                    file.write(json.dumps(own) + "\n")
+                return
+            except FileExistsError:
+                continue
+        raise FolderInUse(f"output_dir={str(self.path.parent)!r} is being taken by another run at this moment.")
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError):  # being written, or torn: its time decides
+            found = None
+        return found if isinstance(found, dict) else {}
+
+    def _is_alive(self, holder: dict[str, Any]) -> bool:
+        if holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int):
+            try:
+                process = psutil.Process(holder["pid"])
+                # A number is given out again, and in a container the run before this one may have had our own.
+                return abs(process.create_time() - float(holder.get("started", 0))) < 2
+            except (psutil.Error, TypeError, ValueError):
+                return False
+        return self._age() < STALE_SECONDS
+
+    def _age(self) -> float:
+        """Seconds since the last beat by the clock of the disk, which may not be this machine's."""
+        probe = self.path.with_name(f"{LOCK}-now-{os.getpid()}")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return STALE_SECONDS
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_SECONDS):
+            try:
+                os.utime(self.path)
+            except OSError as error:
+                logger.debug("No beat: %s", error)

@@ -1,0 +1,252 @@
+"""What a run says about itself: the evaluation against the base, the before/after picture, the model card."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from ..evaluation import (
+    Evaluation,
+    EvaluationRow,
+    choose_pairs,
+    contact_sheet,
+    evaluate,
+    first_look,
+    load_judge,
+    save_pairs,
+    save_strengths,
+    write_files,
+)
+from ..files import write_text
+from ..formatting import interval, number
+from ..hub import drawn_with, judged, model_card, stamp
+from ..pictures import save_jpeg
+from .settings import run_config
+from .trackers import tracker_urls
+
+
+logger = logging.getLogger(__name__)
+
+NUM_PAIRS = 18  # prompts by reward whose pictures stay beside eval.json: best, typical, worst
+
+
+class Results:
+    """
+    What a run finds out about its adapter, and writes of it.
+
+    Args:
+        trainer ([`DiffusionTrainer`]): Whose adapter it is.
+
+    Attributes:
+        comparison (`dict` or `None`): `eval.json` of the comparison with the base.
+        last (`Evaluation` or `None`): The last evaluation during training, made at `last_step`.
+        gallery (`list[tuple[str, str]]`): Prompts and files of the card's pictures.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.comparison: dict[str, Any] | None = None
+        self.last: Evaluation | None = None
+        self.last_step: int | None = None
+        self._base: Evaluation | None = None
+        self.gallery: list[tuple[str, str]] = []
+
+    def evaluate(self, row: EvaluationRow, prompts: Sequence[str], columns: dict[str, list]) -> Evaluation:
+        """One model on the evaluation's prompts and noise, with every reward, optimised or held out."""
+        args = self.trainer.args
+        return self._evaluate(
+            [row], prompts, columns, images_per_prompt=args.eval_images_per_prompt, seed=args.eval_seed, n_keep=0
+        )
+
+    def base(self, prompts: Sequence[str], columns: dict[str, list]) -> Evaluation:
+        """The base on these prompts, as `evaluate`; drawn once, for as long as they stay the same."""
+        if self._base is None or list(self._base.prompts) != list(prompts):
+            self._base = self.evaluate(EvaluationRow("base", adapter=False), prompts, columns)
+        return self._base
+
+    @property
+    def base_means(self) -> dict[str, float]:
+        """What the base had under every metric of an evaluation, as far as it has been drawn."""
+        base = self._base
+        if base is None or self.last is None or base.prompts != self.last.prompts:
+            return {}
+        means = {f"eval_rewards/{name}/mean": base.mean("base", name) for name in base.reward_names}
+        return means | {"eval_reward": base.mean_total("base")}
+
+    def evaluate_adapter(self, dataset: Dataset) -> dict[str, float]:
+        """
+        Draws prompts with the current adapter, unperturbed, and scores them with all reward functions.
+
+        Returns:
+            `dict[str, float]`: `reward` (the weighted sum that is trained), `rewards/<name>/mean` for every function,
+            optimised or held out, `images_per_second`; with several images per prompt `diversity`.
+        """
+        trainer, started = self.trainer, time.perf_counter()
+        with trainer.peers.together(f"the evaluation at step {trainer.state.global_step}"):
+            columns = columns_of(dataset)
+            self.last = self.evaluate(EvaluationRow("adapter"), dataset["prompt"], columns)
+            self.last_step = trainer.state.global_step
+            if trainer.args.early_warning != "off":
+                self.base(dataset["prompt"], columns)
+        scores = self.last.scores["adapter"]
+        metrics = {f"rewards/{name}/mean": self.last.mean("adapter", name) for name in trainer.eval_rewards.names}
+        for name in trainer.eval_rewards.names:
+            spoke = int(np.isfinite(self.last.of("adapter", name)).any(axis=1).sum())
+            if spoke < len(self.last.prompts):  # it failed, or does not apply to the others
+                metrics[f"rewards/{name}/prompts"] = float(spoke)
+        metrics["reward"] = self.last.mean_total("adapter")
+        if "diversity" in self.last.judge_scores.get("adapter", {}):
+            metrics["diversity"] = float(self.last.judge_scores["adapter"]["diversity"].mean())
+        metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
+        return metrics
+
+    def compare(
+        self, dataset: Dataset, rows: list[EvaluationRow], images_per_prompt: int, judge: str | None, seed: int | None,
+        num_pictures: int,
+    ) -> Evaluation:  # fmt: skip
+        """As [`DiffusionTrainer.compare_with_base`]; writes what it finds."""
+        trainer, args, prompts = self.trainer, self.trainer.args, dataset["prompt"]
+        started = time.perf_counter()
+        with trainer.peers.together("the comparison with the base"):
+            result = self._evaluate(
+                rows,
+                prompts,
+                columns_of(dataset),
+                images_per_prompt=images_per_prompt,
+                seed=args.eval_seed + 1 if seed is None else seed,
+                judge=load_judge(judge, prompts, device=args.device) if judge else None,
+                n_keep=num_pictures,
+            )
+        digest = trainer.adapter.lora_digest()
+        result.details |= {"model": trainer.base_model, "dtype": args.dtype, "judged": {"adapter": digest}}
+        result.details["seconds"] = round(time.perf_counter() - started, 1)
+        self.comparison = result.to_dict()
+        if trainer.is_world_process_zero():
+            self._write(result, num_pictures, stamp(digest))
+            self._log(result, time.perf_counter() - started)
+        return result
+
+    def _evaluate(self, rows: list[EvaluationRow], prompts, columns, **options) -> Evaluation:
+        """Its work is split over the processes of the run."""
+        trainer, args = self.trainer, self.trainer.args
+        trainer.prompt_blocks.plan(prompts)
+        trainer.prompt_blocks.encode(prompts, show=trainer.is_world_process_zero() and not args.disable_tqdm)
+        return evaluate(
+            trainer.adapter,
+            prompts,
+            trainer.eval_rewards,
+            rows=rows,
+            batch_size=args.per_device_eval_batch_size,
+            columns=columns,
+            trained_rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights.tolist(), strict=True)),
+            trainer_state=trainer.state,
+            process_index=args.process_index,
+            num_processes=args.world_size,
+            gather=lambda array: trainer.peers.share(torch.from_numpy(array), "an evaluation").numpy(),
+            **options,
+        )
+
+    def _write(self, result: Evaluation, num_pictures: int, comment: bytes) -> None:
+        """`eval.json` and the other files, the pairs of pictures, and the before/after sheet."""
+        args = self.trainer.args
+        pairs = choose_pairs(result, NUM_PAIRS)
+        result.pictures = save_pairs(
+            self.trainer.adapter, result, pairs, args.output_dir, args.per_device_eval_batch_size
+        )
+        result.strengths = save_strengths(
+            self.trainer.adapter, result, pairs, args.output_dir, args.per_device_eval_batch_size
+        )
+        self.comparison |= {"pictures": result.pictures, "strengths": result.strengths}
+        write_files(result, args.output_dir, self.comparison)
+        self._save_pictures(result, num_pictures, comment)
+
+    def _save_pictures(self, result: Evaluation, count: int, comment: bytes) -> None:
+        """The before/after sheet, chosen by rule, and the adapter's own pictures for the card's gallery."""
+        output_dir = self.trainer.args.output_dir
+        folder = os.path.join(output_dir, "samples")
+        rows, shown = result.rows[:3], first_look(result.pictures, count)
+        if shown:  # nothing where no reward gave a score
+            files = [[os.path.join(output_dir, pair["files"][row.name]) for row in rows] for pair in shown]
+            captions = [f"{pair['prompt']} ({number(pair['change'], sign=True)})" for pair in shown]
+            steps = [(row, row.num_inference_steps) for row in rows]
+            labels = [f"{'adapter' if row.adapter else 'base'}, {n} step{'s' if n > 1 else ''}" for row, n in steps]
+            note = (
+                f"The largest, middle and smallest changes of {shown[0]['reward']} over {len(result.prompts)} prompts."
+            )
+            images = [[Image.open(path) for path in paths] for paths in files]
+            sheet = contact_sheet(images, captions, labels, None, note, bold="columns")
+            save_jpeg(sheet, os.path.join(folder, "before_after.jpg"), comment)
+        self.gallery = []
+        for i, (prompt, (image, *_)) in enumerate(zip(result.prompts, result.images[rows[1].name], strict=False)):
+            scale = max(1, 256 // max(image.size))
+            image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+            save_jpeg(image, os.path.join(folder, f"adapter-{i:03d}.jpg"), comment)
+            self.gallery.append((prompt, f"samples/adapter-{i:03d}.jpg"))
+
+    def _log(self, result: Evaluation, seconds: float) -> None:
+        """One line per reward on the log, since this is what the run was for."""
+        for entry in self.comparison["paired"]:
+            if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
+                closure = self.comparison["gap_closure"].get(entry["reward"])
+                text = f"{entry['reward']}: {entry['row']} {number(entry['delta'], sign=True)}"
+                text += interval(entry["ci_low"], entry["ci_high"]) or ", on too few prompts for an interval,"
+                text += f" against {entry['against']}"
+                logger.info("%s%s", text, "" if closure is None else f", gap closure {closure:.2f}")
+        logger.info("evaluated %d prompts in %.0f s", len(result.prompts), seconds)
+
+    def write_card(
+        self,
+        output_dir: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        finetuned_from: str | None = None,
+        dataset_name: str | None = None,
+    ) -> None:
+        """As [`DiffusionTrainer.create_model_card`]."""
+        trainer, args = self.trainer, self.trainer.args
+        if not trainer.is_world_process_zero():
+            return
+        output_dir = output_dir or args.output_dir
+        picture = "samples/before_after.jpg"
+        found = self.comparison or os.path.exists(os.path.join(output_dir, picture))
+        digest = trainer.adapter.lora_digest() if found else None
+        mine = judged(self.comparison, digest)  # training may have gone on since
+        card = model_card(
+            adapter_info=trainer.adapter.describe(),
+            config=run_config(trainer),
+            evaluation=self.comparison if mine else None,
+            env=trainer.environment,
+            samples=self.gallery if mine else (),
+            picture=picture if drawn_with(os.path.join(output_dir, picture), digest) else None,
+            sheets=sample_sheets(output_dir),
+            repo_id=trainer.hub.repo_id or (args.hub_model_id if args.push_to_hub else None),
+            revision=args.hub_revision,
+            base_model=finetuned_from or trainer.base_model,
+            dataset_name=dataset_name or trainer.dataset_name,
+            duration_seconds=trainer.clock.seconds,
+            num_images=trainer.images_drawn,
+            license=license,
+            tags=[*([tags] if isinstance(tags, str) else tags or ()), *getattr(trainer.model, "model_tags", ())],
+            tracker_urls=tracker_urls(trainer),
+        )
+        write_text(os.path.join(output_dir, "README.md"), str(card))
+
+
+def columns_of(dataset: Dataset) -> dict[str, list]:
+    """What rewards get beside the prompts."""
+    return {name: dataset[name] for name in dataset.column_names if name != "prompt"}
+
+
+def sample_sheets(folder: str) -> list[tuple[str, str]]:
+    """The first and the last sheet of the sample prompts below `folder`, with captions."""
+    names = [path.name for path in Path(folder, "samples").glob("step-*.jpg") if not path.is_symlink()]
+    steps = sorted((int(name[5:-4]), f"samples/{name}") for name in names if name[5:-4].isdigit())
+    ends = [*steps[:1], *steps[1:][-1:]]
+    return [("Before training" if step == 0 else f"At step {step}", path) for step, path in ends]

@@ -1,0 +1,89 @@
+"""What a trainer is given, checked before a model loads, and made into an adapter on a pipeline."""
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, PeftConfig
+from torch import nn
+
+from ..pipelines import (
+    DEFAULT_TARGETS,
+    CallSettings,
+    PipelineAdapter,
+    check_lora_config,
+    check_pipeline,
+    load_pipeline,
+)
+from ..run.folder import check_writable
+from ..run.lock import FolderLock
+from ..run.trackers import check_trackers
+from .config import DiffusionConfig
+
+
+def checked_args(trainer, args: DiffusionConfig | None, model) -> DiffusionConfig:
+    """The settings, by default a method's own; what cannot work with `model`, here or on this machine, is an error."""
+    if not isinstance(model, str | DiffusionPipeline):
+        raise TypeError(f"model must be a string or a DiffusionPipeline, got {type(model).__name__}.")
+    if args is None:
+        name = model.rstrip("/").split("/")[-1] if isinstance(model, str) else type(model).__name__
+        args = trainer.config_class(output_dir=f"{name}-{trainer.method_name.upper()}")
+    if not isinstance(args, trainer.config_class):
+        raise TypeError(f"args must be a {trainer.config_class.__name__}, got {type(args).__name__}.")
+    check_writable(args.output_dir)
+    FolderLock(args.output_dir).check()
+    check_trackers(args.report_to)
+    if isinstance(model, DiffusionPipeline):
+        check_pipeline(model)
+        if args.model_init_kwargs:
+            raise ValueError("model_init_kwargs need model as a string; a loaded pipeline was given instead.")
+    return args
+
+
+def lora_config_of(peft_config: PeftConfig | None, args: DiffusionConfig) -> LoraConfig:
+    """The LoRA that is trained: `peft_config`, or what the settings say."""
+    if peft_config is None:
+        peft_config = LoraConfig(
+            r=args.lora_rank,
+            lora_alpha=args.lora_alpha if args.lora_alpha is not None else args.lora_rank,
+            target_modules=args.lora_target_modules or DEFAULT_TARGETS,
+        )
+    if not isinstance(peft_config, LoraConfig):
+        raise TypeError(f"peft_config must be a LoraConfig, got {type(peft_config).__name__}.")
+    check_lora_config(peft_config)
+    return peft_config
+
+
+def load_adapter(model, lora_config: LoraConfig, args: DiffusionConfig, space: str) -> PipelineAdapter:
+    """The pipeline, loaded if `model` is a name, with the LoRA on it."""
+    if isinstance(model, str):
+        model = load_pipeline(model, getattr(torch, args.dtype), **(args.model_init_kwargs or {}))
+    settings = CallSettings(
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        height=args.height,
+        width=args.width,
+        max_sequence_length=args.max_sequence_length,
+        complex_human_instruction=args.complex_human_instruction,
+        extra=args.pipeline_kwargs or {},
+    )
+    return PipelineAdapter(model, lora_config, space, settings, seed=args.seed)
+
+
+class AdapterView(nn.Module):
+    """
+    Registers the adapter's parameters (the very objects, not copies), so that Accelerate, the optimizer and the
+    gradient norm touch only what is trained and never the frozen pipeline.
+
+    Args:
+        theta (`dict[str, nn.Parameter]`): The adapter matrices by name.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, theta: dict[str, nn.Parameter]):
+        super().__init__()
+        for name, parameter in theta.items():
+            self.register_parameter(name.replace(".", "/"), parameter)  # dots are not allowed in parameter names
+
+    def forward(self):
+        """There is no forward pass here: the pipeline draws."""
+        raise RuntimeError("AdapterView only holds the adapter's parameters; images are drawn by the pipeline.")
