@@ -25,8 +25,8 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from es_trl import ESConfig, ESTrainer  # noqa: E402
+from es_trl.pipelines import tensor_digest  # noqa: E402
 from es_trl.replay import verify_run  # noqa: E402
-from es_trl.run.journal import tensor_digest  # noqa: E402
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 

@@ -30,8 +30,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from es_trl import ESConfig, ESTrainer  # noqa: E402
 from es_trl.files import read_lines  # noqa: E402
+from es_trl.pipelines import tensor_digest  # noqa: E402
 from es_trl.run.checkpoint import last_checkpoint  # noqa: E402
-from es_trl.run.journal import tensor_digest  # noqa: E402
 from recipes.benchmarks.toy_pipeline import redness, toy_pipeline  # noqa: E402
 
 
