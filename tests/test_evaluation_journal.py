@@ -1,18 +1,23 @@
-"""An evaluation on disk: it goes on after an interruption, scores no image twice, and never mixes two protocols."""
+"""An evaluation on disk: an earlier one steps aside; finished rows are taken again only where that is asked for."""
 
+import dataclasses
+import functools
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny_pipelines import sana
 
-from es_trl.evaluation import EvaluationRow, evaluate
-from es_trl.evaluation.fingerprint import weights_checksum
-from es_trl.evaluation.journal import Journal
-from es_trl.evaluation.rows import Draw
+from es_trl.cli import commands
+from es_trl.evaluation import evaluate
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 from es_trl.rewards import RewardSet
 
@@ -62,12 +67,6 @@ def adapters(tmp_path_factory):
 
 def table_of(folder):
     return json.loads((folder / "eval.json").read_text())
-
-
-def without_times(table):
-    for name in ("seconds", "batch_size"):
-        table["protocol"].pop(name)
-    return table
 
 
 @pytest.fixture(scope="module")
@@ -126,92 +125,184 @@ def test_the_scores_and_pictures_are_on_disk(whole):
     assert "base@1 best of 2" in page and "<b>" not in page
 
 
-def test_an_interrupted_evaluation_goes_on_and_scores_nothing_twice(whole, pipe, adapters, tmp_path):
-    arguments = {
-        "adapters": {"es": adapters}, "best_of": [2], "adapter_scales": [0.0, 0.5], "output_dir": tmp_path,
-        "save_images": 3, "resamples": 200, "columns": {"category": ["x", "x", "y", "y", "y"]},
-    }  # fmt: skip
-    reward = Counted()
-    reward.limit = 22
-    rewards = RewardSet([reward, "jpeg_compressibility"])
-    with pytest.raises(RuntimeError, match="the machine is gone"):
-        evaluate(pipe, PROMPTS, rewards, batch_size=4, **arguments)
-    assert not (tmp_path / "eval.json").exists()
-    lines = sum(len(file.read_bytes().splitlines()) for file in (tmp_path / "journal").glob("*.jsonl"))
-    torn = sorted((tmp_path / "journal").glob("es-1-1-*.jsonl"))[0]
-    torn.write_bytes(torn.read_bytes()[:-9])  # the machine died in the middle of a line
-    reward.scored, reward.limit = 0, math.inf
-    evaluate(pipe, PROMPTS, rewards, batch_size=4, **arguments)
-    assert reward.scored == 45 - (lines - 1)
-    found, expected = without_times(table_of(tmp_path)), without_times(table_of(whole[0]))
-    assert_close(found, expected)
-    reward.scored = 0
-    evaluate(pipe, PROMPTS, rewards, batch_size=4, **arguments)
-    assert reward.scored == 0
+KILLED = """
+import os, signal, sys
+from es_trl.cli import commands
+from es_trl.evaluation.journal import Journal
+write = Journal.write
+
+def write_then_die(self, draw, *arrays):
+    if draw.weights == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, draw, *arrays)
+
+Journal.write = write_then_die
+commands.main(sys.argv[2:])
+"""
 
 
-def assert_close(found, expected, where=""):
-    """Equal, numbers to 4 digits: what was drawn again was in another batch."""
-    assert type(found) is type(expected), where
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys(), where
-        for key in found:
-            assert_close(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(found, list):
-        assert len(found) == len(expected), where
-        for i, pair in enumerate(zip(found, expected, strict=True)):
-            assert_close(*pair, f"{where}[{i}]")
-    elif isinstance(found, float):
-        assert found == pytest.approx(expected, rel=1e-4, abs=2e-2), where
-    else:
-        assert found == expected, where
+def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(adapters, tmp_path, capsys, caplog):
+    """`kill -9` before the second row is on disk: the first one is taken, the others are drawn; the same table."""
+    command = ["eval", "--adapter", f"es={adapters[0]}", f"es={adapters[1]}", "--prompts", "tiny-test",
+               "--max_prompts", "5", "--images_per_prompt", "2", "--rewards", "jpeg_compressibility,tiny-pickscore",
+               "--trained_rewards", "jpeg_compressibility", "--best_of", "2", "--use_cpu", "--steps", "1", "2",
+               "--judge", "tiny-clip-heldout", "--save_images", "2"]  # fmt: skip
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, "es-2", *command, "--output_dir", str(killed)], capture_output=True
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (killed / "journal").iterdir()) == [
+        "base-1.safetensors", "es-1-1.safetensors", "settings.json",
+    ]  # fmt: skip
+    assert commands.main([*command, "--output_dir", str(whole)]) == 0
+    with caplog.at_level("INFO", logger="es_trl"):
+        assert commands.main([*command, "--output_dir", str(killed), "--resume"]) == 0
+    taken = [record.getMessage() for record in caplog.records if "taken from" in record.getMessage()]
+    assert [text.partition(":")[0] for text in taken] == ["base-1", "es-1-1"]
+    tables = []
+    for folder in (killed, whole):
+        table = table_of(folder)
+        del table["protocol"]["seconds"], table["protocol"]["command"]
+        tables.append(table)
+        assert len(list((folder / "images").rglob("*.jpg"))) == len(list((whole / "images").rglob("*.jpg")))
+    assert tables[0] == tables[1]
+    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "scores.parquet") for folder in (killed, whole)))
+
+    caplog.clear()  # without the flag it starts afresh, and says so
+    assert commands.main([*command, "--output_dir", str(killed)]) == 0
+    assert "holds an earlier evaluation: it is now" in caplog.text and "starts afresh" in caplog.text
+    assert (killed / "earlier-1" / "eval.json").is_file() and (killed / "earlier-1" / "journal").is_dir()
+
+    assert commands.main([*command, "--output_dir", str(killed), "--resume", "--seeds", "1"]) == 2
+    assert "seeds: [0] -> [1]" in capsys.readouterr().err
+    assert commands.main([*command, "--output_dir", str(tmp_path / "nothing"), "--resume"]) == 2
+    assert "holds no evaluation to go on with" in capsys.readouterr().err
 
 
-def test_another_protocol_in_the_folder_is_refused(whole, pipe, adapters):
-    folder = whole[0]
-    before = (folder / "eval.json").read_bytes()
-    rewards = RewardSet([Counted(), "jpeg_compressibility"])
-    columns = {"category": ["x", "x", "y", "y", "y"]}
-    with pytest.raises(ValueError, match=r"prompts: .* -> .*another output_dir, or overwrite"):
-        evaluate(pipe, [*PROMPTS[:4], "a dog"], rewards, adapters=adapters[0], output_dir=folder, columns=columns)
-    with pytest.raises(ValueError, match=r"seeds: \[0\] -> \[1\]"):
-        evaluate(pipe, PROMPTS, rewards, adapters=adapters[0], output_dir=folder, columns=columns, seed=1)
-    with pytest.raises(ValueError, match="guidance_scale"):
-        evaluate(pipe, PROMPTS, rewards, adapters=adapters[0], output_dir=folder, columns=columns,
-                 settings=CallSettings(guidance_scale=3.0))  # fmt: skip
-    assert (folder / "eval.json").read_bytes() == before
+def mean_channel(images, channel=0):
+    return [float(np.asarray(image.convert("RGB"))[:, :, channel].mean()) for image in images]
 
 
-def test_overwrite_drops_the_scores(pipe, tmp_path):
-    reward = Counted()
-    rows = [EvaluationRow("base", adapter=False, num_inference_steps=1)]
-    evaluate(pipe, PROMPTS[:2], reward, rows, output_dir=tmp_path, settings=CALL)
-    evaluate(pipe, PROMPTS[:3], reward, rows, output_dir=tmp_path, settings=CALL, overwrite=True)
-    assert reward.scored == 5 and table_of(tmp_path)["protocol"]["prompts"] == 3
+class Channel:
+    __name__ = "mean_channel"
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def __call__(self, images, **_):
+        return mean_channel(images, self.channel)
 
 
-def test_processes_share_a_journal_and_their_number_may_change(tmp_path):
-    """Two processes wrote; one reads both, with features, and appends behind a torn line of its own."""
-    draw = Draw("es", 1)
-    first = Journal(tmp_path, {"seed": 0}, {"es": "abc"}, process_index=0)
-    second = Journal(tmp_path, {"seed": 0}, {"es": "abc"}, process_index=1)
-    features = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
-    first.append(draw, [(0, 0), (2, 0)], np.array([[1.5, np.nan], [0.1, np.inf]]), features)
-    second.append(draw, [(1, 0), (3, 0)], np.array([[2.0, 3.0], [4.0, 5.0]]), features)
-    file = tmp_path / "es-1-abc.0.jsonl"
-    file.write_bytes(file.read_bytes()[:-20])
-    first.append(draw, [(4, 0)], np.array([[7.0, 8.0]]), features[:1])
-    known = first.read(draw, features=True)
-    assert sorted(known) == [(0, 0), (1, 0), (3, 0), (4, 0)]
-    np.testing.assert_array_equal(known[3, 0][1], features[1])
-    np.testing.assert_array_equal(known[0, 0][0], [1.5, np.nan])
-    other = Journal(tmp_path, {"seed": 0}, {"es": "def"})
-    assert other.read(draw, features=True) == {}, "another adapter under the same label has nothing yet"
+def closure_over(channel):
+    def mean_channel_of(images):
+        return mean_channel(images, channel)
+
+    return mean_channel_of
 
 
-def test_checksum_sees_one_changed_bit_and_no_device():
-    weights = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16)}
-    same = {"b": weights["b"].clone(), "a": weights["a"].clone()}
-    changed = {"a": weights["a"] + torch.tensor([0, 0, 0, 0, 0, 1e-6]), "b": weights["b"]}
-    assert weights_checksum(weights.items()) == weights_checksum(same.items())
-    assert weights_checksum(weights.items()) != weights_checksum(changed.items())
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (functools.partial(mean_channel, channel=0), functools.partial(mean_channel, channel=2)),
+        (closure_over(0), closure_over(2)),
+        (Channel(0), Channel(2)),
+        (Channel(0).__call__, Channel(2).__call__),
+    ],
+    ids=["partial", "closure", "object", "method"],
+)
+def test_a_second_evaluation_in_the_folder_scores_its_own_pictures(pipe, tmp_path, first, second):
+    """No function, however alike, server, scheduler or column gives its scores to another evaluation."""
+    options = {"steps": [1], "settings": CALL, "save_images": 0, "resamples": 10}
+    evaluate(pipe, PROMPTS[:2], first, output_dir=tmp_path, **options)
+    again = evaluate(pipe, PROMPTS[:2], second, output_dir=tmp_path, **options)
+    np.testing.assert_array_equal(
+        again.scores["base@1"], evaluate(pipe, PROMPTS[:2], second, **options).scores["base@1"]
+    )
+    assert (tmp_path / "earlier-1" / "eval.json").is_file()
+
+
+def test_resume_compares_every_setting_by_its_value(pipe, tmp_path):
+    """Columns with arrays and pictures, the scheduler, the reward's file: equal ones go on, others are named."""
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(images, **_):\n    return [1.0] * len(images)\n")
+    options = {"steps": [1], "settings": CALL, "save_images": 0, "resamples": 10, "output_dir": tmp_path / "eval"}
+
+    def columns(value=0.0, colour="red"):
+        arrays = [np.zeros(5000), np.zeros(5000)]
+        arrays[1][2500] = value
+        return {"array": arrays, "picture": [{"of": Image.new("RGB", (4, 4), colour)}] * 2, "text": ["a", None]}
+
+    evaluate(pipe, PROMPTS[:2], f"{file}:mine", columns=columns(), **options)
+    result = evaluate(pipe, PROMPTS[:2], f"{file}:mine", columns=columns(), resume=True, **options)
+    assert (result.scores["base@1"] == 1.0).all()
+    for changed, name in (
+        ({"columns": columns(value=7.0)}, "columns"),
+        ({"columns": columns(colour="blue")}, "columns"),
+        ({"columns": columns() | {"text": ["a", "b"]}}, "columns"),
+        ({"columns": columns(), "batch_size": 3}, "batch_size: 16 -> 3"),
+        ({"columns": columns(), "images_per_prompt": 2}, "images_per_prompt: 1 -> 2"),
+        ({"columns": columns(), "settings": dataclasses.replace(CALL, guidance_scale=3.0)}, "guidance_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another evaluation .*{name}"):
+            evaluate(pipe, PROMPTS[:2], f"{file}:mine", resume=True, **(options | changed))
+    with pytest.raises(ValueError, match="column 'odd' holds values that cannot be compared"):
+        evaluate(pipe, PROMPTS[:2], f"{file}:mine", columns={"odd": [object(), 1]}, resume=True, **options)
+    file.write_text("def mine(images, **_):\n    return [2.0] * len(images)\n")
+    with pytest.raises(ValueError, match="holds another evaluation .*rewards: .*sha256"):
+        evaluate(pipe, PROMPTS[:2], f"{file}:mine", columns=columns(), resume=True, **options)
+
+
+def test_resume_notices_another_scheduler(tmp_path):
+    pipe = sana()
+    options = {"steps": [2], "settings": CallSettings(guidance_scale=2.0, max_sequence_length=None), "save_images": 0,
+               "resamples": 10, "output_dir": tmp_path}  # fmt: skip
+    evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", **options)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    with pytest.raises(ValueError, match="holds another evaluation .*scheduler"):
+        evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", resume=True, **options)
+
+
+def test_a_reward_that_compares_pictures_sees_a_prompt_whole_whatever_the_batch_size(pipe):
+    def table(batch_size, **options):
+        result = evaluate(pipe, PROMPTS[:3], ["pairwise:tiny-pickscore", relative], steps=[1], settings=CALL,
+                          images_per_prompt=3, batch_size=batch_size, resamples=10, **options)  # fmt: skip
+        return result.scores["base@1"]
+
+    def relative(images, groups):
+        values = mean_channel(images)
+        return [v - max(w for w, h in zip(values, groups, strict=True) if h == g)
+                for v, g in zip(values, groups, strict=True)]  # fmt: skip
+
+    relative.groupwise = True
+    whole = table(16)
+    assert np.isfinite(whole).all() and (whole[:, :, 1].max(axis=1) == 0).all()
+    for batch_size in (1, 2, 3, 4, 7):
+        np.testing.assert_allclose(table(batch_size), whole, atol=2e-3)
+
+
+@pytest.mark.parametrize("options", [{"max_prompts": -1}, {"max_prompts": 0}, {"n_keep": -1}, {"resamples": -1},
+                                     {"save_images": -1}, {"batch_size": -1}, {"images_per_prompt": -1}])  # fmt: skip
+def test_negative_numbers_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        evaluate("no-such-model", PROMPTS, "jpeg_compressibility", **options)
+
+
+def test_prompts_and_columns_that_no_file_takes_are_refused_before_a_model_loads():
+    cut = "cut \ud83d"
+    with pytest.raises(ValueError, match="the prompt of the evaluation, row 1 holds half of a surrogate pair"):
+        evaluate("no-such-model", ["a", cut], "jpeg_compressibility")
+    with pytest.raises(ValueError, match="column 'x', row 0, holds half of a surrogate pair"):
+        evaluate("no-such-model", ["a"], "jpeg_compressibility", columns={"x": [{"deep": [cut]}]})
+
+
+def test_a_nan_in_a_column_is_null_in_the_file(pipe, tmp_path):
+    columns = {"x": [math.nan, 1.0], "seed": [2**64 - 1, 2**70]}
+    evaluate(pipe, PROMPTS[:2], "jpeg_compressibility", columns=columns, steps=[1], settings=CALL, save_images=0,
+             resamples=10, output_dir=tmp_path)  # fmt: skip
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [line["x"] for line in lines] == [None, 1.0] and [line["seed"] for line in lines] == columns["seed"]

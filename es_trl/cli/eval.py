@@ -58,9 +58,9 @@ class EvalArguments:
         max_prompts (`int`, *optional*):
             Only the first so many prompts.
         output_dir (`str`):
-            Folder of the tables; the same command continues an interrupted evaluation there.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Drop what another evaluation left in output_dir.
+            Folder of the tables; an earlier evaluation there is moved into earlier-<n>.
+        resume (`bool`, *optional*, defaults to `False`):
+            Take the finished rows of this very command from output_dir, where it was interrupted.
         allow_partial (`bool`, *optional*, defaults to `False`):
             Go on when the model takes only a part of an adapter.
         save_images (`int`, *optional*, defaults to `24`):
@@ -70,7 +70,7 @@ class EvalArguments:
     """
 
     prompts: str = field(metadata={"help": "A file, a shipped list, showcase, or a Hub id."})
-    output_dir: str = field(metadata={"help": "Folder of the tables; the same command continues there."})
+    output_dir: str = field(metadata={"help": "Folder of the tables; an earlier evaluation there steps aside."})
     rewards: list[str] = field(
         default_factory=list,
         metadata={"help": "Rewards, separated by commas or spaces."},
@@ -103,7 +103,7 @@ class EvalArguments:
     )
     batch_size: int = field(default=16, metadata={"help": "Images drawn and scored at once."})
     max_prompts: int | None = field(default=None, metadata={"help": "Only the first so many prompts."})
-    overwrite: bool = field(default=False, metadata={"help": "Drop another evaluation in output_dir."})
+    resume: bool = field(default=False, metadata={"help": "Take the finished rows of this very command."})
     allow_partial: bool = field(default=False, metadata={"help": "Go on with a part of an adapter."})
     save_images: int = field(default=24, metadata={"help": "Prompts whose images are kept."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
@@ -185,7 +185,7 @@ def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
         device="cpu" if arguments.use_cpu else None,
         max_prompts=arguments.max_prompts,
         output_dir=arguments.output_dir,
-        overwrite=arguments.overwrite,
+        resume=arguments.resume,
         allow_partial=arguments.allow_partial,
         save_images=arguments.save_images,
         command=command,

@@ -18,10 +18,18 @@ from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, load_pipe
 from ..rewards import RewardSet
 from ..rewards.clip_features import as_torch_dtype
 from .adapters import find_adapters
-from .files import remove_images, write_files
-from .fingerprint import columns_sha256, pipeline_checksum, prompts_sha256, reward_identities, weights_checksum
-from .inputs import check, choose_trained, complete_settings, make_rows, pipeline_steps, read_prompts, run_value
-from .journal import Journal
+from .files import write_files
+from .inputs import (
+    check,
+    check_counts,
+    choose_trained,
+    complete_settings,
+    make_rows,
+    pipeline_steps,
+    read_prompts,
+    run_value,
+)
+from .journal import Journal, settings_of
 from .judge import ClipJudge, DiversityJudge, diversity_judge, load_judge
 from .noise import Noise
 from .pictures import choose_pairs, save_pairs, save_strengths
@@ -57,7 +65,7 @@ def evaluate(
     device: str | torch.device | None = None,
     max_prompts: int | None = None,
     output_dir: str | os.PathLike | None = None,
-    overwrite: bool = False,
+    resume: bool = False,
     allow_partial: bool = False,
     save_images: int = 24,
     command: str | None = None,
@@ -106,8 +114,9 @@ def evaluate(
         device (`str`, *optional*): Of a model given by name; a GPU by default where there is one.
         max_prompts (`int`, *optional*): Only the first so many prompts.
         output_dir (`str`, *optional*): Writes eval.json, eval.md, scores.parquet, prompts.jsonl and images there, and
-            a journal: the same call goes on after an interruption and scores no image twice.
-        overwrite (`bool`, *optional*, defaults to `False`): Drop what another evaluation left in `output_dir`.
+            a journal of finished rows. An earlier evaluation there is moved into `earlier-<n>`.
+        resume (`bool`, *optional*, defaults to `False`): Take the finished rows of this very call from `output_dir`.
+            Settings are compared field by field; what a name stands for and what a function does is not looked into.
         allow_partial (`bool`, *optional*, defaults to `False`): Go on, with a warning, when the model takes only a
             part of an adapter, for example without its text encoder's matrices.
         save_images (`int`, *optional*, defaults to 24): Prompts whose images are written, drawn again from their keys:
@@ -131,22 +140,24 @@ def evaluate(
     in_training = isinstance(model, PipelineAdapter)
     sources = find_adapters(adapters)
     labels = [source.label for source in sources]
-    if in_training and (sources or settings is not None):
+    if in_training and (sources or settings is not None or resume):
         raise ValueError(
-            "a PipelineAdapter has an adapter and settings of its own: adapters and settings go with a name."
+            "a PipelineAdapter has an adapter and settings of its own, and no name to compare: adapters, settings and "
+            "resume go with a model by name."
         )
+    if resume and output_dir is None:
+        raise ValueError("resume needs output_dir, the folder of the evaluation that was interrupted.")
     prompts, columns, prompts_source = read_prompts(prompts, columns, max_prompts)
     noise = Noise(tuple(seed) if isinstance(seed, Sequence) else (seed,), images_per_prompt)
     check(prompts, rows, noise, batch_size, columns, steps, best_of, adapter_scales, save_images, labels)
+    check_counts(n_keep=(n_keep, 0), resamples=(resamples, 1))
     exact = torch.float64 if dtype is not None and as_torch_dtype(dtype) is torch.float64 else None
     if not isinstance(rewards, RewardSet):
         rewards = RewardSet(rewards, device=_device(device), dtype=exact)
     trained = choose_trained(trained_rewards, sources, rewards, best_of)
-    if not in_training and num_processes == 1:
-        share = launched_processes(use_cpu=_device(device) == "cpu")
-        process_index, num_processes = share.get("process_index", 0), share.get("num_processes", 1)
-        gather = share.get("gather")
-    share = PromptShare(len(prompts), process_index, num_processes, gather)
+    launched = {} if in_training or num_processes > 1 else launched_processes(use_cpu=_device(device) == "cpu")
+    given = {"process_index": process_index, "num_processes": num_processes, "gather": gather}
+    share = PromptShare(len(prompts), **(given | launched))
 
     details: dict[str, Any] = {"prompts_source": prompts_source}
     if in_training:
@@ -170,12 +181,9 @@ def evaluate(
             judge = load_judge(judge, prompts, device=_device(device), dtype=exact)
         elif judge is None and noise.images_per_prompt > 1:
             judge = diversity_judge(rewards, list(trained or ()))
-        checkpoint = judge.scorer.checkpoint if judge is not None else None
-        details |= {
-            "judge": checkpoint if isinstance(judge, ClipJudge) else None,
-            "diversity_features": checkpoint if noise.images_per_prompt > 1 else None,
+        details |= _describe_judge(judge, noise) | {
             "batch_size": batch_size,
-            "num_processes": num_processes,
+            "num_processes": share.num_processes,
             "command": redact(command) if command else None,
             "es_trl": __version__,
         }
@@ -186,31 +194,31 @@ def evaluate(
         )  # fmt: skip
         journal = None
         if output_dir is not None:
-            if overwrite and process_index == 0:
-                remove_images(output_dir)
-            weights = {source.label: source.sha256 for source in sources}
-            if in_training:
-                weights["adapter"] = weights_checksum(model.lora_state_dict().items())
-            fingerprint = _fingerprint(drawer, result, rewards, judge)
-            folder = os.path.join(output_dir, "journal")
-            journal = Journal(folder, fingerprint, weights, process_index, overwrite, share.barrier)
-            result.folders = {row.name: journal.stem(row.draw) for row in rows}
+            journal = Journal(output_dir, settings_of(result, rewards, drawer, batch_size), resume, share)
         if isinstance(model, str) or device is not None:
             drawer.to(_device(device))
         n_keep = (16 if output_dir is None else 0) if n_keep is None else n_keep
         measure(drawer, rewards, result, batch_size, judge, share, n_keep, journal, trainer_state)
-        if output_dir is not None and process_index == 0:
+        if output_dir is not None and share.process_index == 0:
             pairs = choose_pairs(result, save_images)
-            result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size, reuse=True)
+            result.pictures = save_pairs(drawer, result, pairs, output_dir, batch_size)
             result.strengths = save_strengths(drawer, result, pairs, output_dir, batch_size)
     finally:
         if isinstance(drawer, LoadedAdapters):
             drawer.unload()
-    if output_dir is not None and process_index == 0:
+    if output_dir is not None and share.process_index == 0:
         details["seconds"] = round(time.perf_counter() - started, 1)
         write_files(result, output_dir)
     share.barrier()
     return result
+
+
+def _describe_judge(judge: ClipJudge | DiversityJudge | None, noise: Noise) -> dict[str, str | None]:
+    checkpoint = judge.scorer.checkpoint if judge is not None else None
+    return {
+        "judge": checkpoint if isinstance(judge, ClipJudge) else None,
+        "diversity_features": checkpoint if noise.images_per_prompt > 1 else None,
+    }
 
 
 def _device(device: str | torch.device | None) -> str:
@@ -219,21 +227,3 @@ def _device(device: str | torch.device | None) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _fingerprint(drawer, result: Evaluation, rewards: RewardSet, judge) -> dict[str, Any]:
-    """What decides the scores, but for each draw's own weights, steps and LoRA scale."""
-    call = {name: value for name, value in result.settings.items() if not name.startswith("lora_")}
-    for name in ("num_inference_steps", "intermediate_timesteps", "es_space"):
-        call.pop(name, None)
-    return {
-        "model": pipeline_checksum(drawer.pipe),
-        "dtype": _name(drawer.pipe.dtype),
-        "pipeline call": call | drawer.settings.extra,
-        "prompts": prompts_sha256(result.prompts),
-        "columns": columns_sha256(result.columns),
-        "seeds": list(result.noise.seeds),
-        "images_per_prompt": result.noise.images_per_seed,
-        "rewards": reward_identities(rewards),
-        "features": None if judge is None else weights_checksum(judge.scorer.model.state_dict().items()),
-    }

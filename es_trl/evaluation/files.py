@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,11 @@ import numpy as np
 
 from ..files import write_text, writing
 from .markdown import page
-from .pictures import IMAGES
 from .result import plain
 
 
 if TYPE_CHECKING:
     from .result import Evaluation
-
-
-IMAGE_NAME = re.compile(r"\d{5,}-\d{2,}\.jpg")
 
 
 def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -52,13 +47,6 @@ def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, 
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
     write_text(folder / "eval.json", text)
     return table
-
-
-def remove_images(folder: str | os.PathLike) -> None:
-    """Removes the images of an earlier evaluation, by their names; nothing else."""
-    for path in Path(folder, IMAGES).glob("*/*.jpg"):
-        if IMAGE_NAME.fullmatch(path.name):
-            path.unlink()
 
 
 def _write_scores(result: Evaluation, path: Path) -> None:

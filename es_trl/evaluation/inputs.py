@@ -119,6 +119,13 @@ def pipeline_steps(pipe) -> int:
     return inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
 
 
+def check_counts(**counts: tuple[int | None, int]) -> None:
+    """Raises `ValueError` for a count below its least value; `None` is a default."""
+    for name, (value, least) in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} is {value!r}; give {least} or more.")
+
+
 def check(
     prompts: Sequence[str],
     rows: Sequence[EvaluationRow] | None,
@@ -149,8 +156,7 @@ def check(
                 raise ValueError(f"{field} is {value}; give 1 or more.")
     if not noise.seeds or len(set(noise.seeds)) < len(noise.seeds):
         raise ValueError(f"seed is {list(noise.seeds)}; give at least one, and each once.")
-    if isinstance(save_images, bool) or not isinstance(save_images, int) or save_images < 0:
-        raise ValueError(f"save_images is {save_images!r}; give 0 or more.")
+    check_counts(save_images=(save_images, 0))
     for scale in scales:
         if not 0 <= scale <= 4:
             raise ValueError(f"adapter_scales holds {scale}; give scales in [0, 4], 1 being the adapter as trained.")

@@ -1,160 +1,170 @@
-"""Scores on disk, batch by batch: an interrupted evaluation goes on where it was and scores no image twice."""
+"""Finished rows on disk: what `resume=True` takes again, once the settings are the same, field by field."""
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import write_text
-from .fingerprint import differences
+from ..files import write_text, writing
+from .result import Evaluation, plain, prompts_sha256
 from .rows import Draw
+from .sharing import PromptShare
+
+
+if TYPE_CHECKING:
+    from ..rewards import RewardSet
 
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT = "fingerprint.json"
-Known = dict[tuple[int, int], tuple[np.ndarray, np.ndarray | None]]
+FOLDER, SETTINGS = "journal", "settings.json"
+# What an evaluation leaves in its folder, and what steps aside for another one.
+LEFT_BEHIND = ("eval.json", "eval.md", "scores.parquet", "prompts.jsonl", "images", "report", FOLDER)
 
 
 class Journal:
     """
-    The folder `journal/` of an evaluation: one JSON line per scored image, in files that are only appended to.
+    The folder `journal/` of an evaluation: its settings, and the scores of every row that was finished.
 
-    Every process writes files of its own and reads those of all, so the number of processes may change between an
-    interruption and its continuation. What was torn by a crash is a line that does not end or cannot be read: it is
-    left out, and its image is drawn and scored again.
+    Nothing of it is read unless `resume` asks for it. Without, what another evaluation left in `output_dir` is moved
+    into `output_dir/earlier-<n>` and this one starts afresh.
 
     Args:
-        folder (`str` or `Path`): The journal's folder; made if needed.
-        fingerprint (`dict`): What the scores depend on, but for the weights of the adapters, as plain data.
-        weights (`Mapping[str, str]`): Checksum of the weights behind each label of a [`Draw`], without the base.
-        process_index (`int`, *optional*): Names this process's files; process 0 also writes the fingerprint.
-        overwrite (`bool`, *optional*): Forget what is there.
-        barrier (`Callable`, *optional*): Waits for all processes.
+        output_dir (`str` or `Path`): The evaluation's folder, seen by all processes.
+        settings (`dict`): What was asked for, as plain data, from [`settings_of`].
+        resume (`bool`): Whether finished rows of these very settings are taken again.
+        share ([`PromptShare`]): The first process writes.
 
     Raises:
-        ValueError: the folder holds scores of something else; the message says what differs.
+        ValueError: `resume` where there is nothing to go on with, or with other settings; the message says which.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        fingerprint: dict[str, Any],
-        weights: Mapping[str, str],
-        process_index: int = 0,
-        overwrite: bool = False,
-        barrier: Callable[[], Any] = lambda: None,
-    ):
-        self.folder, self.weights, self.process_index = Path(folder), dict(weights), process_index
-        if process_index == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in [*self.folder.glob("*.jsonl"), self.folder / FINGERPRINT] if overwrite else ():
-                path.unlink(missing_ok=True)
-        barrier()
-        path = self.folder / FINGERPRINT
-        if path.is_file():
-            changed = differences(_read_json(path), fingerprint)
-            if changed:
-                raise ValueError(
-                    f"output_dir={str(self.folder.parent)!r} holds the scores of another evaluation "
-                    f"({'; '.join(changed)}): give another output_dir, or overwrite (--overwrite) to drop them."
-                )
-        barrier()  # everybody has looked before it appears
-        if process_index == 0 and not path.is_file():
-            write_text(path, json.dumps(fingerprint, indent=2) + "\n")
+    def __init__(self, output_dir: str | os.PathLike, settings: dict[str, Any], resume: bool, share: PromptShare):
+        self.folder, self.resume = Path(output_dir, FOLDER), resume
+        self.writes = share.process_index == 0
+        if resume:
+            _refuse_others(self.folder / SETTINGS, settings)
+        elif self.writes:
+            _move_aside(Path(output_dir))
+            self.folder.mkdir(parents=True)
+            write_text(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        share.barrier()
 
-    def read(self, draw: Draw, features: bool) -> Known:
-        """
-        What is known of a draw: by (prompt, image) the scores (K,) and the judge's features (D,) or `None`.
+    def read(self, draw: Draw) -> dict[str, np.ndarray] | None:
+        """The arrays (P, M, ...) of a finished row, by name; `None` without it."""
+        path = self.folder / f"{draw.folder}.safetensors"
+        if not (self.resume and path.is_file()):
+            return None
+        from safetensors.numpy import load_file
 
-        Args:
-            draw ([`Draw`]): Which images.
-            features (`bool`): Whether features are needed; a line without them is then left out.
-        """
-        known: Known = {}
-        torn = 0
-        stem = self.stem(draw)
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if path.stem.rpartition(".")[0] != stem:
-                continue
-            for line in path.read_bytes().split(b"\n"):
-                if not line:
-                    continue
-                try:
-                    entry = json.loads(line)
-                    prompt, image = entry["key"]
-                    scores = np.array([math.nan if s is None else s for s in entry["scores"]], np.float64)
-                    found = np.frombuffer(base64.b64decode(entry["features"]), np.float32) if features else None
-                except (ValueError, KeyError, TypeError):
-                    torn += 1
-                    continue
-                known[int(prompt), int(image)] = scores, found
-        if torn:
-            logger.warning("%s: %d unreadable lines are left out, their images are drawn again.", draw.folder, torn)
-        return known
+        logger.info("%s: taken from %s, as resume asks", draw.folder, path)
+        return load_file(path)
 
-    def append(
-        self,
-        draw: Draw,
-        keys: Sequence[tuple[int, int]],
-        scores: np.ndarray,
-        features: np.ndarray | None = None,
-    ) -> None:
-        """
-        Writes a batch and waits until it is on disk.
-
-        Args:
-            draw ([`Draw`]): Which images.
-            keys (`Sequence[tuple[int, int]]`): (prompt index, image index) of B images.
-            scores (`np.ndarray`): (B, K); what is not finite is written as missing.
-            features (`np.ndarray`, *optional*): (B, D) float32.
-        """
-        lines = []
-        for i, key in enumerate(keys):
-            values = [float(score) if math.isfinite(score) else None for score in scores[i]]
-            entry: dict[str, Any] = {"key": [int(key[0]), int(key[1])], "scores": values}
-            if features is not None:
-                entry["features"] = base64.b64encode(np.ascontiguousarray(features[i], np.float32).tobytes()).decode()
-            lines.append(json.dumps(entry))
-        path = self.folder / f"{self.stem(draw)}.{self.process_index}.jsonl"
-        remove_torn_line(path)
-        with open(path, "ab") as file:
-            file.write(("\n".join(lines) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def stem(self, draw: Draw) -> str:
-        """The name of a draw's files: another adapter under the same label has another one."""
-        checksum = self.weights.get(draw.weights)
-        return draw.folder if checksum is None else f"{draw.folder}-{checksum[:12]}"
-
-
-def remove_torn_line(path: Path) -> None:
-    """Cuts a file behind its last line end, so that what is appended does not continue a half line."""
-    if not path.is_file():
-        return
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end == 0:
+    def write(self, draw: Draw, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps a finished row, whole or not at all."""
+        if not self.writes:
             return
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        from safetensors.numpy import save_file
+
+        whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        with writing(self.folder / f"{draw.folder}.safetensors") as path:
+            save_file(whole, path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def settings_of(result: Evaluation, rewards: RewardSet, drawer, batch_size: int) -> dict[str, Any]:
+    """
+    What was asked for, as plain data that can be compared with what is on disk. Names stand for what they name: the
+    weights behind a model's or a judge's name, a server and a function of your own are not looked into.
+    """
+    scheduler = getattr(drawer.pipe, "scheduler", None)
+    settings = {
+        "model": result.details.get("model"),
+        "dtype": result.details.get("dtype"),
+        "pipeline": result.settings,
+        "pipeline_kwargs": drawer.settings.extra,
+        "scheduler": {"class": type(scheduler).__name__, **dict(getattr(scheduler, "config", {}))},
+        "adapters": {adapter.label: adapter.sha256 for adapter in result.adapters},
+        "rows": [row.name for row in result.rows],
+        "prompts": prompts_sha256(result.prompts),
+        "columns": {name: _sha256(list(values)) for name, values in result.columns.items()},
+        "seeds": list(result.noise.seeds),
+        "images_per_prompt": result.noise.images_per_seed,
+        "batch_size": batch_size,
+        "rewards": rewards.specs,
+        "trained_rewards": result.trained,
+        "judge": result.details["judge"],
+        "diversity_features": result.details["diversity_features"],
+    }
+    return json.loads(json.dumps(plain(settings), default=str))
+
+
+def _sha256(values: list[Any]) -> str | None:
+    """Of texts, numbers, dates, arrays, pictures, lists and dicts of them; `None` with anything else among them."""
+
+    def described(value: Any) -> Any:
+        if hasattr(value, "tobytes") and str(getattr(value, "dtype", "")) != "object":  # an array or a picture
+            kind = [str(getattr(value, name, "")) for name in ("dtype", "shape", "mode", "size")]
+            return [*kind, hashlib.sha256(value.tobytes()).hexdigest()]
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise TypeError(type(value).__name__)
+
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=described).encode()).hexdigest()
+    except TypeError:
+        return None
+
+
+def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise ValueError(f"resume: {str(path.parent.parent)!r} holds no evaluation to go on with: leave resume out.")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): give another output_dir, or --overwrite.") from error
-    return data if isinstance(data, dict) else {}
+        raise ValueError(f"resume: {path} cannot be read ({error}): leave resume out to start afresh.") from error
+    unknown = [name for name, digest in settings["columns"].items() if digest is None]
+    if unknown:
+        raise ValueError(
+            f"resume: column {unknown[0]!r} holds values that cannot be compared with those of the first attempt "
+            "(texts, numbers, dates, arrays and pictures can): leave resume out to start afresh."
+        )
+    names = sorted({*saved, *settings})
+    changed = [
+        f"{name}: {_short(saved.get(name))} -> {_short(settings.get(name))}"
+        for name in names
+        if saved.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"resume: {str(path.parent.parent)!r} holds another evaluation ({'; '.join(changed)}): give the same "
+            "command, or leave resume out to start afresh."
+        )
+
+
+def _move_aside(folder: Path) -> None:
+    found = [folder / name for name in LEFT_BEHIND if (folder / name).exists()]
+    if not found:
+        return
+    number = 1
+    while (aside := folder / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    logger.warning(
+        "%s holds an earlier evaluation: it is now %s, and this one starts afresh (resume=True, --resume, goes on "
+        "with an interrupted one).",
+        folder,
+        aside,
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -93,7 +93,6 @@ def save_pairs(
     pairs: Sequence[dict[str, Any]],
     folder: str | os.PathLike,
     batch_size: int = 16,
-    reuse: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Draws the images of `pairs` again from their keys, for every row, into `folder/images/<draw>/00012-00.jpg`.
@@ -105,25 +104,22 @@ def save_pairs(
         result ([`Evaluation`]), pairs (`list[dict]`): From [`choose_pairs`].
         folder (`str`): The evaluation's folder.
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
-        reuse (`bool`, *optional*, defaults to `False`): Leave images alone that are there already; only where the
-            folders are named after the weights.
 
     Returns:
         `list[dict]`: `pairs` with `files`, paths below `folder` by row name.
     """
     pairs = [{**pair, "files": {}} for pair in pairs]
     for row in result.rows:
-        directory = Path(folder, IMAGES, result.folder_of(row))
+        directory = Path(folder, IMAGES, row.draw.folder)
         directory.mkdir(parents=True, exist_ok=True)
         wanted = {}
         for pair in pairs:
             prompt = pair["prompt_index"]
             key = (prompt, int(result.image_index[row.name][prompt, pair["image"]]))
             name = f"{key[0]:05d}-{key[1]:02d}.jpg"
-            pair["files"][row.name] = f"{IMAGES}/{result.folder_of(row)}/{name}"
+            pair["files"][row.name] = f"{IMAGES}/{row.draw.folder}/{name}"
             wanted[key] = directory / name
-        missing = [key for key, path in wanted.items() if not (reuse and path.is_file())]
-        for keys, images in draw_images(model, result.prompts, row, missing, result.noise, batch_size):
+        for keys, images in draw_images(model, result.prompts, row, list(wanted), result.noise, batch_size):
             for key, image in zip(keys, images, strict=True):
                 save_jpeg(image, wanted[key])
     return pairs

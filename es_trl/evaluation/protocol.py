@@ -93,7 +93,7 @@ def measure(
     Rows that are made of the same images share them: a best-of-4 of the base costs three more images per prompt than
     the base itself, and the images of a best-of-4 are among those of a best-of-8.
     """
-    prompts, columns, images_per_prompt = result.prompts, result.columns, result.noise.images_per_prompt
+    prompts, images_per_prompt = result.prompts, result.noise.images_per_prompt
     kept_share = PromptShare(min(n_keep, len(prompts)), share.process_index, share.num_processes, share.gather)
     rows_of: dict[Draw, list[EvaluationRow]] = {}
     for row in result.rows:
@@ -101,54 +101,64 @@ def measure(
     for draw, users in rows_of.items():
         images_of = images_per_prompt * max(row.best_of for row in users)
         result.details["images_drawn"] = result.details.get("images_drawn", 0) + len(prompts) * images_of
-        keys = [(prompt, image) for prompt in share.mine for image in range(images_of)]
-        known = journal.read(draw, judge is not None) if journal is not None else {}
-        scores = share.empty((images_of, len(rewards.names)))
-        features = share.empty((images_of, judge.dim), 0.0, np.float32) if judge is not None else None
-        for key in keys:
-            if key in known:
-                scores[share.slot(key[0]), key[1]] = known[key][0]
-                if judge is not None:
-                    features[share.slot(key[0]), key[1]] = known[key][1]
-        looks = share.empty((images_of, len(LOOKS)))
-        kept = {}
-        todo = [key for key in keys if key not in known]
-        bar = tqdm(total=len(todo), desc=users[0].name, unit="img", leave=False, disable=share.process_index or None)
-        for batch, images in draw_images(model, prompts, users[0], todo, result.noise, batch_size):
-            indices = [prompt for prompt, _ in batch]
-            with share_image_features():
-                batch_scores = rewards(
-                    [prompts[i] for i in indices],
-                    images,
-                    columns={name: [values[i] for i in indices] for name, values in columns.items()},
-                    trainer_state=trainer_state,
-                    where=f"evaluation of {users[0].name}, prompts {indices[0]} to {indices[-1]}",
-                    step_prompts=prompts,
-                )
-                batch_features = judge.image_features(images) if judge is not None else None
-            slots = [share.slot(i) for i in indices], [image for _, image in batch]
-            scores[slots] = batch_scores
-            looks[slots] = [looks_of(image) for image in images]
-            bar.update(len(batch))
-            if judge is not None:
-                features[slots] = batch_features
+        arrays = journal.read(draw) if journal is not None else None
+        kept: dict[tuple[int, int], Image.Image] = {}
+        if arrays is None:
+            arrays = _score_row(
+                model, rewards, result, users[0], images_of, batch_size, judge, share, n_keep, kept, trainer_state
+            )
             if journal is not None:
-                journal.append(draw, batch, batch_scores, batch_features)
-            kept |= {key: image for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
-        bar.close()
-        missing = [key for key in keys if key[0] < n_keep and key not in kept]  # scored before an interruption
-        for batch, images in draw_images(model, prompts, users[0], missing, result.noise, batch_size):
-            kept |= dict(zip(batch, images, strict=True))
-        before = f", {len(keys) - len(todo)} of them before" if len(todo) < len(keys) else ""
-        logger.info("evaluated %s: %d images%s", ", ".join(row.name for row in users), len(keys), before)
-        scores, looks = share.collect(scores), share.collect(looks)
-        features = share.collect(features) if judge is not None else None
+                journal.write(draw, arrays)
+            logger.info("evaluated %s: %d images", ", ".join(row.name for row in users), len(share.mine) * images_of)
+        else:
+            keys = [(prompt, image) for prompt in kept_share.mine for image in range(images_of)]
+            for batch, images in draw_images(model, prompts, users[0], keys, result.noise, batch_size):
+                kept |= dict(zip(batch, images, strict=True))
         for row in users:
-            picked = result.add_row(row, scores, features, judge)
-            result.looks[row.name] = np.take_along_axis(looks, picked[:, :, None], axis=1)
+            picked = result.add_row(row, arrays["scores"], arrays.get("features"), judge)
+            result.looks[row.name] = np.take_along_axis(arrays["looks"], picked[:, :, None], axis=1)
             mine = {
                 (prompt, j): kept[prompt, int(picked[prompt, j])]
                 for prompt in kept_share.mine
                 for j in range(images_per_prompt)
             }
             result.images[row.name] = kept_share.collect_images(mine, images_per_prompt)
+
+
+def _score_row(
+    model, rewards, result, row, images_of, batch_size, judge, share, n_keep, kept, trainer_state
+) -> dict[str, np.ndarray]:
+    """
+    `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt, of all
+    processes together; the pictures of the first `n_keep` prompts go into `kept`.
+    """
+    arrays = {"scores": share.empty((images_of, len(rewards.names))), "looks": share.empty((images_of, len(LOOKS)))}
+    if judge is not None:
+        arrays["features"] = share.empty((images_of, judge.dim), 0.0, np.float32)
+    keys = [(prompt, image) for prompt in share.mine for image in range(images_of)]
+    # A reward that compares pictures sees all of a prompt at once, whatever the batch size.
+    scored_at_once = images_of * max(1, batch_size // images_of) if rewards.group_rewards else batch_size
+    bar = tqdm(total=len(keys), desc=row.name, unit="img", leave=False, disable=share.process_index or None)
+    for start in range(0, len(keys), scored_at_once):
+        batch = keys[start : start + scored_at_once]
+        drawn = draw_images(model, result.prompts, row, batch, result.noise, batch_size)
+        images = [image for _, pictures in drawn for image in pictures]
+        indices = [prompt for prompt, _ in batch]
+        slots = [share.slot(i) for i in indices], [image for _, image in batch]
+        with share_image_features():
+            arrays["scores"][slots] = rewards(
+                [result.prompts[i] for i in indices],
+                images,
+                columns={name: [values[i] for i in indices] for name, values in result.columns.items()},
+                trainer_state=trainer_state,
+                where=f"evaluation of {row.name}, prompts {indices[0]} to {indices[-1]}",
+                groups=indices,
+                step_prompts=result.prompts,
+            )
+            if judge is not None:
+                arrays["features"][slots] = judge.image_features(images)
+        arrays["looks"][slots] = [looks_of(image) for image in images]
+        bar.update(len(batch))
+        kept |= {key: image for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
+    bar.close()
+    return {name: share.collect(value) for name, value in arrays.items()}

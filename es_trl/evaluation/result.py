@@ -1,5 +1,6 @@
 """What an evaluation found: the scores, and the tables made of them (`eval.json`)."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,6 @@ from PIL import Image
 from ..es.keys import make_seed
 from ..files import write_text
 from ..rewards.totals import weighted_total
-from .fingerprint import prompts_sha256
 from .looks import LOOKS
 from .noise import Noise
 from .significance import holm, wilcoxon_p
@@ -61,7 +61,6 @@ class Evaluation:
         adapters (`list[AdapterSource]`): The adapters that were loaded, if any.
         pictures (`list[dict]`): The pairs of images that were saved.
         strengths (`dict`, *optional*): The pictures at several LoRA strengths, from [`save_strengths`].
-        folders (`dict[str, str]`): Per row the folder of its images, where that is not named after its draw alone.
         details (`dict`): Further entries of `protocol`: model, command, seconds, ...
     """
 
@@ -84,17 +83,12 @@ class Evaluation:
     adapters: "list[AdapterSource]" = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     strengths: dict[str, Any] | None = None
-    folders: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bootstrap_seed(self) -> int:
         """Seed of every resampling, so that all intervals of one table come from the same resamples."""
         return make_seed(self.noise.seeds[0], "bootstrap")
-
-    def folder_of(self, row: "EvaluationRow") -> str:
-        """Name of the folder of a row's images; rows made of the same images share it."""
-        return self.folders.get(row.name, row.draw.folder)
 
     def of(self, row: str, reward: str) -> np.ndarray:
         """Scores (P, J) of one row under one reward."""
@@ -249,7 +243,7 @@ class Evaluation:
             "method": self.method_of(row),
             "best_of": row.best_of,
             "images_drawn": self.images_drawn[row.name],
-            "draw": self.folder_of(row),
+            "draw": row.draw.folder,
             "rewards": {reward: self._summary(self.of(row.name, reward)) for reward in self.reward_names},
         }
         if row.name in self.looks:
@@ -365,6 +359,11 @@ class Evaluation:
             else None,
             "gap_closures": closures,
         }
+
+
+def prompts_sha256(prompts: list[str]) -> str:
+    """Of the list as JSON, so that order and borders count."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def _mean(scores: np.ndarray) -> float:

@@ -46,7 +46,7 @@ class NamedReward:
     A reward that was asked for by a string and is not built yet.
 
     Args:
-        spec (`str`): the string.
+        spec (`str`): the string, with the sha256 of the file where it names one.
         name (`str`): its name in metrics.
         build (`Callable`): `build(device, dtype)` loads what is needed and returns the callable.
     """
@@ -189,4 +189,6 @@ def _from_file(spec: str, path: str, function: str) -> NamedReward:
         near = difflib.get_close_matches(function, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'none'}"
         raise ValueError(f"reward {spec!r} in reward_funcs: {file!r} has no function {function!r}: {hint}")
-    return NamedReward(spec, function, lambda device, dtype: found)
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return NamedReward(f"{spec} (sha256 {digest})", function, lambda device, dtype: found)

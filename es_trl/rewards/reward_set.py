@@ -48,6 +48,7 @@ class RewardSet:
 
     Attributes:
         names (`list[str]`): unique; a second `pickscore` is `pickscore_2`.
+        specs (`list[str]`): what was asked for: the strings, and the names of functions.
         weights (`np.ndarray`): float64, shape (K,).
 
     Raises:
@@ -83,6 +84,7 @@ class RewardSet:
         self._given = list(reward_funcs)
         self._sources = [_parse(func) for func in reward_funcs]
         self.names = _unique([s.name if isinstance(s, NamedReward) else function_name(s) for s in self._sources])
+        self.specs = [getattr(source, "spec", None) or function_name(source) for source in self._sources]
         self._calls: list[RewardCall] | None = None
         self._runner = AsyncRunner()
         self._first: RewardSet | None = None
