@@ -17,8 +17,8 @@ from tiny_runs import PROMPTS, brightness, redness, same, theta_of
 from transformers import TrainerCallback
 
 from es_trl import DDPOConfig, DiffusionDPOConfig, GRPOConfig, PrefGRPOConfig
+from es_trl.rewards.preferences import win_rates
 from es_trl.run.processes import warn_if_idle
-from es_trl.trainer.advantages import win_rates
 from es_trl.trainer.group_rollout import GroupBatch, Rollout
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from es_trl.rewards import Human, RewardSet
-from es_trl.rewards.groups import pairs_within, win_rates
+from es_trl.rewards.preferences import pairs_within, share_won
 
 
 IMAGES = [Image.new("RGB", (size, 8), (size * 40, 0, 0)) for size in range(1, 7)]
@@ -173,7 +173,7 @@ def test_who_meets_whom(group, pairing, pairs):
 
 
 def test_win_rates():
-    assert win_rates(4, [(0, 1, 1.0), (0, 2, 0.5), (2, 1, 0.25)]) == [0.75, 0.375, 0.375, None]
+    assert share_won(4, [(0, 1, 1.0), (0, 2, 0.5), (2, 1, 0.25)]) == [0.75, 0.375, 0.375, None]
     with pytest.raises(ValueError, match="pairing must be one of neighbours, all"):
         Human(pairing="some")
     with pytest.raises(ValueError, match="timeout of the human reward"):

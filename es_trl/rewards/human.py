@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..pictures import rgb
-from .groups import check_pairing, members_of_groups, pairs_within, win_rates
+from .preferences import check_pairing, members_of_groups, pairs_within, share_won
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Human:
 
     Args:
         pairing (`str`, *optional*, defaults to `"neighbours"`):
-            Who meets whom, see `es_trl.rewards.groups`: one comparison per two pictures, or everyone with everyone.
+            Who meets whom, see `es_trl.rewards.preferences`: one comparison per two pictures, or all with all.
         port (`int`, *optional*, defaults to `0`): port of the page; 0 takes a free one.
         timeout (`float`, *optional*): seconds after which a step goes on with the votes it has; a picture without any
             gets no score. By default it waits for as long as it takes.
@@ -75,7 +75,7 @@ class Human:
             await asyncio.sleep(0.05)
             waited += 0.05
         votes = self.ballot.close()
-        return win_rates(len(images), [(i, j, p) for (i, j), p in zip(pairs, votes, strict=True) if p is not None])
+        return share_won(len(images), [(i, j, p) for (i, j), p in zip(pairs, votes, strict=True) if p is not None])
 
     def start(self) -> str:
         """Start the page if it does not run yet. Returns its address."""

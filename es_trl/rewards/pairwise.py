@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
-from .groups import members_of_groups
 from .pickscore import PickScore
+from .preferences import members_of_groups, win_rates
 
 
 class Pairwise:
@@ -33,18 +33,7 @@ class Pairwise:
         self.scorer = self.score.scorer
 
     def __call__(self, prompts, images, groups=None, **kwargs) -> list[float | None]:
-        return soft_win_rates(self.score(prompts, images), members_of_groups(prompts, groups), self.temperature)
-
-
-def soft_win_rates(scores: list[float], groups: list[list[int]], temperature: float = 1.0) -> list[float | None]:
-    """Mean win probability of each picture over the others of its group; None where there are none."""
-    rates: list[float | None] = [None] * len(scores)
-    for group in groups:
-        for i in group:
-            wins = [_sigmoid((scores[i] - scores[j]) / temperature) for j in group if j != i]
-            rates[i] = sum(wins) / len(wins) if wins else None
-    return rates
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+        scores, rates = np.array(self.score(prompts, images)), np.full(len(images), np.nan)
+        for group in members_of_groups(prompts, groups):
+            rates[group] = win_rates(scores[None, group], self.temperature)[0]
+        return [None if np.isnan(rate) else float(rate) for rate in rates]

@@ -9,7 +9,7 @@ from typing import Any
 
 from .calling import gather_or_cancel
 from .endpoint import Endpoint, EndpointError
-from .groups import check_pairing, members_of_groups, pairs_within, win_rates
+from .preferences import check_pairing, members_of_groups, pairs_within, share_won
 from .remote import ON_FAILURE, png_base64
 
 
@@ -47,7 +47,7 @@ class VlmJudge:
         url (`str`): base of the interface, as in `https://host/v1`; `/chat/completions` is added. See `Endpoint`.
         mode (`str`, *optional*, defaults to `"yes_no"`): see the table.
         question (`str`, *optional*): another wording, with `{prompt}` in it.
-        pairing (`str`, *optional*, defaults to `"neighbours"`): who meets whom, see `es_trl.rewards.groups`.
+        pairing (`str`, *optional*, defaults to `"neighbours"`): who meets whom, see `es_trl.rewards.preferences`.
         on_failure (`str`, *optional*, defaults to `"raise"`): as in `Remote`; a failed comparison is skipped.
         token_env (`str`, *optional*, defaults to `"ES_TRL_VLM_TOKEN"`): environment variable with the API key.
         options: `timeout`, `retries`, `retry_budget`, `max_reply_bytes`, `concurrency`, `allow_private_hosts` of
@@ -94,7 +94,7 @@ class VlmJudge:
         pairs = [pair for group in members_of_groups(prompts, groups) for pair in pairs_within(group, self.pairing)]
         won = await gather_or_cancel(self._compare(prompts[i], pictures[i], pictures[j]) for i, j in pairs)
         results = [(i, j, p) for (i, j), p in zip(pairs, won, strict=True) if p is not None]
-        return win_rates(len(images), results)
+        return share_won(len(images), results)
 
     async def _rate(self, prompt: str, picture: str) -> float | None:
         choice = await self._ask(prompt, [picture])

@@ -107,24 +107,3 @@ class PromptStatistics:
     def restore(self, state: dict[str, list[float]]) -> None:
         """Goes on from what `to_json` gave."""
         self.rewards = {prompt: deque(kept, maxlen=self.buffer_size) for prompt, kept in state.items()}
-
-
-def win_rates(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """
-    Expected share of the other images of its group that an image beats, if `P(i beats j) = sigmoid((s_i - s_j) / T)`
-    (Bradley-Terry; what a PickScore-like scorer is trained for).
-
-    Args:
-        logits (`np.ndarray`): `(P, G)` scores; NaN neither plays nor is played against.
-        temperature (`float`): T above 0.
-    """
-    difference = (logits[:, :, None] - logits[:, None, :]) / temperature
-    return mean_wins(0.5 * (1 + np.tanh(difference / 2)))  # a sigmoid that does not overflow
-
-
-def mean_wins(preferences: np.ndarray) -> np.ndarray:
-    """`(P, G, G)` probabilities that i beats j (the diagonal is not read) to `(P, G)` win rates over the others."""
-    others = np.isfinite(preferences) & ~np.eye(preferences.shape[1], dtype=bool)
-    games = others.sum(axis=2)
-    wins = np.where(others, preferences, 0.0).sum(axis=2)
-    return np.where(games > 0, wins / np.maximum(games, 1), np.nan)

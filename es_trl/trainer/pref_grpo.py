@@ -6,11 +6,11 @@ import numpy as np
 
 from ..hub.methods import Method, Paper
 from ..names import checked
-from .advantages import combine, group_advantages, win_rates
+from ..rewards.preferences import GroupJudge, win_rates
+from .advantages import combine, group_advantages
 from .base import DiffusionTrainer
 from .group_rollout import Judge, Rollout
 from .grpo import GRPOTrainer
-from .pairwise import GroupJudge
 from .pref_grpo_config import PrefGRPOConfig
 from .reward_checks import refuse_missing
 

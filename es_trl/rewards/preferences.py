@@ -1,18 +1,91 @@
-"""Judges that compare two images of one prompt, and the win rates they give a group."""
+"""Which of two pictures is better, and what share of such comparisons a picture wins: the one home of win rates."""
+
+from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from ..rewards import RewardSet
-from ..rewards.calling import FAILED, AsyncRunner, RewardCall, function_name
-from ..rewards.registry import parse_reward
-from ..rewards.results import as_scores
-from .advantages import mean_wins, win_rates
+from ..pictures import on_white
+from .calling import FAILED, AsyncRunner, RewardCall, function_name
+from .registry import parse_reward
+from .results import as_scores
+from .reward_set import RewardSet
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+PAIRINGS = ("neighbours", "all")
+
+
+def members_of_groups(prompts: Sequence[str], groups: Sequence[Hashable] | None = None) -> list[list[int]]:
+    """Indices of the pictures that belong together: of one entry of `groups`, or of one prompt without it."""
+    found: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(prompts if groups is None else groups):
+        found.setdefault(key, []).append(index)
+    return list(found.values())
+
+
+def pairs_within(group: Sequence[int], pairing: str) -> list[tuple[int, int]]:
+    """
+    The comparisons of one group of n pictures.
+
+    `"neighbours"`: 1st with 2nd, 3rd with 4th, ..., n / 2 comparisons; of a population these are the two halves of
+    each antithetic pair. An odd last one meets the first. `"all"`: everyone meets everyone, n (n - 1) / 2 comparisons.
+    """
+    check_pairing(pairing)
+    if len(group) < 2:
+        return []
+    if pairing == "all":
+        return list(combinations(group, 2))
+    pairs = list(zip(group[0::2], group[1::2], strict=False))
+    return pairs + ([(group[-1], group[0])] if len(group) % 2 else [])
+
+
+def share_won(count: int, results: Iterable[tuple[int, int, float]]) -> list[float | None]:
+    """
+    Results `(i, j, p)`, with p in [0, 1] the win of i over j (a tie is 0.5), to the mean win of each of `count`
+    pictures; None for one that was never compared.
+    """
+    won, played = [0.0] * count, [0] * count
+    for i, j, p in results:
+        won[i] += p
+        won[j] += 1 - p
+        played[i] += 1
+        played[j] += 1
+    return [w / n if n else None for w, n in zip(won, played, strict=True)]
+
+
+def check_pairing(pairing: str) -> None:
+    """Raises `ValueError` for an unknown pairing."""
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, not {pairing!r}")
+
+
+def win_rates(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """
+    Expected share of the other images of its group that an image beats, if `P(i beats j) = sigmoid((s_i - s_j) / T)`
+    (Bradley-Terry; what a PickScore-like scorer is trained for).
+
+    Args:
+        logits (`np.ndarray`): `(P, G)` scores; NaN neither plays nor is played against.
+        temperature (`float`): T above 0.
+    """
+    difference = (logits[:, :, None] - logits[:, None, :]) / temperature
+    return mean_wins(0.5 * (1 + np.tanh(difference / 2)))  # a sigmoid that does not overflow
+
+
+def mean_wins(preferences: np.ndarray) -> np.ndarray:
+    """`(P, G, G)` probabilities that i beats j (the diagonal is not read) to `(P, G)` win rates over the others."""
+    others = np.isfinite(preferences) & ~np.eye(preferences.shape[1], dtype=bool)
+    games = others.sum(axis=2)
+    wins = np.where(others, preferences, 0.0).sum(axis=2)
+    return np.where(games > 0, wins / np.maximum(games, 1), np.nan)
 
 
 PairwiseJudge = Callable[..., Sequence[float | None]]
@@ -86,6 +159,7 @@ class GroupJudge:
             `RuntimeError`: if it raises or takes too long, after `retries`; names the place and the first prompt.
         """
         columns, size = columns or {}, len(groups[0])
+        groups = [[on_white(image) for image in group] for group in groups]
         if self.scorer is not None:
             repeated = {name: [v for v in values for _ in range(size)] for name, values in columns.items()}
             scores = self.scorer(
