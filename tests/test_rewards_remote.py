@@ -4,11 +4,9 @@ import asyncio
 import base64
 import gzip
 import io
-import ipaddress
 import json
 import logging
 import math
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -246,9 +244,9 @@ def test_skipped_failures_give_no_score(serve, caplog):
     ("url", "options", "message"),
     [
         ("http://example.com/x", {}, "example.com is not this machine: use https"),
-        ("https://169.254.169.254/latest", {}, "not an address of the public internet"),
-        ("https://[fd00::1]/x", {}, "not an address of the public internet"),
-        ("https://[::ffff:10.0.0.1]/x", {}, "not an address of the public internet"),
+        ("http://10.0.0.1/x", {}, "10.0.0.1 is not this machine: use https, or allow_http=True"),
+        ("http://localhost.example.com/x", {}, "is not this machine"),
+        ("http://[fd00::1]/x", {}, "is not this machine"),
         ("file:///etc/passwd", {}, "must start with https://"),
         ("https:///x", {}, "name a host"),
         (f"https://me:{CANARY}@example.com/", {}, "holds a user name or password"),
@@ -269,60 +267,15 @@ def test_addresses_and_settings_that_cannot_work(url, options, message):
     assert CANARY not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1", "::ffff:10.1.2.3", "2002:a01:203::1",
-     "64:ff9b::169.254.169.254", "::127.0.0.1"],
-)  # fmt: skip
-def test_a_name_that_means_a_private_address_is_refused(address, monkeypatch):
-    """Also when it resolves to one only later: the check is made on the address that is connected to."""
-    endpoint = Endpoint("https://rewards.example.com/score", retries=0)
-
-    async def ask():
-        async def getaddrinfo(*_, **__):
-            return [(None, None, None, "", (address, 443))]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        await endpoint.ask({})
-
-    shown = ipaddress.ip_address(address)
-    with pytest.raises(EndpointError, match=f"'rewards.example.com' is {shown}, not an address of the public"):
-        asyncio.run(ask())
-
-
-def test_the_connection_goes_to_the_address_that_was_checked(serve, monkeypatch):
-    """A name that means another machine a moment later is not asked again."""
+def test_http_to_another_machine_only_when_asked_for(serve):
+    """A second address of this machine stands for the other one; its name is what the server is asked by."""
     server = serve(plain(b"[1.0]"))
     port = server.http.server_address[1]
-    endpoint = Endpoint(f"http://rewards.invalid:{port}/score", allow_private_hosts=True, retries=0)
-    answers = iter(["127.0.0.1", "127.0.0.2"])
-
-    async def ask():
-        async def getaddrinfo(*_, **__):
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        return await endpoint.ask({})
-
-    assert asyncio.run(ask()) == [1.0]
-    assert server.requests[0][2]["Host"] == f"rewards.invalid:{port}"
-
-
-def test_private_hosts_when_allowed_but_no_plain_http_to_the_internet(monkeypatch):
-    endpoint = Endpoint("http://cluster.internal/score", allow_private_hosts=True, retries=0)
-    found = ["10.1.2.3"]
-
-    async def address():
-        async def getaddrinfo(*_, **__):
-            return [(None, None, None, "", (found[0], 80))]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        return await endpoint._address()
-
-    assert asyncio.run(address()) == "10.1.2.3"
-    found[0] = "93.184.216.34"
-    with pytest.raises(EndpointError, match="is public, and http sends everything readable"):
-        asyncio.run(address())
+    assert asyncio.run(Endpoint(f"http://localhost:{port}/score", retries=0).ask({})) == [1.0]
+    assert server.requests[0][2]["Host"] == f"localhost:{port}"
+    with pytest.raises(ValueError, match="is not this machine"):
+        Endpoint(f"http://0.0.0.0:{port}/score")
+    assert asyncio.run(Endpoint(f"http://0.0.0.0:{port}/score", allow_http=True, retries=0).ask({})) == [1.0]
 
 
 def test_the_token_is_sent_and_shown_nowhere(serve, monkeypatch, caplog):
@@ -360,7 +313,7 @@ def test_the_token_is_sent_and_shown_nowhere(serve, monkeypatch, caplog):
 
 def test_the_token_does_not_travel_in_clear(monkeypatch):
     monkeypatch.setenv("ES_TRL_REMOTE_TOKEN", CANARY)
-    endpoint = Endpoint("http://10.0.0.1/x", "ES_TRL_REMOTE_TOKEN", allow_private_hosts=True, retries=0)
+    endpoint = Endpoint("http://10.0.0.1/x", "ES_TRL_REMOTE_TOKEN", allow_http=True, retries=0)
     with pytest.raises(EndpointError, match="token of ES_TRL_REMOTE_TOKEN is not sent over http") as error:
         asyncio.run(endpoint.ask({}))
     assert CANARY not in str(error.value)

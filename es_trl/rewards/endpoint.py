@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import socket
 import weakref
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -19,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 MAX_PAUSE_SECONDS = 30.0
-NAT64, IPV4_COMPATIBLE = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
 SECRET_NAME = re.compile("key|token|secret|passw|signature", re.IGNORECASE)
 
 
@@ -31,13 +29,12 @@ class Endpoint:
     """
     One URL that takes JSON and answers with JSON.
 
-    Redirects are never followed and proxies of the environment are not used. A host name is resolved once per request
-    and the connection goes to the very address that was checked. Requests of one event loop share a client.
+    Redirects are never followed, nor are proxies of the environment used. Requests of one loop share a client.
 
     Args:
         url (`str`):
-            `https://...`, or `http://` to this machine (`localhost`, `127.0.0.1`) or, with `allow_private_hosts`, to a
-            private address. No user name, password or key in it.
+            `https://...`, or `http://` to this machine (`localhost`, `127.0.0.1`) or, with `allow_http`, to another.
+            No user name, password or key in it.
         token_env (`str`, *optional*):
             Name of the environment variable whose value is sent as a bearer token, if it is set. The value is read at
             each request and kept nowhere. It travels over https or within this machine only.
@@ -52,8 +49,8 @@ class Endpoint:
             Longer replies are refused while they arrive.
         concurrency (`int`, *optional*, defaults to `4`):
             Requests in flight at once.
-        allow_private_hosts (`bool`, *optional*, defaults to `False`):
-            Also connect to private, link-local and other addresses that are not of the public internet.
+        allow_http (`bool`, *optional*, defaults to `False`):
+            Also speak http to another machine, for a server of your own network: whoever is on the way can read it.
 
     Raises:
         `ValueError`: a URL or number that cannot work.
@@ -68,9 +65,9 @@ class Endpoint:
         retry_budget: int = 100,
         max_reply_bytes: int = 1_000_000,
         concurrency: int = 4,
-        allow_private_hosts: bool = False,
+        allow_http: bool = False,
     ):
-        parts = _check_url(url, allow_private_hosts)
+        parts = _check_url(url, allow_http)
         counts = {"retries": (retries, 0), "retry_budget": (retry_budget, 0)}
         counts |= {"max_reply_bytes": (max_reply_bytes, 1), "concurrency": (concurrency, 1)}
         for name, (value, least) in counts.items():
@@ -80,7 +77,7 @@ class Endpoint:
             raise ValueError(f"timeout of the endpoint must be a positive number of seconds, not {timeout!r}")
         self.url, self.token_env, self.timeout = url, token_env, timeout
         self.retries, self.retry_budget, self.max_reply_bytes = retries, retry_budget, max_reply_bytes
-        self.concurrency, self.allow_private_hosts = concurrency, allow_private_hosts
+        self.concurrency = concurrency
         self.host, self.is_loopback = parts.hostname, _is_loopback_name(parts.hostname)
         self._scheme, self._port = parts.scheme, parts.port or (443 if parts.scheme == "https" else 80)
         self._per_loop: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -118,14 +115,9 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(self.timeout):
-                address = await self._address()
-                url = httpx2.URL(self.url).copy_with(host=address)
                 headers = {"Content-Type": "application/json", "Accept": "application/json"}
-                headers |= {"Accept-Encoding": "identity", "Host": self._host_header()}
-                headers |= self._authorization()
-                request = client.build_request(
-                    "POST", url, content=body, headers=headers, extensions={"sni_hostname": self.host}
-                )
+                headers |= {"Accept-Encoding": "identity"} | self._authorization()
+                request = client.build_request("POST", self.url, content=body, headers=headers)
                 reply = await client.send(request, stream=True)
                 try:
                     return await self._read(reply)
@@ -158,25 +150,6 @@ class Endpoint:
             raise EndpointError(self.hide(f"{self}: status {reply.status_code}: {_start_of(received)}"))
         return bytes(received)
 
-    async def _address(self) -> str:
-        """The checked address of the host: the connection goes there, whatever the name means a moment later."""
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise _Retry(f"the name {self.host!r} cannot be resolved ({error})") from error
-        addresses = sorted((ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in found), key=_version)
-        for address in addresses:
-            if self.is_loopback and address.is_loopback:
-                continue
-            if not self.allow_private_hosts and not _is_public(address):
-                raise EndpointError(
-                    f"{self}: {self.host!r} is {address}, not an address of the public internet: set "
-                    "allow_private_hosts=True if that is meant"
-                )
-            if self._scheme == "http" and _is_public(address):
-                raise EndpointError(f"{self}: {address} is public, and http sends everything readable: use https")
-        return str(addresses[0])
-
     def _authorization(self) -> dict[str, str]:
         token = self._token()
         if not token:
@@ -197,10 +170,6 @@ class Endpoint:
         token = self._token()
         return text.replace(token, "<token>") if token else text
 
-    def _host_header(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self._port == {"https": 443, "http": 80}[self._scheme] else f"{host}:{self._port}"
-
     def _client(self):
         import httpx2
 
@@ -219,7 +188,7 @@ class _Retry(Exception):
         self.pause = pause
 
 
-def _check_url(url: str, allow_private_hosts: bool):
+def _check_url(url: str, allow_http: bool):
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -234,17 +203,9 @@ def _check_url(url: str, allow_private_hosts: bool):
     secret = next((name for name, _ in parse_qsl(parts.query) if SECRET_NAME.search(name)), None)
     if secret:  # a URL stands in configs, logs and cards
         raise ValueError(f"the URL of {host!r} holds a secret ({secret}=...): give it in an environment variable")
-    if parts.scheme == "http" and not _is_loopback_name(host) and not allow_private_hosts:
+    if parts.scheme == "http" and not _is_loopback_name(host) and not allow_http:
         raise ValueError(
-            f"http://{host} is not this machine: use https, or allow_private_hosts=True for a server of your network"
-        )
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return parts
-    if not allow_private_hosts and not address.is_loopback and not _is_public(address):
-        raise ValueError(
-            f"{host} is not an address of the public internet: set allow_private_hosts=True if it is meant"
+            f"http://{host} is not this machine: use https, or allow_http=True for a server of your own network"
         )
     return parts
 
@@ -254,24 +215,6 @@ def _is_loopback_name(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _version(address) -> int:
-    return address.version  # IPv4 first: many small servers listen there only
-
-
-def _is_public(address) -> bool:
-    address = _inner_ipv4(address) or address
-    return address.is_global and not address.is_multicast
-
-
-def _inner_ipv4(address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 one stands for: mapped, 6to4, behind a translator (NAT64), or in the old form."""
-    if address.version == 4:
-        return None
-    if address in NAT64 or address in IPV4_COMPATIBLE:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
 
 
 def _decode(body: bytes, endpoint: Endpoint) -> Any:

@@ -40,7 +40,7 @@ class Remote:
             members sit out the step, and `max_invalid_fraction` bounds how many).
         token_env (`str`, *optional*, defaults to `"ES_TRL_REMOTE_TOKEN"`):
             Environment variable with the bearer token; the token itself is never part of the settings.
-        options: `timeout`, `retries`, `retry_budget`, `max_reply_bytes`, `concurrency`, `allow_private_hosts` of
+        options: `timeout`, `retries`, `retry_budget`, `max_reply_bytes`, `concurrency`, `allow_http` of
             `Endpoint`.
 
     Raises:

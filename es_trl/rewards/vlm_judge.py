@@ -50,7 +50,7 @@ class VlmJudge:
         pairing (`str`, *optional*, defaults to `"neighbours"`): who meets whom, see `es_trl.rewards.preferences`.
         on_failure (`str`, *optional*, defaults to `"raise"`): as in `Remote`; a failed comparison is skipped.
         token_env (`str`, *optional*, defaults to `"ES_TRL_VLM_TOKEN"`): environment variable with the API key.
-        options: `timeout`, `retries`, `retry_budget`, `max_reply_bytes`, `concurrency`, `allow_private_hosts` of
+        options: `timeout`, `retries`, `retry_budget`, `max_reply_bytes`, `concurrency`, `allow_http` of
             `Endpoint`.
 
     Raises:
