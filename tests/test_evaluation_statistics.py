@@ -7,7 +7,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from es_trl.evaluation import holm, runs_difference, statistics, wilcoxon_p
+from es_trl.evaluation import holm, runs_difference, statistics, verdict, wilcoxon_p
 from es_trl.evaluation.statistics import gap_closure, mean_estimate, paired_difference, wilson_interval
 
 
@@ -186,3 +186,22 @@ def test_holm_and_wilson_agree_with_statsmodels():
     with_gap = holm([0.04, math.nan, 0.001])
     assert with_gap[::2] == pytest.approx(multipletests([0.04, 0.001], method="holm")[1]) and math.isnan(with_gap[1])
     assert wilson_interval(37 / 120, 120) == pytest.approx(proportion_confint(37, 120, method="wilson"))
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        (np.linspace(0.5, 1.5, 12), ("higher", None)),
+        (-np.linspace(0.5, 1.5, 12), ("lower", None)),
+        (np.array([-0.1] * 12 + [5.0, 5.1, 5.2, 5.3, 5.4, 5.5]), ("unclear", "test")),
+        (np.array([-9.0, *[0.1] * 14]), ("unclear", "interval")),
+        (np.array([1.0, -1.1] * 10), ("unclear", "both")),
+        (np.array([1.0]), ("unclear", "no interval")),
+        (np.ones(20), ("unclear", "no interval")),
+        (np.full(20, 0.1), ("unclear", "no interval")),
+    ],
+)
+def test_interval_and_test_agree_or_the_weaker_one_is_told(differences, expected):
+    found = paired_difference(differences, np.zeros(len(differences)))
+    assert not found.low == found.high
+    assert verdict(found.low, found.high, wilcoxon_p(differences, np.zeros(len(differences)))) == expected

@@ -71,10 +71,22 @@ def _gaps(evaluation: dict[str, Any]) -> str:
 def _differences(evaluation: dict[str, Any]) -> str:
     header, rule, *lines = differences_table(evaluation).split("\n")
     lines = [
-        f"{line} {p_value(entry['wilcoxon_p'])} | {p_value(entry['holm_p'])} |"
+        f"{line} {p_value(entry['wilcoxon_p'])} | {p_value(entry['holm_p'])} | {_verdict(entry)} |"
         for line, entry in zip(lines, evaluation["paired"], strict=True)
     ]
-    return "\n".join([f"{header} Wilcoxon p | Holm p |", f"{rule} ---: | ---: |", *lines])
+    return "\n".join([f"{header} Wilcoxon p | Holm p | verdict |", f"{rule} ---: | ---: | :--- |", *lines])
+
+
+def _verdict(entry: dict[str, Any]) -> str:
+    """Higher or lower where interval and test say so; otherwise which of them does not."""
+    reasons = {
+        "no interval": "unclear: no interval",
+        "interval": "unclear: the interval holds zero",
+        "test": "unclear: the test does not agree with the interval",
+        "both": "no difference found",
+        None: entry["verdict"],
+    }
+    return reasons[entry["weaker"]]
 
 
 def _methods(evaluation: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from ..files import write_text
 from ..rewards.totals import weighted_total
 from .looks import LOOKS
 from .noise import Noise
-from .significance import holm, wilcoxon_p
+from .significance import holm, verdict, wilcoxon_p
 from .statistics import (
     gap_closure,
     mean_estimate,
@@ -293,6 +293,9 @@ class Evaluation:
             family = [e for e in entries if e["reward"] == reward and kinds[e["row"]] != "scale"]
             for entry, adjusted in zip(family, holm([e["wilcoxon_p"] for e in family]), strict=True):
                 entry["holm_p"] = adjusted
+        for entry in entries:
+            p_value = entry["wilcoxon_p"] if entry["holm_p"] is None else entry["holm_p"]
+            entry["verdict"], entry["weaker"] = verdict(entry["ci_low"], entry["ci_high"], p_value)
         return entries
 
     def _objective(self) -> dict[str, Any] | None:

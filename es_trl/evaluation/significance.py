@@ -8,6 +8,9 @@ import numpy as np
 from .statistics import as_scores, prompt_means
 
 
+SIGNIFICANT = 0.05
+
+
 def wilcoxon_p(model, reference) -> float:
     """
     Two-sided p-value of Wilcoxon's signed-rank test (Wilcoxon 1945) on the prompts' differences.
@@ -36,6 +39,27 @@ def wilcoxon_p(model, reference) -> float:
     if not differences.any():
         return 1.0
     return float(wilcoxon(differences).pvalue)
+
+
+def verdict(low: float, high: float, p_value: float) -> tuple[str, str | None]:
+    """
+    What an interval and a test of the same difference support together.
+
+    Args:
+        low, high (`float`): The bootstrap interval of the mean difference; NaN where there is none.
+        p_value (`float`): Of the rank test, after Holm's correction where there is one.
+
+    Returns:
+        `tuple[str, str | None]`: `"higher"` or `"lower"` when both say so, else `"unclear"`; and then which of the two
+            is the weaker: `"no interval"`, `"interval"` (it holds zero), `"test"` (its p-value is 0.05 or more), or
+            `"both"`.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "unclear", "no interval"
+    excludes, agrees = low > 0 or high < 0, p_value < SIGNIFICANT
+    if excludes and agrees:
+        return ("higher" if low > 0 else "lower"), None
+    return "unclear", "test" if excludes else "interval" if agrees else "both"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

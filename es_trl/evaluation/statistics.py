@@ -142,11 +142,16 @@ def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 
 
 
 def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The central `confidence` share of the draws (1-D), ignoring NaN; (NaN, NaN) when nothing is left."""
+    """
+    The central `confidence` share of the draws (1-D), ignoring NaN; (NaN, NaN) when nothing is left, or when all draws
+    are alike: an interval without width says that there was nothing to resample, not that the value is certain.
+    """
     draws = draws[np.isfinite(draws)]
     if len(draws) == 0:
         return math.nan, math.nan
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # equal but for rounding
+        return math.nan, math.nan
     return float(low), float(high)
 
 
