@@ -1,5 +1,9 @@
 """Rewards by name: what a string means, and that mistakes are found before a model is loaded."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
@@ -143,3 +147,15 @@ def test_every_shipped_scorer_is_a_reward():
     for name in ("tiny-pickscore", "tiny-clip-heldout"):
         assert name in assets.SHIPPED
         assert parse_reward(name).name == name
+
+
+def test_a_file_of_rewards_is_utf8_whatever_the_locale(tmp_path):
+    """With and without a byte-order mark, under a name that is not ASCII either."""
+    text = 'def mine(prompts, images, **_):\n    return [float(len("caf\u00e9 \u732b"))] * len(images)\n'
+    for encoding in ("utf-8", "utf-8-sig"):
+        file = tmp_path / f"r\u00e9compense_{encoding}.py"
+        file.write_text(text, encoding=encoding)
+        code = "import sys; from es_trl.rewards import RewardSet; print(RewardSet(sys.argv[1])(['p'], [None])[0, 0])"
+        environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        found = subprocess.run([sys.executable, "-c", code, f"{file}:mine"], capture_output=True, env=environment)
+        assert found.stdout.strip() == b"6.0", found.stderr

@@ -172,7 +172,7 @@ def _from_file(spec: str, path: str, function: str) -> NamedReward:
     file = os.path.abspath(os.path.expanduser(path))
     if not os.path.isfile(file):
         raise ValueError(f"reward {spec!r} in reward_funcs: there is no file {file!r}")
-    module_name = f"es_trl_user_rewards_{hashlib.blake2b(file.encode(), digest_size=6).hexdigest()}"
+    module_name = f"es_trl_user_rewards_{hashlib.blake2b(os.fsencode(file), digest_size=6).hexdigest()}"
     loader = importlib.util.spec_from_file_location(module_name, file)
     module = importlib.util.module_from_spec(loader)
     sys.modules[module_name] = module  # dataclasses and pickling look their module up by name
