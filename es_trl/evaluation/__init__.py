@@ -13,8 +13,8 @@ from .protocol import draw_images
 from .result import Evaluation
 from .rows import EvaluationRow, build_rows, default_rows
 from .runs import RunsDifference, runs_difference
-from .statistics import MIN_PROMPTS, gap_closure, mean_estimate, paired_difference, wilson_interval
 from .significance import holm, verdict, wilcoxon_p
+from .statistics import MIN_PROMPTS, gap_closure, mean_estimate, paired_difference, wilson_interval
 
 
 __all__ = [

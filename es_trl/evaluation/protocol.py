@@ -129,7 +129,7 @@ def _score_row(
     model, rewards, result, row, images_of, batch_size, judge, share, n_keep, kept, trainer_state
 ) -> dict[str, np.ndarray]:
     """
-    `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt, of all
+    `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt, all
     processes together; the pictures of the first `n_keep` prompts go into `kept`.
     """
     arrays = {"scores": share.empty((images_of, len(rewards.names))), "looks": share.empty((images_of, len(LOOKS)))}
