@@ -63,8 +63,8 @@ def test_the_command_line_writes_the_whole_folder(run_folder, parti_file, tmp_pa
     assert protocol["pipeline"]["guidance_scale"] == 2.0, "the run's settings, as none were given"
     assert protocol["model"] == "tiny-sana-sprint" and "--seeds 0 5" in protocol["command"]
     assert table["rewards"] == {
-        "tiny-pickscore": {"optimised": True, "weight": 1.0},
-        "jpeg_compressibility": {"optimised": False, "weight": None},
+        "tiny-pickscore": {"optimised": True, "weight": 1.0, "rises_with_steps": True},
+        "jpeg_compressibility": {"optimised": False, "weight": None, "rises_with_steps": False},
     }
     assert {"retrieval_accuracy", "diversity"} <= set(table["rows"][4]["judge"])
     groups = {(entry["by"], entry["value"]) for entry in table["exploratory"]["entries"]}
