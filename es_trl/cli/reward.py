@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         report = check(rewards, arguments.prompt or PROMPTS, arguments.size, dict(arguments.column or ()))
     except (RuntimeError, ValueError, OSError, ImportError) as error:
-        return _say(error, 1)
+        return _say(error, 1, "" if arguments.column else " (here: --column NAME=VALUE)")
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else _text(arguments.reward, report))
     return int(bool(report["failures"]) or (arguments.strict and bool(report["warnings"])))
 
@@ -193,8 +193,9 @@ def _list() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _say(error: Exception, code: int) -> int:
-    sys.stderr.write(f"es-trl reward: {' '.join(str(error).split())}\n")
+def _say(error: Exception, code: int, columns: str = "") -> int:
+    text = " ".join(str(error).split())
+    sys.stderr.write(f"es-trl reward: {text}{columns if 'that it is not given' in text else ''}\n")
     return code
 
 
