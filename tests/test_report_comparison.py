@@ -122,6 +122,19 @@ def test_what_is_no_improvement_is_not_called_held_out(runs, tmp_path):
     assert text.index(f"{TRAINED} (trained)") < text.index(f"{HELD_OUT} (measured)")
 
 
+def test_the_headline_is_about_a_reward_that_every_method_was_measured_under(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[3:]]
+    for copy in copies:
+        table = json.loads((copy / "eval.json").read_text())
+        for row in table["rows"]:
+            del row["rewards"][HELD_OUT]
+        table["paired"] = [entry for entry in table["paired"] if entry["reward"] != HELD_OUT]
+        (copy / "eval.json").write_text(json.dumps(table))
+    text = write_comparison([*runs[:3], *copies], tmp_path / "page").with_name("compare.md").read_text()
+    assert text.startswith(f"ES (sigma 0.1) is ahead. Under {TRAINED}, ")
+    assert text.index(f"| {TRAINED} (trained)") < text.index(f"| {HELD_OUT} (held out)")
+
+
 def test_one_run_each_is_too_few(runs, tmp_path):
     page = opened(write_comparison([runs[0], runs[3]], tmp_path / "page"))
     assert "Too few seeds to tell" in page.text and "is ahead" not in page.text

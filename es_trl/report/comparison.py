@@ -214,6 +214,8 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
                 "zero": place(0.0)["at"],
             }
         )
+    # What every method was measured under comes first: only there can they be compared.
+    tables.sort(key=lambda table: -sum(line["found"] is not None for line in table["lines"]))
     return tables
 
 
