@@ -20,7 +20,7 @@ CLAIM = "higher than the base model on"
 def judged(tmp_path_factory):
     """A run with its comparison, saved."""
     folder = tmp_path_factory.mktemp("judged")
-    trainer = tiny_trainer(folder, redness, max_steps=2, learning_rate=1.0)
+    trainer = tiny_trainer(folder, redness, max_steps=2)
     trainer.train()
     trainer.compare_with_base(PROMPTS * 2, num_pictures=2)
     trainer.save_model()
@@ -63,7 +63,7 @@ def test_page_card_and_push_refuse_the_results_of_an_earlier_run(judged, tmp_pat
 
 
 def test_a_card_written_after_more_training_says_nothing_was_measured(judged, tmp_path):
-    trainer = tiny_trainer(tmp_path, redness, max_steps=1, learning_rate=1.0)
+    trainer = tiny_trainer(tmp_path, redness, max_steps=1)
     trainer.train()
     trainer.compare_with_base(PROMPTS, num_pictures=2)
     for value in trainer.adapter.theta.values():

@@ -30,7 +30,7 @@ def lines(capsys):
 
 
 def test_training_ends_with_the_gain_and_with_where_everything_lies(tmp_path, lines):
-    trainer = tiny_trainer(tmp_path, darkness, eval_dataset=EIGHT, disable_tqdm=False, max_steps=2, learning_rate=1.0)
+    trainer = tiny_trainer(tmp_path, darkness, eval_dataset=EIGHT, disable_tqdm=False, max_steps=2)
     trainer.train()
     *_, gain, where = lines()
     assert gain.startswith("On 8 evaluation prompts darkness went from ") and "better on" in gain
