@@ -261,7 +261,8 @@ class ESTrainer(DiffusionTrainer):
 
     def _log_step(self, scores: torch.Tensor, fitness: Fitness) -> None:
         rewards = self._rewards(scores)
-        log_rewards(self.add_metric, rewards, scores, self.scored.rewards.names, fitness.zero_spread)
+        trained = scores[:, :, : len(self.rewards)]  # what is only watched shows in its slopes
+        log_rewards(self.add_metric, rewards, trained, self.rewards.names, fitness.zero_spread)
         self.add_metric("es/sigma", self.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
         if self.population.antithetic:
