@@ -151,9 +151,12 @@ def test_only_the_runs_own_files_are_pushed_in_one_commit(hub, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
-def test_every_save_is_pushed_while_training_goes_on(hub, tmp_path, strategy):
+def test_every_save_is_pushed_while_training_goes_on(hub, tmp_path, monkeypatch, strategy):
+    monkeypatch.setenv("HOME", str(tmp_path))
     options = {"hub_strategy": strategy, "hub_always_push": True, "save_strategy": "steps", "save_steps": 1}
-    trainer = pushing_trainer(tmp_path / "run", lr_scheduler_type="constant", **options)
+    trainer = pushing_trainer(
+        tmp_path / "run", update="optimizer", learning_rate=0.1, lr_scheduler_type="constant", **options
+    )
     trainer.train()  # which waits for the last push
     messages = [message for _, _, message, _ in hub.commits]
     assert messages == ["Training in progress, step 1", "Training in progress, step 2"]
@@ -163,6 +166,10 @@ def test_every_save_is_pushed_while_training_goes_on(hub, tmp_path, strategy):
         assert {f"{folder}/{name}" for name in CHECKPOINT} <= found
     assert {name.split("/")[0] for name in found if "/" in name} == set(copies[strategy])
     assert set(SETTINGS) <= found
+    files = hub.files("someone/tiny")
+    assert not [name for name, content in files.items() if str(tmp_path).encode() in content], (
+        "not in checkpoints either"
+    )
     if strategy == "checkpoint":
         resume_from_the_hub(tmp_path)
 
@@ -173,7 +180,8 @@ def resume_from_the_hub(tmp_path):
     )
     verify_checkpoint(Path(folder, "last-checkpoint"))
     resumed, at_once = (
-        tiny_trainer(tmp_path / name, max_steps=3, lr_scheduler_type="constant") for name in ("resumed", "at-once")
+        tiny_trainer(tmp_path / name, max_steps=3, update="optimizer", learning_rate=0.1, lr_scheduler_type="constant")
+        for name in ("resumed", "at-once")
     )
     resumed.train(resume_from_checkpoint=str(Path(folder, "last-checkpoint")))
     at_once.train()
@@ -181,7 +189,8 @@ def resume_from_the_hub(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [{"repos/create": 401}, {"/commit/": 500}, {"/commit/": "die"}, "refused"])
-def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, caplog, fault):
+def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, monkeypatch, caplog, fault):
+    monkeypatch.setenv("HOME", str(tmp_path))
     if fault == "refused":
         hub.close()
     else:
@@ -202,6 +211,10 @@ def test_a_failing_hub_costs_the_run_nothing(hub, tmp_path, caplog, fault):
     if fault == {"/commit/": "die"}:
         hub.faults.clear()
         retry(hub, last.getMessage().split("push it with: ")[1], tmp_path)
+        files = hub.files("someone/tiny")
+        assert json.loads(files["es_config.json"])["config"]["output_dir"] == "~/my run"
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        assert trainer.push_to_hub() is not None and not (tmp_path / "my run" / "to_push").exists()
 
 
 @pytest.mark.parametrize("token", [CANARY, "a-token-of-another-form"])

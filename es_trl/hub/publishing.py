@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .escaping import redact
 from .judged import LORA_FILE, adapter_digest, drawn_with, judged
@@ -24,17 +25,15 @@ PUBLISHED = (
     "samples/*.jpg",
     "samples/metadata.jsonl",
 )
-# Of these the home folder is cut, since it names a person; the others hold no paths.
-_WITH_PATHS = ("es_config.json", "eval.json")
 # What was found with one adapter and says nothing about another one.
 _OF_ONE_ADAPTER = ("eval.json", "samples/before_after.jpg", "samples/adapter-*.jpg")
 
 
 def collect(
-    folder: str | os.PathLike,
-    destination: str | os.PathLike,
+    folder: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     only: str = "*",
-    adapter: str | os.PathLike | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """
     Copies what may be published from a run folder into a clean one; results and pictures that belong to another
@@ -61,12 +60,7 @@ def collect(
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in _OF_ONE_ADAPTER) and not _belongs(path, digest):
             logger.warning("%s belongs to another adapter than the one that is published; it stays at home.", path)
             continue
-        target = destination / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if name in _WITH_PATHS:
-            target.write_text(without_home(redact(path.read_text(encoding="utf-8"))), encoding="utf-8")
-        else:
-            shutil.copyfile(path, target)
+        copy_clean(path, destination / name)
         names.append(name)
     return names
 
@@ -81,13 +75,25 @@ def _belongs(path: Path, digest: str | None) -> bool:
     return judged(found if isinstance(found, dict) else None, digest)
 
 
+def copy_clean(source: Path, target: Path) -> bool:
+    """Copies a file; from JSON the home folder, which names a person, and secrets are cut. Whether any was there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix != ".json":
+        shutil.copyfile(source, target)
+        return False
+    text = source.read_bytes().decode("utf-8")  # line ends as they are
+    clean = without_home(redact(text))
+    target.write_bytes(clean.encode("utf-8"))
+    return clean != text
+
+
 def without_home(text: str) -> str:
     """`text` with this user's home folder shown as `~`."""
     home = str(Path.home())
     return text if home in ("", "/") else text.replace(f"{home}{os.sep}", f"~{os.sep}").replace(f'"{home}"', '"~"')
 
 
-def open_repository(api, name: str, private: bool | None = None, revision: str | None = None) -> str:
+def open_repository(api: Any, name: str, private: bool | None = None, revision: str | None = None) -> str:
     """
     Creates a model repository, and the branch `revision`, unless they exist.
 
@@ -106,12 +112,23 @@ def open_repository(api, name: str, private: bool | None = None, revision: str |
     return repo_id
 
 
+def limit_waiting(seconds: float = 300.0) -> None:
+    """
+    huggingface_hub waits for an answer without a limit, and the thread that does holds the end of the program: the
+    session of this process, if it has no limit of its own, gives up a server that is silent for so long.
+    """
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    if session.timeout.read is None:
+        session.timeout = seconds
+
+
 def retry_command(
-    repo_id: str, folder: str | os.PathLike, revision: str | None = None, private: bool | None = None
+    repo_id: str, folder: str | os.PathLike[str], revision: str | None = None, private: bool | None = None
 ) -> str:
-    """The shell line that uploads the same files of `folder`; it creates the repository if that is missing."""
+    """The shell line that uploads a clean copy as it is; it creates the repository if that is missing."""
     words = ["hf", "upload", repo_id, str(folder), "."]
-    words += [word for pattern in PUBLISHED for word in ("--include", pattern)]
     words += ["--revision", revision] if revision else []
     words += ["--private"] if private else []
     return shlex.join(words)

@@ -52,7 +52,7 @@ def writing_checkpoint(directory: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         open_to_all(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
+        manifest = {str(path.relative_to(temporary)): fingerprint(path) for path in files}
         for path in files:
             sync(path)
         write_json(temporary / MANIFEST, manifest)
@@ -93,7 +93,7 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
         path = directory / name
         try:
             plain = path.resolve() == directory.resolve() / name and not path.is_symlink()
-            actual = _fingerprint(path) if plain and path.is_file() else None
+            actual = fingerprint(path) if plain and path.is_file() else None
         except (OSError, ValueError):  # a name that no file can have
             plain = False
         if not plain:
@@ -301,7 +301,7 @@ def _errno(error: BaseException) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
 

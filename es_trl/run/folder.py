@@ -32,7 +32,7 @@ def check_writable(output_dir: str) -> None:
 LEFT_BY_A_RUN = (
     "checkpoint-*", "superseded-*", "journal.jsonl", "samples", "images", "report", "pytorch_lora_weights.safetensors",
     "README.md", "es_config.json", "env.json", "eval.json", "eval.md", "scores.parquet", "prompts.jsonl",
-    "trainer_state.json", "running.json", "training_args.bin", "rerun.yaml",
+    "trainer_state.json", "running.json", "training_args.bin", "rerun.yaml", "to_push",
 )  # fmt: skip
 ASIDE = "earlier-{}"
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 
-from ..hub.background import Background
-from ..hub.publishing import collect, open_repository, reason_of, retry_command
-from .checkpoint import MANIFEST
+from ..files import write_json
+from ..hub.publishing import collect, copy_clean, limit_waiting, open_repository, reason_of, retry_command
+from .checkpoint import MANIFEST, fingerprint
 
 
 logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 60  # for creating or finding the repository
 PUSH_SECONDS = 3600  # for an upload, where training would wait for it
+TO_PUSH = "to_push"  # below output_dir: the clean copy of what could not be pushed
 
 
 class HubPusher:
@@ -44,7 +45,7 @@ class HubPusher:
         self.args, self.write_card = args, write_card
         self.repo_id: str | None = None
         self.failed = False
-        self._background = Background()
+        self._api = HfApi()  # its one thread runs one thing after the other
         self._under_way: list[Future] = []
 
     @property
@@ -71,25 +72,25 @@ class HubPusher:
         Returns:
             `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
         """
-        folder = self.args.output_dir
+        folder, away = self.args.output_dir, None
         try:
             self._open(token, private, revision)
         except Exception as error:
-            self.write_card(output_dir=folder, **card)
-            self.finish()
-            self._report_failure(error, folder, revision, private, last=True)
-            return None
+            away = error
         self.write_card(output_dir=folder, **card)
         self.finish()
         clean = tempfile.mkdtemp(prefix="es_trl-push-")
         collect(folder, clean)
+        if away is not None:
+            self._report_failure(away, clean, folder, revision, private, last=True)
+            return None
         push = self._upload(clean, folder, message, token, revision, private, last=True)
         if not blocking:
             return push
         try:
-            return self._background.wait(push, PUSH_SECONDS)
+            return self._wait(push, PUSH_SECONDS)
         except TimeoutError as error:
-            self._report_failure(error, folder, revision, private, last=True)
+            self._report_failure(error, clean, folder, revision, private, last=True)
             return None
 
     def push_checkpoint(self, checkpoint: str, step: int) -> None:
@@ -110,8 +111,7 @@ class HubPusher:
                 last = self.args.hub_strategy == HubStrategy.CHECKPOINT
                 copy_checkpoint(checkpoint, folder, "last-checkpoint" if last else None)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._report_failure(error, checkpoint)
+            self._report_failure(error, folder, checkpoint)
             return
         self._under_way.append(self._upload(folder, checkpoint, f"Training in progress, step {step}"))
 
@@ -119,7 +119,7 @@ class HubPusher:
         """Waits for the pushes of checkpoints, which the end of the program would cut off."""
         try:
             for push in self._under_way:
-                self._background.wait(push, PUSH_SECONDS)
+                self._wait(push, PUSH_SECONDS)
         except TimeoutError as error:
             logger.warning("A push of a checkpoint is given up: %s.", error)
         self._under_way = []
@@ -133,7 +133,21 @@ class HubPusher:
                 revision or self.args.hub_revision,
             )
 
-        self.repo_id = self._background.wait(self._background.submit(find), OPEN_SECONDS)
+        limit_waiting()
+        self.repo_id = self._wait(self._api.run_as_future(find), OPEN_SECONDS)
+
+    def _wait(self, future: Future, seconds: float):
+        """
+        The result of `future`; a `TimeoutError` if it is not there in time: it is given up, and later work does not
+        wait for it.
+        """
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.done():  # the work itself raised one
+                raise
+            self._api = HfApi()
+            raise TimeoutError(f"the Hub did not answer for {seconds:g} seconds") from None
 
     def _upload(self, folder, source, message, token=None, revision=None, private=None, last=False) -> Future:
         """A future that is None when the upload of `folder`, a clean copy of `source`, has failed."""
@@ -148,34 +162,47 @@ class HubPusher:
                     repo_id=self.repo_id, folder_path=folder, commit_message=message, revision=revision
                 )
             except Exception as error:
-                self._report_failure(error, source, revision, private, last)
+                self._report_failure(error, folder, source, revision, private, last)
                 return None
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            for done in (folder, os.path.join(self.args.output_dir, TO_PUSH)):
+                shutil.rmtree(done, ignore_errors=True)
             self.failed = False
             logger.info("Pushed to %s", commit.commit_url)
             return commit
 
-        return self._background.submit(upload)
+        return self._api.run_as_future(upload)
 
-    def _report_failure(self, error, folder, revision=None, private=None, last=False) -> None:
+    def _report_failure(self, error, clean, source, revision=None, private=None, last=False) -> None:
+        """Keeps the clean copy, which alone may leave this machine, and says how it is pushed later."""
         self.failed = True
         private = self.args.hub_private_repo if private is None else private
-        command = retry_command(self.repo_name, folder, revision or self.args.hub_revision, private)
+        kept = os.path.join(self.args.output_dir, TO_PUSH)
+        try:
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.move(clean, kept)
+            command = retry_command(self.repo_name, kept, revision or self.args.hub_revision, private)
+            how = f"push it with: {command}"
+        except OSError as failure:
+            how = f"its copy for the Hub could not be kept ({failure}): call push_to_hub again."
         logger.log(
             logging.ERROR if last else logging.WARNING,
-            "Pushing to the Hub failed (%s). %s%s is safe; push it with: %s",
+            "Pushing to the Hub failed (%s). %s%s is safe; %s",
             reason_of(error),
             "" if last else "Training goes on. ",
-            folder,
-            command,
+            source,
+            how,
         )
 
 
 def copy_checkpoint(checkpoint: str | os.PathLike, destination: str, name: str | None = None) -> None:
-    """Copies the files that a checkpoint's manifest lists, unchanged, so that it is whole when it is downloaded."""
+    """
+    Copies the files that a checkpoint's manifest lists, so that it is whole when it is downloaded. Home folder and
+    secrets are cut from its texts, whose entries in the manifest are then those of the copies.
+    """
     checkpoint = Path(checkpoint)
     target = Path(destination, name or checkpoint.name)
-    for file in [*json.loads((checkpoint / MANIFEST).read_text()), MANIFEST]:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint / file, target / file)
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    for file in manifest:
+        if copy_clean(checkpoint / file, target / file):
+            manifest[file] = fingerprint(target / file)
+    write_json(target / MANIFEST, manifest)

@@ -209,7 +209,10 @@ class Results:
         finetuned_from: str | None = None,
         dataset_name: str | None = None,
     ) -> None:
-        """As [`DiffusionTrainer.create_model_card`]."""
+        """
+        As [`DiffusionTrainer.create_model_card`]. The adapter is saved by then, so a card that cannot be made of what
+        others wrote is a warning and no more.
+        """
         trainer, args = self.trainer, self.trainer.args
         if not trainer.is_world_process_zero():
             return
@@ -218,24 +221,30 @@ class Results:
         found = self.comparison or os.path.exists(os.path.join(output_dir, picture))
         digest = trainer.adapter.lora_digest() if found else None
         mine = judged(self.comparison, digest)  # training may have gone on since
-        card = model_card(
-            adapter_info=trainer.adapter.describe(),
-            config=run_config(trainer),
-            evaluation=self.comparison if mine else None,
-            env=trainer.environment,
-            samples=self.gallery if mine else (),
-            picture=picture if drawn_with(os.path.join(output_dir, picture), digest) else None,
-            sheets=sample_sheets(output_dir),
-            repo_id=trainer.hub.repo_id or (args.hub_model_id if args.push_to_hub else None),
-            revision=args.hub_revision,
-            base_model=finetuned_from or trainer.base_model,
-            dataset_name=dataset_name or trainer.dataset_name,
-            duration_seconds=trainer.clock.seconds,
-            num_images=trainer.images_drawn,
-            license=license,
-            tags=[*([tags] if isinstance(tags, str) else tags or ()), *getattr(trainer.model, "model_tags", ())],
-            tracker_urls=tracker_urls(trainer),
-        )
+        try:
+            card = model_card(
+                adapter_info=trainer.adapter.describe(),
+                config=run_config(trainer),
+                evaluation=self.comparison if mine else None,
+                env=trainer.environment,
+                samples=self.gallery if mine else (),
+                picture=picture if drawn_with(os.path.join(output_dir, picture), digest) else None,
+                sheets=sample_sheets(output_dir),
+                repo_id=trainer.hub.repo_id or (args.hub_model_id if args.push_to_hub else None),
+                revision=args.hub_revision,
+                base_model=finetuned_from or trainer.base_model,
+                dataset_name=dataset_name or trainer.dataset_name,
+                duration_seconds=trainer.clock.seconds,
+                num_images=trainer.images_drawn,
+                license=license,
+                tags=[*([tags] if isinstance(tags, str) else tags or ()), *getattr(trainer.model, "model_tags", ())],
+                tracker_urls=tracker_urls(trainer),
+            )
+        except (ValueError, TypeError, LookupError, OSError) as error:
+            logger.warning(
+                "The model card could not be made (%s: %s); the adapter is saved.", type(error).__name__, error
+            )
+            return
         write_text(os.path.join(output_dir, "README.md"), str(card))
 
 

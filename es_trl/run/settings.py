@@ -71,7 +71,8 @@ def report_changes(checkpoint: str, now: dict[str, Any]) -> None:
             f"{checkpoint} was trained by {saved.get('method')!r}, this run is {now['method']!r}: give "
             "another output_dir, or a checkpoint of this method."
         )
-    if saved["base_model"] != now["base_model"]:
+    # A checkpoint from the Hub has `~` in place of the home folder.
+    if os.path.expanduser(str(saved["base_model"])) != os.path.expanduser(str(now["base_model"])):
         raise ValueError(
             f"{checkpoint} was trained on {saved['base_model']!r}, this run loads {now['base_model']!r}: an adapter "
             "continues only on its own base model."
