@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from ..hub import md_escape
+from ..hub.tables import table
 from ..pictures import rgb
 
 
@@ -88,6 +91,27 @@ def send_alert(trainer: Trainer, title: str, text: str) -> None:
                 callback._trackio.alert(title=title, text=text)
         except Exception as error:  # a tracker must never end a training
             logger.warning("An alert did not reach %s: %s", type(callback).__name__, error)
+
+
+def log_table(trainer: Trainer, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Sends a table, a dict per row, of the current step to every tracker of `trainer`; TensorBoard gets Markdown."""
+    step, columns = trainer.state.global_step, list(rows[0])
+    data = [[row[column] for column in columns] for row in rows]
+    for callback in trainer.callback_handler.callbacks:
+        try:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                cells = [[md_escape(value) for value in row] for row in data]
+                callback.tb_writer.add_text(name, table([md_escape(column) for column in columns], cells), step)
+            elif isinstance(callback, WandbCallback):
+                found = callback._wandb.Table(columns=columns, data=data)
+                callback._wandb.log({name: found, "train/global_step": step})
+            elif isinstance(callback, TrackioCallback):
+                import pandas
+
+                frame = pandas.DataFrame(data, columns=columns)
+                callback._trackio.log({name: callback._trackio.Table(dataframe=frame)}, step=step)
+        except Exception as error:  # a tracker must never end a training
+            logger.warning("The table of step %d did not reach %s: %s", step, type(callback).__name__, error)
 
 
 def _log_to_run(callback, images: dict, histograms: dict, step: int) -> None:

@@ -21,6 +21,7 @@ from ..run.checkpoints import Checkpoints, PendingLogs
 from ..run.early_warning import EarlyWarningCallback
 from ..run.folder import RunFolder
 from ..run.hub_pusher import HubPusher
+from ..run.image_table import ImageTable
 from ..run.journaling import JournalCallback
 from ..run.live import LiveCallback, ended
 from ..run.metrics import Metrics
@@ -116,7 +117,8 @@ class DiffusionTrainer(Trainer):
         show_progress(self)
         self.clock, self.samples, self.stopping = StepClock(), SampleCallback(self), Stopping(self.peers)
         self.journal = JournalCallback(self) if self.keeps_journal else None
-        watchers = [EarlyWarningCallback(self), LiveCallback(self), self.stopping, PendingLogs(self)]
+        self.image_table, warning = ImageTable(self.rewards.names, self), EarlyWarningCallback(self)
+        watchers = [self.image_table, warning, LiveCallback(self), self.stopping, PendingLogs(self)]
         for callback in filter(None, [self.clock, self.samples, self.journal, *watchers]):
             self.add_callback(callback)
 
@@ -376,10 +378,8 @@ class DiffusionTrainer(Trainer):
         **kwargs,
     ):
         """
-        Uploads the adapter, its card, samples and settings in one commit. A failed upload is logged with the command
-        that repeats it; the files are safe in `output_dir`.
-
-        Args: as in [`~transformers.Trainer.push_to_hub`].
+        Uploads adapter, card, samples and settings in one commit, as [`~transformers.Trainer.push_to_hub`]. A failed
+        upload is logged with the command that repeats it; the files are safe in `output_dir`.
 
         Returns: `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
         """

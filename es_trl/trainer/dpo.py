@@ -184,6 +184,8 @@ class DiffusionDPOTrainer(GradientTrainer):
         self.add_metric("dpo/reward_time", times[1])
         scores = self.collect(scores)
         self.check_and_log_rewards(self.rewards.total(scores), scores, [row["prompt"] for row in rows])
+        prompts = np.array([row["prompt"] for row in rows], dtype=object)[:, None]
+        self.image_table.add(micro, scores, prompt=prompts, image=np.arange(group))
         values = totals(scores, self.rewards.weights, self.args.multi_objective_aggregation)
         found = best_and_worst(values)
         gaps = [values[j, best] - values[j, worst] for j, best, worst in found]
@@ -220,6 +222,7 @@ class DiffusionDPOTrainer(GradientTrainer):
             {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"},
             trainer_state=self.state,
             log_metric=self.add_metric,
+            log_extra=self.image_table.extras(step, micro)(keys),
             where=f"step {step}, prompts {keys[0][0]}-{keys[-1][0]}",
             groups=[j for j, _ in keys],
             step_prompts=[row["prompt"] for row in rows],

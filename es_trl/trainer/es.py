@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback
@@ -170,7 +171,13 @@ class ESTrainer(DiffusionTrainer):
         bytes_before = self.peers.bytes_sent
         with self.peers.together(f"step {step}"):
             scores, times = self.rollout.scores(
-                batch, factors, step, micro, trainer_state=self.state, log_metric=self.add_metric
+                batch,
+                factors,
+                step,
+                micro,
+                trainer_state=self.state,
+                log_metric=self.add_metric,
+                log_extra_of=self.image_table.extras(step, micro),
             )
         update_started = time.perf_counter()
         scores = self._collect(scores)
@@ -182,6 +189,9 @@ class ESTrainer(DiffusionTrainer):
             site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
         self._log_step(scores, fitness)
+        prompts = [[batch.prompts[j] for j in self.population.columns(i, len(batch))] for i in range(len(scores))]
+        members = np.arange(len(scores))[:, None]
+        self.image_table.add(micro, scores, prompt=prompts, member=members, fitness=fitness.values[:, None])
         seconds = time.perf_counter() - started
         self.add_metric("step_time", seconds)
         self.add_metric("images_per_second", self.images_per_batch / seconds)

@@ -126,11 +126,13 @@ class GroupRollout:
             steps (`Sequence[int]`): Trained steps of the sampler.
             judge (`Callable`, *optional*): Called with the prompts of a block, their groups of images, their columns,
                 and the keywords `where` and those of `reward_context`; returns `(groups, G)` win rates.
-            **reward_context: Passed on to the reward functions.
+            **reward_context: Passed on to the reward functions; `log_extra_of` gives the `log_extra` of the images
+                that are named by (prompt, image).
 
         Returns:
             `Rollout`, with zeros in place of what other processes drew.
         """
+        log_extra_of = reward_context.pop("log_extra_of", None)
         blocks = batch.blocks(self.groups_per_block)
         shape = len(batch.prompts), batch.num_generations
         rollout = Rollout(batch, np.zeros((*shape, len(self.rewards))), num_blocks=len(blocks))
@@ -152,6 +154,7 @@ class GroupRollout:
                 where=where,
                 groups=[p for p, _ in keys],
                 step_prompts=batch.prompts,
+                log_extra=log_extra_of(keys) if log_extra_of else None,
                 **reward_context,
             )
             rollout.scores[list(groups)] = np.asarray(values).reshape(len(groups), batch.num_generations, -1)

@@ -96,6 +96,9 @@ class PolicyGradientTrainer(GradientTrainer):
         rewards = self.rewards.total(rollout.scores)
         self.check_and_log_rewards(rewards, rollout.scores, batch.prompts)
         advantages = np.clip(self.advantages(rollout), -self.args.advantage_clip, self.args.advantage_clip)
+        images = np.arange(batch.num_generations)
+        prompts = np.array(batch.prompts, dtype=object)[:, None]
+        self.image_table.add(micro, rollout.scores, prompt=prompts, image=images, advantage=advantages)
         if not advantages.any():
             self.warn_once(
                 "every image has an advantage of 0, so this step teaches nothing. The reward may be constant, or the "
@@ -129,7 +132,12 @@ class PolicyGradientTrainer(GradientTrainer):
     def _draw(self, batch: GroupBatch) -> Rollout:
         with self.share_of(f"step {batch.step}", "images_per_forward"):
             rollout = self.rollout.draw(
-                batch, self.trained_steps(), self.judge(), trainer_state=self.state, log_metric=self.add_metric
+                batch,
+                self.trained_steps(),
+                self.judge(),
+                trainer_state=self.state,
+                log_metric=self.add_metric,
+                log_extra_of=self.image_table.extras(batch.step, batch.micro),
             )
         rollout.scores = self.collect(rollout.scores)
         if rollout.preferences is not None:

@@ -148,7 +148,8 @@ class PopulationRollout:
             batch (`PromptBatch`): `J` rollout columns.
             factors (`dict[str, Factors]`): All directions of the step.
             step, micro (`int`): Part of the latents' keys.
-            **reward_context: Passed on to the reward functions (`trainer_state`, `log_extra`, `log_metric`).
+            **reward_context: Passed on to the reward functions (`trainer_state`, `log_metric`); `log_extra_of`
+                gives the `log_extra` of the images that are named by (member, column).
 
         Raises:
             `RuntimeError`, `ValueError`: a reward failed; names the step and the members.
@@ -203,8 +204,10 @@ class PopulationRollout:
         started = time.perf_counter()
         metrics: list[tuple[str, float]] = []
         context = dict(reward_context)
-        log_metric = context.pop("log_metric", None)
+        log_metric, log_extra_of = context.pop("log_metric", None), context.pop("log_extra_of", None)
         drawn = self._columns(members, batch)
+        own = len(batch) // self.population.groups
+        keys = [(member, column) for member in members for column in range(own)]
         pending = self.rewards.submit(
             [batch.prompts[j] for j in drawn],
             images,
@@ -214,6 +217,7 @@ class PopulationRollout:
             step_prompts=batch.prompts,
             only=rewards,
             log_metric=lambda name, value: metrics.append((name, value)),
+            log_extra=log_extra_of(keys) if log_extra_of else None,
             **context,
         )
         times.reward += time.perf_counter() - started
