@@ -45,9 +45,10 @@ style: $(STAMP)  ## format and fix
 	$(PY) -m ruff format $(SOURCES)
 	$(PY) -m ruff check --fix $(SOURCES)
 
-quality: $(STAMP)  ## check format and lint, change nothing
+quality: $(STAMP)  ## check format, lint and types, change nothing
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m mypy
 
 bench: $(STAMP)  ## throughput, step overhead and memory as JSON
 	$(PY) recipes/benchmarks/throughput.py

@@ -32,7 +32,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return on_white(image).convert("RGB")
 
 
-def save_jpeg(image: Image.Image, path: str | os.PathLike, comment: bytes = b"") -> None:
+def save_jpeg(image: Image.Image, path: str | os.PathLike[str], comment: bytes = b"") -> None:
     """Writes a JPEG, whole or not at all, transparency on white."""
     with writing(path) as temporary:
         rgb(image).save(temporary, format="JPEG", quality=92, subsampling=0, comment=comment or None)

@@ -12,7 +12,7 @@ from typing import Any
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read_columns(path: str, column: str) -> tuple[dict[str, list], int, list[int] | None]:
+def read_columns(path: str, column: str) -> tuple[dict[str, list[Any]], int, list[int] | None]:
     """
     Read a .txt, .csv, .tsv or .jsonl file.
 
@@ -21,7 +21,7 @@ def read_columns(path: str, column: str) -> tuple[dict[str, list], int, list[int
         column (`str`): the name given to the only column of a .txt file.
 
     Returns:
-        `tuple[dict[str, list], int, list[int] | None]`: the columns, all of one length; the number of blank lines
+        `tuple[dict[str, list[Any]], int, list[int] | None]`: the columns, all of one length; the number of blank lines
             passed over; and for .jsonl, whose values may be anything, the line of each row.
 
     Raises:
@@ -64,7 +64,7 @@ def _lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list], int]:
+def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list[Any]], int]:
     # A quotation mark in a TSV is an ordinary character: reading it as a quote swallows prompts of PartiPrompts.
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {"strict": True}
     reader = csv.reader(io.StringIO(text, newline=""), **style)
@@ -99,7 +99,7 @@ def _from_table(path: str, text: str, tab: bool) -> tuple[dict[str, list], int]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}, blank
 
 
-def _from_jsonl(path: str, text: str) -> tuple[dict[str, list], int, list[int]]:
+def _from_jsonl(path: str, text: str) -> tuple[dict[str, list[Any]], int, list[int]]:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     lines = _lines(text)

@@ -28,11 +28,16 @@ logger = logging.getLogger(__name__)
 LONG_PROMPT = 1000  # characters; more than any text encoder in use reads
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-_loaded: weakref.WeakSet = weakref.WeakSet()  # what was returned is clean: neither checked nor reported again
+_loaded: weakref.WeakSet[Any] = weakref.WeakSet()  # what was returned is clean: neither checked nor reported again
 
 
 def load_prompts(
-    source: str | os.PathLike | Sequence[str] | Mapping[str, Sequence] | datasets.Dataset | datasets.DatasetDict,
+    source: str
+    | os.PathLike[str]
+    | Sequence[str]
+    | Mapping[str, Sequence[Any]]
+    | datasets.Dataset
+    | datasets.DatasetDict,
     split: str = "train",
     column: str = "prompt",
     max_prompts: int | None = None,
@@ -76,7 +81,7 @@ def load_prompts(
     blank += len(prompts) - len(keep)
     duplicates = 0
     if from_file and found.column_names == ["prompt"]:
-        first = {}
+        first: dict[str, int] = {}
         for i in keep:
             first.setdefault(prompts[i], i)
         duplicates = len(keep) - len(first)
@@ -110,7 +115,9 @@ def check_max_prompts(max_prompts: int | None) -> None:
         raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
 
 
-def _open(source: Any, split: str, column: str, max_prompts: int | None, name: str | None, revision: str | None):
+def _open(
+    source: Any, split: str, column: str, max_prompts: int | None, name: str | None, revision: str | None
+) -> tuple[str, Any, bool, int]:
     """A name for messages, the raw data set, whether it came from a file, and the blank lines passed over."""
     import datasets
 
@@ -143,7 +150,9 @@ def _only_on_the_hub(title: str, name: str | None, revision: str | None) -> None
             )
 
 
-def _open_path(source: str, split: str, column: str, name: str | None, revision: str | None):
+def _open_path(
+    source: str, split: str, column: str, name: str | None, revision: str | None
+) -> tuple[str, Any, bool, int]:
     import datasets
 
     title = repr(source)
@@ -220,7 +229,7 @@ def _from_parquet(path: str) -> datasets.Dataset:
 
 
 def _from_columns(
-    columns: dict[str, Sequence], column: str, name: str, lines: Sequence[int] | None = None
+    columns: Mapping[str, Sequence[Any]], column: str, name: str, lines: Sequence[int] | None = None
 ) -> datasets.Dataset:
     """Columns of Python values as a data set; `lines` are the lines of the file that they stand in."""
     import datasets

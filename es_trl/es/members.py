@@ -24,7 +24,7 @@ class Population:
     antithetic: bool = True
     groups: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 2:
             raise ValueError(f"population_size must be at least 2, got {self.size}.")
         if self.antithetic and self.size % 2:

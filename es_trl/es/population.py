@@ -1,9 +1,10 @@
 """The fused forward: one batch through the frozen model in which every member has weights of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,12 +106,12 @@ class PopulationForward:
             for site in self.sites:
                 vars(site.module).pop("forward", None)
 
-    def _forward_of(self, site: Site):
+    def _forward_of(self, site: Site) -> Callable[[Site, torch.Tensor], torch.Tensor]:
         if isinstance(site.module, nn.Conv2d):
             return self._convolution
         return self._additive if site.additive else self._linear
 
-    def _read_batch(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _read_batch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else next((kwargs[k] for k in _SAMPLE_NAMES if k in kwargs), None)
         self._batch = len(sample) if isinstance(sample, list | tuple | torch.Tensor) else None
 

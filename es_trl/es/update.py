@@ -9,7 +9,8 @@ Momentum as torch's SGD has it (`momentum=0.9, dampening=0.9`) would let the fir
 the weight of any other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class MeanUpdate(torch.optim.Optimizer):
             raise ValueError("MeanUpdate takes one group of parameters: all members of a run weigh alike.")
 
     @property
-    def _group(self) -> dict:
+    def _group(self) -> dict[str, Any]:
         return self.param_groups[0]
 
     def add_members(self, count: int) -> None:
@@ -68,7 +69,7 @@ class MeanUpdate(torch.optim.Optimizer):
         self._group["members"] += count
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """
         Adds the step to theta and keeps it, in units of sigma, for `last_step`; or goes back, if that was asked for.
         """

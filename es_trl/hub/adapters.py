@@ -11,7 +11,7 @@ from .publishing import reason_of
 PEFT_FILE = "adapter_model.safetensors"
 
 
-def find_adapter(name: str | os.PathLike, revision: str | None = None) -> str:
+def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> str:
     """
     The file of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into the cache.
 

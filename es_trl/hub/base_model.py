@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -18,9 +19,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
-def is_hub_id(name: str | None) -> bool:
+def is_hub_id(name: str | None) -> TypeGuard[str]:
     """Whether `name` reads as `owner/name` and is not a folder here."""
-    return bool(name) and bool(_HUB_ID.fullmatch(name)) and not os.path.exists(name)
+    return name is not None and bool(_HUB_ID.fullmatch(name)) and not os.path.exists(name)
 
 
 def shown_name(name: str) -> str:
@@ -60,7 +61,7 @@ def base_license(base_model: str | None) -> dict[str, str | list[str]]:
     return licence | {key: str(data[key]) for key in ("license_name", "license_link") if _is_text(data.get(key))}
 
 
-def _front_matter(path: Path) -> dict:
+def _front_matter(path: Path) -> dict[str, Any]:
     """The YAML at the top of a card; empty when it cannot be read, since other people's cards hold anything."""
     try:
         block = _FRONT_MATTER.match(path.read_text(encoding="utf-8-sig", errors="replace"))

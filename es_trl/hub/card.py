@@ -1,13 +1,13 @@
 """The model card of an adapter: front matter by huggingface_hub, body by `card.md.j2`, all user text escaped."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from .. import assets
@@ -119,7 +119,7 @@ def model_card(
 
 
 @cache
-def _template():
+def _template() -> Template:
     """The body's template. Whatever it prints is escaped, except what the functions below have made as Markdown."""
     environment = Environment(
         loader=PackageLoader("es_trl.hub", ""),
@@ -129,14 +129,17 @@ def _template():
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made_here = [number, percent, interval, whole, duration, scores_table, differences_table, judge_table, _two]
-    environment.globals |= {function.__name__.strip("_"): _markup(function) for function in made_here}
+    made_here: dict[str, Callable[..., str | None]] = {
+        "number": number, "percent": percent, "interval": interval, "whole": whole, "duration": duration, "two": _two,
+        "scores_table": scores_table, "differences_table": differences_table, "judge_table": judge_table,
+    }  # fmt: skip
+    environment.globals |= {name: _markup(function) for name, function in made_here.items()}
     environment.filters |= {"literal": _markup(literal), "is_hub_id": is_hub_id, "listed": _listed}
     return environment.get_template("card.md.j2")
 
 
-def _markup(function):
-    def call(*args, **kwargs):
+def _markup(function: Callable[..., str | None]) -> Callable[..., Markup]:
+    def call(*args: Any, **kwargs: Any) -> Markup:
         return Markup(function(*args, **kwargs) or "")
 
     return call

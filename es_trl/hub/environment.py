@@ -5,6 +5,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 
 PACKAGES = (
@@ -13,7 +14,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment() -> dict:
+def environment() -> dict[str, Any]:
     """
     Describes software and hardware.
 
@@ -26,7 +27,7 @@ def environment() -> dict:
     import psutil
     import torch
 
-    from es_trl import __version__
+    from ..version import __version__
 
     return {
         "es_trl": __version__,

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-def adapter_digest(place: str | os.PathLike) -> str | None:
+def adapter_digest(place: str | os.PathLike[str]) -> str | None:
     """`lora_digest` of the adapter that a folder, or a file, holds; `None` without one."""
     from safetensors import SafetensorError
 
@@ -38,7 +38,7 @@ def stamp(digest: str) -> bytes:
     return f"adapter sha256 {digest}".encode("ascii")
 
 
-def drawn_with(path: str | os.PathLike, digest: str | None) -> bool:
+def drawn_with(path: str | os.PathLike[str], digest: str | None) -> bool:
     """Whether the picture in a file carries the stamp of this adapter."""
     if digest is None:
         return False
