@@ -33,8 +33,9 @@ def test_f10_what_changes_the_numbers_is_in_one_warning(tmp_path, caplog):
 
 
 def test_f10_more_steps_change_no_number_where_the_learning_rate_is_constant(tmp_path, caplog):
-    train(tmp_path, max_steps=2, lr_scheduler_type="constant")
-    train(tmp_path, "latest", max_steps=3, lr_scheduler_type="constant")
+    options = {"update": "optimizer", "lr_scheduler_type": "constant"}
+    train(tmp_path, max_steps=2, **options)
+    train(tmp_path, "latest", max_steps=3, **options)
     assert "other settings" not in caplog.text
 
 
