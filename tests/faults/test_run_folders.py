@@ -33,7 +33,7 @@ def test_f10_what_changes_the_numbers_is_in_one_warning(tmp_path, caplog):
 
 
 def test_f10_more_steps_change_no_number_where_the_learning_rate_is_constant(tmp_path, caplog):
-    options = {"update": "optimizer", "lr_scheduler_type": "constant"}
+    options = {"update": "optimizer", "lr_scheduler_type": "constant", "learning_rate": 0.1}
     train(tmp_path, max_steps=2, **options)
     train(tmp_path, "latest", max_steps=3, **options)
     assert "other settings" not in caplog.text
@@ -63,7 +63,8 @@ def test_a_fresh_run_in_an_old_folder_is_not_resumed_from_the_old_one(tmp_path):
     whole = train(tmp_path / "b", seed=7, max_steps=3)
     train(tmp_path, seed=7, max_steps=3)
     assert sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name) == ["checkpoint-2", "checkpoint-3"]
-    assert sorted(os.listdir(tmp_path / "earlier-1")) == ["checkpoint-4", "checkpoint-6", "journal.jsonl"]
+    theirs = ["checkpoint-4", "checkpoint-6", "journal.jsonl", "trainer_state.json"]
+    assert sorted(os.listdir(tmp_path / "earlier-1")) == theirs
     assert same(theta_of(train(tmp_path, "latest", seed=7, max_steps=3)), theta_of(whole))
 
 
@@ -76,7 +77,13 @@ def test_a_fresh_run_leaves_nothing_of_the_old_one_in_its_place(tmp_path, caplog
     theirs = set(os.listdir(tmp_path)) - {"notes.txt"}
     new = toy_trainer(tmp_path, max_steps=1)
     new.train()
-    assert set(os.listdir(tmp_path)) == {"notes.txt", "earlier-1", "checkpoint-1", "journal.jsonl"}
+    assert set(os.listdir(tmp_path)) == {
+        "notes.txt",
+        "earlier-1",
+        "checkpoint-1",
+        "journal.jsonl",
+        "trainer_state.json",
+    }
     assert set(os.listdir(tmp_path / "earlier-1")) == theirs
     assert caplog.text.count("held an earlier run") == 1
     train(tmp_path, max_steps=1)
