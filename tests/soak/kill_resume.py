@@ -44,7 +44,7 @@ def train(folder: Path) -> None:
     config = ESConfig(
         output_dir=str(folder), max_steps=30, population_size=6, members_per_forward=2, prompts_per_step=2,
         lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=0, report_to="none", disable_tqdm=True,
-        logging_steps=2, save_strategy="steps", save_steps=3, learning_rate=0.5, use_cpu=True,
+        logging_steps=2, save_strategy="steps", save_steps=3, travel=5.0, use_cpu=True,
         optim="adamw_torch", es_space="lora", lr_scheduler_type="cosine",
     )  # fmt: skip
     trainer = ESTrainer(toy_pipeline(), redness, args=config, train_dataset=PROMPTS)

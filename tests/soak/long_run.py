@@ -110,7 +110,7 @@ def main() -> None:
             output_dir=folder, max_steps=arguments.steps, population_size=6, members_per_forward=2, prompts_per_step=2,
             lora_rank=2, lora_target_modules=["to_q", "to_out"], sample_steps=arguments.sample_steps, report_to="none",
             use_cpu=True, disable_tqdm=True, logging_strategy="steps" if arguments.logging_steps else "no",
-            logging_steps=arguments.logging_steps or 10, save_strategy="steps", save_steps=10, learning_rate=0.5,
+            logging_steps=arguments.logging_steps or 10, save_strategy="steps", save_steps=10, travel=5.0,
         )  # fmt: skip
         prompts = [f"prompt {i}" for i in range(12)]
         trainer = ESTrainer(toy_pipeline(), redness, args=config, train_dataset=prompts, callbacks=[gauge])
