@@ -11,6 +11,7 @@ import pytest
 from tiny_policies import tiny_policy
 from tiny_runs import PROMPTS, brightness, redness, tiny_trainer
 
+from es_trl.report import write_report
 from es_trl.run.image_table import ImageTable, write_table
 from es_trl.run.processes import Peers
 
@@ -56,6 +57,20 @@ def test_every_method_writes_one(tmp_path, method, own):
     (table,) = tables(tmp_path).values()
     check(table, 1)
     assert own <= set(table.columns) and len(table) == 6 and set(table["image"]) == {0, 1, 2}
+
+
+def test_the_page_shows_what_was_said_and_runs_nothing_of_it(tmp_path):
+    def hostile(images, log_extra, **_):
+        log_extra("says", ["<script>alert(1)</script>"] * len(images))
+        return redness(images)
+
+    trainer = tiny_trainer(tmp_path, hostile, max_steps=1)
+    trainer.train()
+    trainer.save_state()
+    trainer.save_model()
+    page = Path(write_report(tmp_path)).read_text()
+    assert "What the rewards said" in page and "8 of 8 rows" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert(1)" not in page
 
 
 def test_without_log_extra_there_is_no_table(tmp_path):

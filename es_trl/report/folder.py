@@ -81,16 +81,25 @@ class Folder:
 
     def scores(self):
         """`scores.parquet` as a `pandas.DataFrame`, one line per row, prompt and image; `None` without it."""
-        path = self.file("scores.parquet")
-        if path is None:
-            return None
-        import pandas
+        return _frame(self.file("scores.parquet"))
 
-        try:
-            return pandas.read_parquet(path)
-        except Exception as error:  # a damaged file costs the page a part, not the run
-            logger.warning("%s cannot be read: %s", path, error)
-            return None
+    def said(self):
+        """The newest `images/images_<step>.parquet`, what rewards said of a step's images; `None` without one."""
+        names = sorted(path.name for path in self.path.glob("images/images_*.parquet"))
+        return _frame(self.file(f"images/{names[-1]}")) if names else None
+
+
+def _frame(path: Path | None):
+    """A parquet file as a `pandas.DataFrame`; a damaged one costs the page a part, not the run."""
+    if path is None:
+        return None
+    import pandas
+
+    try:
+        return pandas.read_parquet(path)
+    except Exception as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return None
 
 
 def read_folder(path: str | os.PathLike) -> Folder:

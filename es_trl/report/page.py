@@ -12,7 +12,7 @@ from .folder import Folder, read_folder
 from .headline import headline
 from .rendering import render
 from .svg import inline_svg, save_png
-from .tables import category_bars, judge_table, method_lines, reward_tables, row_labels
+from .tables import category_bars, image_table, judge_table, method_lines, reward_tables, row_labels
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "curve_legend": _curve_legend(folder, learned),
         "tables": part(lambda: reward_tables(folder), []),
         "judge": part(lambda: judge_table(folder), None),
+        "said": part(lambda: image_table(folder), None),
         "methods": part(lambda: method_lines(folder), []),
         "pairs": part(lambda: pair_groups(folder), []),
         "row_labels": part(lambda: row_labels(folder.evaluation), {}),

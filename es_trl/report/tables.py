@@ -126,3 +126,16 @@ def category_bars(folder: Folder) -> list[dict[str, Any]]:
             if lines:
                 groups.append({"by": by, "reward": reward, "lines": lines, "zero": place(0.0)["at"]})
     return groups
+
+
+def image_table(folder: Folder, most: int = 12) -> dict[str, Any] | None:
+    """The first rows of what the rewards said of the images of the last step that was logged; `None` without any."""
+    frame = folder.said()
+    if frame is None or frame.empty:
+        return None
+    columns = [name for name in frame.columns if name != "step"]
+    rows = [
+        [wording.number(value) if isinstance(value, float) else value for value in row]
+        for row in frame[columns].head(most).itertuples(index=False)
+    ]
+    return {"step": int(frame["step"].iloc[0]), "columns": columns, "rows": rows, "all": len(frame)}
