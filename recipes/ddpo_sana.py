@@ -1,6 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["es-trl"]
+#
+# [tool.hf-jobs]
+# flavor = "a100-large"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
 # ///
 """DDPO (PPO over the denoising steps) on Sana Sprint, Sana, or another pipeline of a consistency or flow model.
 

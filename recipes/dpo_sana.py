@@ -1,6 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["es-trl"]
+#
+# [tool.hf-jobs]
+# flavor = "a100-large"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
 # ///
 """Diffusion-DPO (online: best against worst) on Sana Sprint or Sana, or on a data set of pairs.
 

@@ -1,6 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["es-trl"]
+#
+# [tool.hf-jobs]
+# flavor = "a100-large"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
 # ///
 """Evolution strategies on Sana Sprint, or any diffusers pipeline that loads a LoRA.
 

@@ -1,6 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["es-trl"]
+#
+# [tool.hf-jobs]
+# flavor = "a100-large"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
 # ///
 """Pref-GRPO (win rates within a group as rewards) on Sana Sprint, Sana, or another few-step or flow model.
 

@@ -392,7 +392,7 @@ def test_wheel_carries_the_assets(tmp_path):
     """An installed package has every shipped file that a checkout has."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "VERSION", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "setup.py", "VERSION", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(PACKAGE, source / "es_trl", ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"

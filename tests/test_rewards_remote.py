@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -407,3 +408,9 @@ def test_share_of_tokens():
     assert first_token_share({"logprobs": None}, "yes", "no") is None
     reply = json.loads(chat("x", {"\u2581Yes": 0.25, "No.": 0.25})[2])["choices"][0]
     assert first_token_share(reply, "yes", "no") == 0.5
+
+
+def test_without_httpx2_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ImportError, match=r"needs httpx2: pip install 'es-trl\[remote\]'"):
+        Endpoint("https://example.org/score")

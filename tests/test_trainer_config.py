@@ -235,3 +235,8 @@ def test_a_config_with_functions_is_still_plain_data(tmp_path):
     ]
     assert tiny_config(tmp_path, eval_reward_funcs="clip_text").eval_reward_funcs == ["clip_text"]
     assert tiny_config(tmp_path, eval_reward_funcs=redness).eval_reward_funcs == [redness]
+
+
+def test_optimizer_arguments_that_the_trainer_would_drop_are_refused(tmp_path, no_model):
+    with pytest.raises(ValueError, match="optim_args='momentun=0.9'.*does not pass 'momentun' to optim='sgd'"):
+        tiny_trainer(tmp_path, optim="sgd", optim_args="momentun=0.9")

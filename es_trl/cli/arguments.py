@@ -10,6 +10,7 @@ import yaml
 from ..names import hint
 from ..trainer import METHODS, check_method, method_classes
 from .keys import config_keys
+from .recipes import with_recipes
 
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def parse(
     config_class: "type[DiffusionConfig] | None" = None, args: Sequence[str] | None = None
 ) -> "tuple[RunArguments, DiffusionConfig]":
     """
-    Reads `--config file.yaml` and the command line; the command line overrides the file, the file the defaults.
+    Reads `--config` (a file, or a recipe's name) and the command line; the command line overrides the file, the file
+    the defaults.
 
     Args:
         config_class (`type`, *optional*): The method's config; by default that of `method`, which is `es` unless the
@@ -134,7 +136,7 @@ def parse(
         `ValueError`: for an unknown method or key of the file (with the nearest known one), or a value that cannot
             work.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    args = with_recipes(sys.argv[1:] if args is None else args)
     path = _value_of("--config", args)
     file = _read(path) if path is not None else {}
     named = _value_of("--method", args) or file.get("method")
@@ -157,6 +159,7 @@ def parse(
 
 def method_of(args: Sequence[str]) -> str:
     """The method that the command line or its config file names, `es` when none does."""
+    args = with_recipes(args)
     path = _value_of("--config", args)
     named = _value_of("--method", args) or (_read(path).get("method") if path else None)
     return _method(None, named)
@@ -200,7 +203,9 @@ def _read(path: str) -> dict:
         with open(path, encoding="utf-8") as file:
             config = yaml.safe_load(file)
     except FileNotFoundError as error:
-        raise ValueError(f"There is no config file {path!r}.") from error
+        raise ValueError(
+            f"There is no config file {path!r}, and no recipe of that name: `es-trl recipes list` names them."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The config file {path!r} cannot be read as text: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:

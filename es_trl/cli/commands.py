@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": ("verify", "prove from its journal that a run's adapter is what its steps give: es-trl verify RUN"),
     "show": ("show", "draw any member of any step again: es-trl show RUN --step 12 --member 3"),
     "reward": ("reward", "list the rewards, or try one: es-trl reward check NAME or file.py:function"),
+    "recipes": ("recipes", "configs to start from, usable by name after --config: es-trl recipes list"),
     "env": ("env", "versions and hardware, ready to paste into a bug report"),
 }
 

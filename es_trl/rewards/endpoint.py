@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import ipaddress
 import json
 import logging
@@ -67,6 +68,8 @@ class Endpoint:
         concurrency: int = 4,
         allow_http: bool = False,
     ):
+        if importlib.util.find_spec("httpx2") is None:
+            raise ImportError("a reward or judge behind a URL needs httpx2: pip install 'es-trl[remote]'")
         parts = _check_url(url, allow_http)
         counts = {"retries": (retries, 0), "retry_budget": (retry_budget, 0)}
         counts |= {"max_reply_bytes": (max_reply_bytes, 1), "concurrency": (concurrency, 1)}

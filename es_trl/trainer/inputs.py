@@ -1,9 +1,11 @@
 """What a trainer is given, checked before a model loads, and made into an adapter on a pipeline."""
 
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftConfig
 from torch import nn
+from transformers import Trainer
 
 from ..pipelines import (
     DEFAULT_TARGETS,
@@ -31,11 +33,24 @@ def checked_args(trainer, args: DiffusionConfig | None, model) -> DiffusionConfi
     check_writable(args.output_dir)
     FolderLock(args.output_dir).check()
     check_trackers(args.report_to)
+    check_optimizer_arguments(args)
     if isinstance(model, DiffusionPipeline):
         check_pipeline(model)
         if args.model_init_kwargs:
             raise ValueError("model_init_kwargs need model as a string; a loaded pipeline was given instead.")
     return args
+
+
+def check_optimizer_arguments(args: DiffusionConfig) -> None:
+    """Of `optim_args`, the Trainer hands on to torch's optimizers what it knows and drops the rest: an error here."""
+    kind, taken = Trainer.get_optimizer_cls_and_kwargs(args) if args.optim_args else (object, {})
+    names = [part.partition("=")[0].strip() for part in (args.optim_args or "").split(",")]
+    dropped = [name for name in names if name not in taken]
+    if kind.__module__.startswith("torch.optim") and dropped:
+        raise ValueError(
+            f"optim_args={args.optim_args!r}: transformers {transformers.__version__} does not pass {dropped[0]!r} to "
+            f"optim={args.optim.value!r}. Leave it out, or give the trainer the optimizer itself (optimizers=...)."
+        )
 
 
 def lora_config_of(peft_config: PeftConfig | None, args: DiffusionConfig) -> LoraConfig:

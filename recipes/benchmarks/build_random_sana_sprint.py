@@ -36,6 +36,18 @@ TRANSFORMER = {
     "qk_norm": "rms_norm_across_heads",
     "interpolation_scale": None,
 }
+TRANSFORMERS = {
+    "sana-1.6b": TRANSFORMER,
+    # Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers
+    "sana-0.6b": TRANSFORMER
+    | {
+        "num_layers": 28,
+        "num_attention_heads": 36,
+        "num_cross_attention_heads": 16,
+        "cross_attention_head_dim": 72,
+        "cross_attention_dim": 1152,
+    },
+}
 BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
 CHANNELS = [128, 256, 512, 512, 1024, 1024]
 MULTISCALES = [[], [], [], [5], [5], [5]]
@@ -67,7 +79,7 @@ TEXT_ENCODER = {
 }
 
 
-def build(seed: int = 0) -> SanaSprintPipeline:
+def build(seed: int = 0, model: str = "sana-1.6b") -> SanaSprintPipeline:
     """The pipeline in bf16, every layer with its own default initialisation."""
     tokenizer = AutoTokenizer.from_pretrained(assets.path("tiny-sana-sprint", "tokenizer"))
     default = torch.get_default_dtype()
@@ -78,7 +90,7 @@ def build(seed: int = 0) -> SanaSprintPipeline:
             tokenizer=tokenizer,
             text_encoder=Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **TEXT_ENCODER)).eval(),
             vae=AutoencoderDC(**AUTOENCODER).eval(),
-            transformer=SanaTransformer2DModel(**TRANSFORMER).eval(),
+            transformer=SanaTransformer2DModel(**TRANSFORMERS[model]).eval(),
             scheduler=SCMScheduler(),
         )
     finally:

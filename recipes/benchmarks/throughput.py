@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from build_random_sana_sprint import TRANSFORMERS, build
 from diffusers import DiffusionPipeline, SanaSprintPipeline, SanaTransformer2DModel
 from peak_memory import peak_megabytes
 from PIL import Image
@@ -48,6 +49,12 @@ class Setting:
     prompts: int
     members_per_forward: int
     dtype: str = "float32"
+    size: int | None = None  # height and width in pixels, where it is not the model's own
+    compiled: bool = False  # the denoiser, in both
+
+    @property
+    def call(self) -> dict:
+        return CALL | ({"height": self.size, "width": self.size} if self.size else {})
 
     @property
     def images(self) -> int:
@@ -59,7 +66,13 @@ class Setting:
 
 
 def build_pipeline(model: str, dtype: str) -> DiffusionPipeline:
-    """`tiny`: the shipped model. `wide`: its text encoder and VAE around random Sana blocks of width 1152."""
+    """
+    `tiny`: the shipped model. `wide`: its text encoder and VAE around random Sana blocks of width 1152. `sana-0.6b`,
+    `sana-1.6b`: the true shapes with random weights, in bf16.
+    """
+    if model in TRANSFORMERS:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return build(model=model)
     pipe = load_pipeline("tiny-sana-sprint", getattr(torch, dtype))
     if model == "tiny":
         return pipe
@@ -95,7 +108,7 @@ def drawing_ways(setting: Setting, sigma: float = SIGMA) -> dict[str, Callable[[
     from es_trl.trainer.rollout import PopulationRollout, PromptBatch
 
     adapter = PipelineAdapter(
-        build_pipeline(setting.model, setting.dtype), es_space=setting.es_space, settings=CallSettings(**CALL)
+        build_pipeline(setting.model, setting.dtype), es_space=setting.es_space, settings=CallSettings(**setting.call)
     ).to(setting.device)
     torch.manual_seed(0)
     for parameter in adapter.theta.values():  # an adapter that does something, as after some training
@@ -106,6 +119,8 @@ def drawing_ways(setting: Setting, sigma: float = SIGMA) -> dict[str, Callable[[
     factors = NoiseBank(0, shapes).draw(0, range(population.num_directions), device=setting.device)
     batch = PromptBatch(PROMPTS[: setting.prompts])
     plain = plain_drawing(setting, adapter)
+    if setting.compiled:
+        adapter.denoiser.compile(fullgraph=True)
 
     def draw_plain() -> list[Image.Image]:
         generators = [[batch.generator(j, 0, 0, 0) for _ in members for j in range(len(batch))] for members in chunks]
@@ -151,6 +166,8 @@ def plain_drawing(setting: Setting, adapter: PipelineAdapter) -> Callable:
         adapter.save_lora(folder)
         pipe.load_lora_weights(folder, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
+    if setting.compiled:
+        pipe.transformer.compile(fullgraph=True)
     call = adapter.settings.call_kwargs(adapter.pipe)
     adapter.prompts.encode(PROMPTS[: setting.prompts])
 

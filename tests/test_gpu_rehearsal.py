@@ -1,0 +1,87 @@
+"""The GPU hour, rehearsed small on the CPU: every stage runs, what is done is skipped, what is torn is passed over."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "recipes" / "benchmarks" / "gpu"
+
+
+def run(*words: str):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(RUNNER / "run.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    done = run("--rehearse", "--output", str(folder))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
+
+
+def entries(folder: Path) -> list[dict]:
+    lines = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return [line for line in lines if "started" not in line]
+
+
+def test_every_stage_finds_something(rehearsal):
+    found = {(entry["stage"], entry["item"]): entry["result"] for entry in entries(rehearsal)}
+    assert {stage for stage, _ in found} == {"suite", "speed", "memory", "quantised", "small"}
+    assert found["suite", "resumed = uninterrupted"] == {"bit-identical": True}
+    assert found["suite", "noise = that of a CPU"] == {"bit-identical": True}
+    assert found["suite", "GRPO's first ratio, float32"]["ratio"] == pytest.approx(1, abs=1e-3)
+    assert found["suite", "fused = merged, lora, float32"]["fused"] is True
+    assert {item for stage, item in found if stage == "memory"} == {
+        f"{method}, tiny, 64 px" for method in ("inference", "ES", "GRPO", "DiffusionDPO")
+    }
+
+
+def test_what_is_done_is_skipped_and_what_was_torn_is_not(rehearsal):
+    path = rehearsal / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"noise = that of a CPU"' not in line) + '{"stage": "sui')
+    done = run("--rehearse", "--output", str(rehearsal), "--stages", "suite")
+    assert done.returncode == 0 and done.stdout.count("\n") == 1 and "noise = that of a CPU: " in done.stdout
+
+
+def test_time_that_is_up_is_said_and_what_was_cut_off_twice_is_passed_over(tmp_path):
+    done = run("--rehearse", "--output", str(tmp_path), "--seconds", "1")
+    assert done.returncode == 3 and "no time left; run the same command again" in done.stdout
+    card = json.loads((tmp_path / "results.jsonl").read_text()) if (tmp_path / "results.jsonl").exists() else None
+    assert card is None, "nothing was begun"
+
+
+def test_the_page_says_not_measured_until_it_is(tmp_path):
+    page = tmp_path / "gpu.md"
+    page.write_text((ROOT / "docs" / "gpu.md").read_text())
+    assert run("--output", str(tmp_path / "none"), "--docs", str(page)).returncode == 0
+    text = page.read_text()
+    assert text.count("| not measured |") > 30 and "No card has been measured yet." in text
+    assert text.split("<!-- results")[0] == (ROOT / "docs" / "gpu.md").read_text().split("<!-- results")[0]
+
+
+def test_only_what_the_image_lacks_is_carried(tmp_path, monkeypatch):
+    sys.path.insert(0, str(RUNNER))
+    import carry
+
+    def download(name, version, arguments):
+        wheel = tmp_path / f"{name}-{version}.whl"
+        needs = {"datasets": ["dill>=0.4", "torch>=2"], "diffusers": ["huggingface-hub>=99"]}.get(name, [])
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr(f"{name}.dist-info/METADATA", "".join(f"Requires-Dist: {need}\n" for need in needs))
+        return wheel
+
+    monkeypatch.setattr(carry, "download", download)
+    words = ["--have", str(RUNNER / "image.txt"), "--to", str(tmp_path / "carried")]
+    assert carry.main(words) == 1, "diffusers asks for a newer huggingface_hub than the image has"
+    names = {path.name.partition("-")[0] for path in tmp_path.glob("*.whl")}
+    assert names == {"datasets", "diffusers", "open", "trl", "dill"}
