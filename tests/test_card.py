@@ -169,6 +169,17 @@ def test_without_evaluation_the_card_says_so():
     assert "model-index" not in card.data.to_dict() and "widget" not in card.data.to_dict()
 
 
+def test_results_of_another_adapter_are_left_out_and_the_card_says_so():
+    evaluation = make_evaluation()
+    evaluation["protocol"]["judged"] = {"adapter": "1" * 64}
+    own = make_card(evaluation=evaluation, digest="1" * 64, picture="samples/before_after.jpg")
+    assert "sha256 `" + "1" * 16 + "`" in own.text and "**clip_text** 0.5000 to 0.6000" in own.text
+    other = make_card(evaluation=evaluation, digest="2" * 64, picture="samples/before_after.jpg")
+    assert "Nothing was measured with this adapter. There are results of another one" in other.text
+    assert "0.6000" not in str(other) and "before_after" not in other.text and other.data.eval_results is None
+    assert "widget" not in other.data.to_dict()
+
+
 def test_sample_sheets_stand_in_for_a_comparison_that_was_not_made():
     sheets = [("Before training", "samples/step-000000.jpg"), ("After step 4", "samples/step-000004.jpg")]
     text = make_card(evaluation=None, samples=(), sheets=sheets).text

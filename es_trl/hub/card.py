@@ -14,6 +14,7 @@ from .. import assets
 from ..formatting import METRICS, duration, interval, number, percent, whole
 from .base_model import base_license, is_hub_id, shown_name
 from .escaping import md_escape, one_line, redact
+from .judged import judged
 from .methods import SETTINGS, Method
 from .tables import differences_table, judge_table, scores_table
 
@@ -41,6 +42,7 @@ def model_card(
     license: str | None = None,
     tags: Sequence[str] = (),
     tracker_urls: Mapping[str, str] | None = None,
+    digest: str | None = None,
 ) -> ModelCard:
     """
     Builds the card of an adapter.
@@ -64,6 +66,8 @@ def model_card(
         license (`str`, *optional*): Overrides the licence of the base model's card.
         tags (`Sequence[str]`, *optional*): Further tags.
         tracker_urls (`Mapping[str, str]`, *optional*): Name of a tracker to the page of this run there.
+        digest (`str`, *optional*): Of the adapter the card goes with ([`~es_trl.hub.adapter_digest`]). Results and
+            pictures of an evaluation that judged another one are left out, and the card says so.
 
     Returns:
         `huggingface_hub.ModelCard`: `.save(path)` writes it, `.data` is the front matter.
@@ -71,6 +75,9 @@ def model_card(
     Raises:
         ValueError: A picture's path is absolute or leaves the folder.
     """
+    of_another = bool(evaluation) and digest is not None and not judged(evaluation, digest)
+    if of_another:
+        evaluation, samples, picture = None, (), None
     base_model = base_model or config.get("base_model")
     base = shown_name(base_model) if base_model else None
     method_name = config.get("method") or "es"
@@ -99,6 +106,8 @@ def model_card(
         method=method,
         settings={k: settings[k] for k in (*method.settings, *SETTINGS) if settings.get(k) is not None},
         evaluation=evaluation,
+        of_another=of_another,
+        digest=digest,
         **_findings(evaluation),
         env=env,
         samples=[(prompt, Markup(url)) for prompt, url in samples],

@@ -26,7 +26,7 @@ from ..evaluation import (
 )
 from ..files import write_text
 from ..formatting import interval, number
-from ..hub import drawn_with, judged, model_card, stamp
+from ..hub import drawn_with, model_card, stamp
 from ..pictures import save_jpeg
 from .settings import run_config
 from .trackers import tracker_urls
@@ -220,14 +220,14 @@ class Results:
         picture = "samples/before_after.jpg"
         found = self.comparison or os.path.exists(os.path.join(output_dir, picture))
         digest = trainer.adapter.lora_digest() if found else None
-        mine = judged(self.comparison, digest)  # training may have gone on since
         try:
             card = model_card(
                 adapter_info=trainer.adapter.describe(),
                 config=run_config(trainer),
-                evaluation=self.comparison if mine else None,
+                evaluation=self.comparison,
+                digest=digest,  # training may have gone on since the comparison
                 env=trainer.environment,
-                samples=self.gallery if mine else (),
+                samples=self.gallery,
                 picture=picture if drawn_with(os.path.join(output_dir, picture), digest) else None,
                 sheets=sample_sheets(output_dir),
                 repo_id=trainer.hub.repo_id or (args.hub_model_id if args.push_to_hub else None),
