@@ -19,7 +19,7 @@ def page(evaluation: dict[str, Any]) -> str:
     """
     protocol = evaluation["protocol"]
     sections = ["# Evaluation", _introduction(protocol, evaluation), "## Scores", _scores(evaluation)]
-    if evaluation.get("gap_closures"):
+    if any(entry["value"] is not None for entry in evaluation.get("gap_closures") or ()):
         sections += ["## Gap closure", _gaps(evaluation)]
     if evaluation["paired"]:
         sections += ["## Differences on the same prompts and noise", _differences(evaluation)]
@@ -64,6 +64,7 @@ def _gaps(evaluation: dict[str, Any]) -> str:
             number(e["value"]) + interval(e["ci_low"], e["ci_high"]),
         ]
         for e in evaluation["gap_closures"]
+        if e["value"] is not None
     ]
     return table(["model", "reward", "share of the gap closed"], rows, right=2)
 

@@ -18,6 +18,7 @@ from .looks import LOOKS
 from .noise import Noise
 from .significance import holm, verdict, wilcoxon_p
 from .statistics import (
+    Estimate,
     gap_closure,
     mean_estimate,
     paired_difference,
@@ -347,13 +348,13 @@ class Evaluation:
         closures = []
         for model, base, target in self.gap_rows():
             for reward in self.reward_names:
-                if reward not in self.rising:
-                    continue
-                scores = (self.of(row, reward) for row in (model, base, target))
-                found = gap_closure(*scores, self.resamples, self.bootstrap_seed)
+                found = Estimate(math.nan, math.nan, math.nan, 0)  # nothing to close: more steps need not raise it
+                if reward in self.rising:
+                    scores = (self.of(row, reward) for row in (model, base, target))
+                    found = gap_closure(*scores, self.resamples, self.bootstrap_seed)
                 closures.append({"row": model, "base": base, "target": target, "reward": reward,
                                  "value": found.value, "ci_low": found.low, "ci_high": found.high})  # fmt: skip
-        first = closures[: len(closures) // max(1, len(self.gap_rows()))]
+        first = [entry for entry in closures[: len(self.reward_names)] if entry["reward"] in self.rising]
         return {
             "gap_closure": {entry["reward"]: entry["value"] for entry in first},
             "gap_closure_ci": {entry["reward"]: [entry["ci_low"], entry["ci_high"]] for entry in first},
