@@ -69,7 +69,7 @@ def test_the_command_line_writes_the_whole_folder(run_folder, parti_file, tmp_pa
     assert {"retrieval_accuracy", "diversity"} <= set(table["rows"][4]["judge"])
     groups = {(entry["by"], entry["value"]) for entry in table["exploratory"]["entries"]}
     assert ("category", "Animals") in groups and ("challenge", "Writing & Symbols") in groups
-    for name in ("eval.md", "scores.parquet", "prompts.jsonl", "journal/fingerprint.json"):
+    for name in ("eval.md", "scores.parquet", "prompts.jsonl", "journal/settings.json"):
         assert (tmp_path / name).is_file(), name
 
 
