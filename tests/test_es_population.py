@@ -145,15 +145,43 @@ def test_rows_that_cannot_be_mapped_are_an_error(call, rows):
             call(toy)
 
 
-def test_flattened_tokens_are_an_error_rather_than_wrong_pictures():
-    class Flattening(Toy):
-        def forward(self, hidden_states):
-            return self.layer(hidden_states.flatten(0, 1))
+class Reshaped(Toy):
+    """A denoiser whose layer sees its rows in another shape."""
 
-    toy = Flattening(nn.Linear(6, 4))
+    def __init__(self, layer, into, back):
+        super().__init__(layer)
+        self.into, self.back = into, back
+
+    def forward(self, hidden_states):
+        return self.back(self.layer(self.into(hidden_states)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("into", "back"),
+    [
+        (lambda x: x.flatten(0, 1), lambda y: y.unflatten(0, (-1, 5))),  # side by side: frames, tokens
+        (lambda x: x.transpose(0, 1), lambda y: y.transpose(0, 1)),  # tokens first
+        (lambda x: x.chunk(2)[1], lambda y: torch.cat([y, y])),  # one of two guidance copies
+    ],
+    ids=["side by side", "tokens first", "one copy"],
+)
+def test_rows_in_other_shapes_are_told_apart(into, back):
+    layer = nn.Linear(6, 4)
+    site, factors, signs, weights = build(layer)
+    x = torch.randn(4, 2, 5, 6)
+    toy = Reshaped(layer, into, back)
+    with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=2):
+        fused = toy(torch.cat([x.flatten(0, 1)] * 2))
+    expected = merged_outputs(layer, weights, x).flatten(0, 1)
+    torch.testing.assert_close(fused, torch.cat([expected] * 2))
+
+
+def test_all_tokens_in_one_row_are_an_error_rather_than_wrong_pictures():
+    toy = Reshaped(nn.Linear(6, 4), lambda x: x.flatten(0, 1)[None], lambda y: y)
     site, factors, signs, _ = build(toy.layer)
     with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=1):
-        with pytest.raises(PopulationShapeError, match="sees 20 rows while the denoiser was called with 4"):
+        with pytest.raises(PopulationShapeError, match="sees 1 rows while the denoiser was called with 4"):
             toy(torch.randn(4, 5, 6))
 
 

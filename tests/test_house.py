@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "formatting": set(),
     "names": set(),
     "pictures": set(),
+    "samples": set(),
 }
 LAZY = ["", "cli", "replay", "rewards", "run", "trainer"]  # packages whose names are imported when they are used
 # single files that every room but the mathematics may use, and that know no room
-FOR_ALL = {"files", "formatting", "lazy", "names", "pictures", "version"}
+FOR_ALL = {"files", "formatting", "lazy", "names", "pictures", "samples", "version"}
 # what stands above the rooms and takes only what a room's front door gives: `from es_trl.room import name`
 FRONT_DOORS_ONLY = ("cli",)
 

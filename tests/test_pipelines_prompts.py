@@ -4,10 +4,12 @@ import functools
 
 import pytest
 import torch
-from tiny_pipelines import PROMPTS, fresh_sprint, sana, stable_diffusion
+from peft import LoraConfig
+from tiny_pipelines import PROMPTS, flux, fresh_sprint, sana, stable_diffusion
 
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, PipelineAdapter
+from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
 def generators(count: int) -> list[torch.Generator]:
@@ -96,17 +98,18 @@ def test_pipelines_without_a_cache_get_their_prompts_as_text():
 
 def test_each_prompt_is_encoded_once(monkeypatch):
     adapter = PipelineAdapter(fresh_sprint(), settings=CallSettings(1, max_sequence_length=16))
+    draw(adapter, PROMPTS[:1])  # finds out what belongs to which prompt
     encoded, original = [], adapter.pipe.encode_prompt
 
     @functools.wraps(original)
     def spy(prompt=None, **kwargs):
-        encoded.extend(prompt or [])  # the call itself passes embeddings
+        encoded.extend(prompt)
         return original(prompt, **kwargs)
 
     monkeypatch.setattr(adapter.pipe, "encode_prompt", spy)
     draw(adapter, PROMPTS[:2] * 2)
     draw(adapter, PROMPTS)
-    assert encoded == PROMPTS
+    assert encoded == PROMPTS[1:]
 
 
 def test_the_text_encoder_can_be_released():
@@ -121,11 +124,20 @@ def test_the_text_encoder_can_be_released():
         draw(adapter, PROMPTS)
 
 
-def test_what_cannot_be_cached_cannot_be_released():
-    adapter = PipelineAdapter(stable_diffusion(), settings=CallSettings(2))
-    with pytest.raises(ValueError, match="release_text_encoder=True is not possible with StableDiffusionPipeline"):
+def test_any_class_s_encoders_can_be_released():
+    """Several of them, pooled embeddings, negative prompts: nothing is written down per class."""
+    for pipe, settings in ((stable_diffusion(), CallSettings(2, 3.0)), (flux(), CallSettings(2, height=16, width=16))):
+        adapter = PipelineAdapter(pipe, settings=settings)
+        before = draw(adapter, PROMPTS[:2])
         adapter.prompts.release()
-    assert adapter.pipe.text_encoder is not None
+        assert not [name for name, part in pipe.components.items() if name.startswith("text_enc") and part is not None]
+        assert torch.equal(draw(adapter, PROMPTS[:2]), before)
+
+
+def test_what_encodes_no_prompts_ahead_cannot_be_released():
+    adapter = PipelineAdapter(toy_pipeline(), LoraConfig(target_modules=["to_q"]))
+    with pytest.raises(ValueError, match="release_text_encoder=True is not possible with ToyPipeline.*encode_prompt"):
+        adapter.prompts.release()
 
 
 def test_prompts_of_any_length_share_a_batch():

@@ -222,6 +222,22 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_its_update(tmp_path, 
     assert all(torch.isfinite(value).all() for value in trainer.adapter.theta.values())
 
 
+def test_a_first_ratio_that_is_not_one_ends_the_run_before_its_update(tmp_path):
+    """What is replayed is not what was drawn, as where a pipeline's noise or rows are not those of the rollout."""
+    trainer = tiny_policy(tmp_path, max_steps=1)
+    start, rollout = theta_of(trainer), trainer.sampler.rollout
+
+    def of_another_policy(*args, **kwargs):
+        images, trajectory = rollout(*args, **kwargs)
+        trajectory.log_probs = {step: value + 0.01 for step, value in trajectory.log_probs.items()}
+        return images, trajectory
+
+    trainer.sampler.rollout = of_another_policy
+    with pytest.raises(RuntimeError, match="Step 0: the first probability ratio of SanaSprintPipeline differs from 1"):
+        trainer.train()
+    assert same(theta_of(trainer), start)
+
+
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
 @pytest.mark.parametrize(
     ("grad", "message"),

@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..es import make_generator
 from ..formatting import duration
 from ..run import peak_memory_gb
+from ..samples import still_of
 from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
 from .arguments import RunArguments, parse
 from .training import prepare, prompts_of
@@ -153,7 +154,7 @@ def _run(
     batch = _images_per_forward(config)
     columns = {name: (trainer.train_dataset[name][:] * batch)[:batch] for name in trainer.train_dataset.column_names}
     prompts = columns.pop("prompt")
-    draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch)), device)
+    draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch), columns=columns), device)
     score, _ = _timed(lambda: trainer.rewards(prompts, images, columns, where="the dry run"), device)
     row("full batch", f"{batch} images in {duration(draw)}, their rewards in {duration(score)}")
     of = "of the GPU" if device.type == "cuda" else "of the process"
@@ -191,7 +192,8 @@ def _round_trip(trainer: DiffusionTrainer, folder: str) -> str:
     """Draws with the trained adapter and with its file; they must be the same picture."""
     adapter = trainer.adapter
     prompt = trainer.train_dataset["prompt"][:1]
-    (trained,) = adapter.generate(prompt, _generators(1))
+    columns = {n: trainer.train_dataset[n][:1] for n in trainer.train_dataset.column_names if n != "prompt"}
+    (trained,) = map(still_of, adapter.generate(prompt, _generators(1), columns=columns))
     trainer.save_model(folder)
     pipe = adapter.pipe
     with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
@@ -199,7 +201,7 @@ def _round_trip(trainer: DiffusionTrainer, folder: str) -> str:
         pipe.load_lora_weights(folder, adapter_name="from_file", use_safetensors=True)
         try:
             pipe.set_adapters("from_file")
-            (loaded,) = adapter.generate(prompt, _generators(1))
+            (loaded,) = map(still_of, adapter.generate(prompt, _generators(1), columns=columns))
         finally:
             pipe.set_adapters("default")
             pipe.delete_adapters("from_file")

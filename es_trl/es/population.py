@@ -112,7 +112,8 @@ class PopulationForward:
         return self._additive if site.additive else self._linear
 
     def _read_batch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else next((kwargs[k] for k in _SAMPLE_NAMES if k in kwargs), None)
+        inputs = [*args[:1], *(kwargs[name] for name in _SAMPLE_NAMES if name in kwargs), *kwargs.values()]
+        sample = next((value for value in inputs if isinstance(value, list | tuple | torch.Tensor)), None)
         self._batch = len(sample) if isinstance(sample, list | tuple | torch.Tensor) else None
 
     def _weights(self, site: Site, dtype: torch.dtype) -> torch.Tensor:
@@ -128,17 +129,27 @@ class PopulationForward:
         return (self._run.signs.to(factors.U) * (self.sigma / factors.rank**0.5))[:, None, None]
 
     def _by_member(self, site: Site, x: torch.Tensor) -> torch.Tensor:
-        """`(batch, ...) -> (copies, M, rows, ...)`."""
+        """
+        `(batch, ...) -> (copies, M, rows, ...)`. A module that sees a multiple of the denoiser's batch has that many
+        rows side by side for each of its entries (frames, tokens); one that sees fewer, some of the guidance copies.
+        """
         run = self._run
-        images = run.count * run.rows
-        if self._batch is None or x.shape[0] != self._batch or self._batch % images:
+        images, size = run.count * run.rows, x.shape[0]
+        if self._batch is None or self._batch % images or size % images:
             raise PopulationShapeError(
                 f"{site.name} sees {x.shape[0]} rows while the denoiser was called with {self._batch} for {run.count} "
                 f"members of {run.rows} images: rows cannot be told apart by member."
             )
-        return x.reshape(-1, run.count, run.rows, *x.shape[1:])
+        side_by_side = size // self._batch if size % self._batch == 0 else 1
+        return x.reshape(-1, run.count, run.rows * side_by_side, *x.shape[1:])
+
+    def _tokens_first(self, x: torch.Tensor) -> bool:
+        """Whether `x` is `(tokens, batch, ...)`, as some models have it."""
+        return x.ndim > 2 and self._run.count > 1 and x.shape[1] == self._batch != x.shape[0]
 
     def _linear(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        if self._tokens_first(x):
+            return self._linear(site, x.transpose(0, 1)).transpose(0, 1)
         weights = self._weights(site, x.dtype)
         if self._run.count == 1:
             return F.linear(x, weights[0], site.module.bias)
@@ -153,12 +164,16 @@ class PopulationForward:
         if run.count == 1:
             return F.conv2d(x, weights[0], module.bias, groups=module.groups, **geometry)
         # One grouped convolution: members become groups of channels.
-        grouped = self._by_member(site, x).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        by_member = self._by_member(site, x)
+        rows = by_member.shape[2]
+        grouped = by_member.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         y = F.conv2d(grouped, weights.flatten(0, 1), groups=run.count * module.groups, **geometry)
-        y = y.view(-1, run.rows, run.count, module.weight.shape[0], *y.shape[2:]).transpose(1, 2).flatten(0, 2)
+        y = y.view(-1, rows, run.count, module.weight.shape[0], *y.shape[2:]).transpose(1, 2).flatten(0, 2)
         return y if module.bias is None else y + module.bias[:, None, None]
 
     def _additive(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        if self._tokens_first(x):
+            return self._additive(site, x.transpose(0, 1)).transpose(0, 1)
         factors = self._factors[site.name]
         y = F.linear(x, site.module.weight, site.module.bias) + F.linear(x, site.theta.detach().to(x.dtype))
         U = (factors.U * self._scale(factors)).to(x.dtype)

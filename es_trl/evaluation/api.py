@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..hub.escaping import redact
 from ..hub.judged import adapter_digest
-from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, load_pipeline
+from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, as_pipeline, load_pipeline
 from ..rewards import RewardSet
 from ..rewards.clip_features import as_torch_dtype
 from .adapters import find_adapters
@@ -25,7 +25,6 @@ from .inputs import (
     choose_trained,
     complete_settings,
     make_rows,
-    pipeline_steps,
     read_prompts,
     run_value,
 )
@@ -166,17 +165,17 @@ def evaluate(
         settings = complete_settings(settings, sources)
         rewards.load()  # a scorer that cannot be had is said before the larger model is loaded
         dtype = as_torch_dtype(dtype or run_value(sources, "dtype"))
-        pipe = load_pipeline(model, dtype) if isinstance(model, str) else model
+        pipe = load_pipeline(model, dtype) if isinstance(model, str) else as_pipeline(model)
         files = {source.label: source.file for source in sources}
         drawer = LoadedAdapters(pipe, files, settings, allow_partial)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}
         details["judged"] = {source.label: adapter_digest(source.file) for source in sources}
     try:
         described = drawer.describe()
-        first = described.get("num_inference_steps") or pipeline_steps(drawer.pipe)
+        first = drawer.steps
         if rows is None:
             rows = make_rows(None if in_training else labels, first, steps, best_of, adapter_scales)
-        rows = [row if row.num_inference_steps else replace(row, num_inference_steps=first) for row in rows]
+        rows = [row if row.num_inference_steps else replace(row, num_inference_steps=first or 1) for row in rows]
         if isinstance(judge, str):
             judge = load_judge(judge, prompts, device=_device(device), dtype=exact)
         elif judge is None and noise.images_per_prompt > 1:

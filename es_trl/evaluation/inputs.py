@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -101,7 +100,7 @@ def choose_trained(
 
 def make_rows(
     labels: Sequence[str] | None,
-    first: int,
+    first: int | None,
     steps: Sequence[int] | None,
     best_of: Sequence[int],
     scales: Sequence[float],
@@ -109,14 +108,9 @@ def make_rows(
     """The table of [`evaluate`]; `labels` is `None` for a model in training, whose adapter has none."""
     if labels is None and not (steps or best_of or scales):
         return default_rows(first)
-    steps = list(dict.fromkeys(steps or [first, 2 * first]))
+    steps = list(dict.fromkeys(steps or ([first, 2 * first] if first else [1])))
     labels = [None] if labels is None else labels
     return build_rows(labels, steps, list(dict.fromkeys(best_of)), list(dict.fromkeys(scales)))
-
-
-def pipeline_steps(pipe) -> int:
-    """The number of steps a pipeline takes when it is not told."""
-    return inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
 
 
 def check_counts(**counts: tuple[int | None, int]) -> None:

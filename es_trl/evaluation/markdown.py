@@ -128,6 +128,9 @@ def _protocol(evaluation: dict[str, Any]) -> str:
     ]
     if protocol.get("images_drawn"):
         lines.append(f"- images drawn in all: {protocol['images_drawn']}")
+    for row, counts in (protocol.get("odd_pictures") or {}).items():
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        lines.append(f"- **odd pictures** of {md_escape(row)}: {found} (not made of numbers or flagged; all black)")
     check = evaluation["checks"].get("scale_zero_equals_base")
     if check:
         lines.append(f"- at LoRA scale 0 the scores differ from the base's by at most {check['max_score_difference']}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pictures import save_jpeg
+from ..samples import still_of
 from .grids import tiles
 from .protocol import draw_images
 from .statistics import prompt_means
@@ -119,9 +120,11 @@ def save_pairs(
             name = f"{key[0]:05d}-{key[1]:02d}.jpg"
             pair["files"][row.name] = f"{IMAGES}/{row.draw.folder}/{name}"
             wanted[key] = directory / name
-        for keys, images in draw_images(model, result.prompts, row, list(wanted), result.noise, batch_size):
+        for keys, images in draw_images(
+            model, result.prompts, row, list(wanted), result.noise, batch_size, result.columns
+        ):
             for key, image in zip(keys, images, strict=True):
-                save_jpeg(image, wanted[key])
+                save_jpeg(still_of(image), wanted[key])
     return pairs
 
 
@@ -149,8 +152,8 @@ def save_strengths(
     for strength in STRENGTHS:
         row = replace(adapter, name=f"strength {strength:g}", adapter_scale=strength)
         drawn = {}
-        for batch, images in draw_images(model, result.prompts, row, keys, result.noise, batch_size):
-            drawn |= dict(zip(batch, images, strict=True))
+        for batch, images in draw_images(model, result.prompts, row, keys, result.noise, batch_size, result.columns):
+            drawn |= dict(zip(batch, map(still_of, images), strict=True))
         path = Path(folder, IMAGES, f"strength-{strength:g}.jpg")
         save_jpeg(tiles([[drawn[key] for key in keys]]), path)
         files[f"{strength:g}"] = f"{IMAGES}/{path.name}"

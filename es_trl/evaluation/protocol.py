@@ -6,7 +6,7 @@ enter, so two rows differ only by their weights and steps, and the table does no
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..rewards.clip_features import share_image_features
+from ..samples import is_black, still_of, why_unscored
 from .looks import LOOKS, looks_of
 from .noise import Noise
 from .result import Evaluation
@@ -38,6 +39,7 @@ def draw_images(
     keys: Sequence[tuple[int, int]],
     seed: int | Noise = 0,
     batch_size: int = 16,
+    columns: Mapping[str, Sequence] | None = None,
 ) -> Iterator[tuple[list[tuple[int, int]], list[Image.Image]]]:
     """
     Draws images of one row, batch by batch. Any image of an evaluation can be drawn again from its key.
@@ -49,6 +51,7 @@ def draw_images(
         keys (`Sequence[tuple[int, int]]`): (prompt index in [0, P), image index) of each image.
         seed (`int` or [`Noise`], *optional*, defaults to 0): Seed of the evaluation.
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
+        columns (`Mapping[str, Sequence]`, *optional*): The prompts' other columns; keywords of the call go into it.
 
     Yields:
         `tuple[list[tuple[int, int]], list[PIL.Image.Image]]`: The keys of a batch and their images, in order.
@@ -59,7 +62,10 @@ def draw_images(
         generators = [noise.generator(*key) for key in batch]
         with _weights_of(adapter, row):
             images = adapter.generate(
-                [prompts[prompt] for prompt, _ in batch], generators, num_inference_steps=row.num_inference_steps
+                [prompts[prompt] for prompt, _ in batch],
+                generators,
+                num_inference_steps=row.num_inference_steps,
+                columns={name: [values[prompt] for prompt, _ in batch] for name, values in (columns or {}).items()},
             )
         yield batch, images
 
@@ -74,6 +80,23 @@ def _weights_of(adapter: "PipelineAdapter | LoadedAdapters", row: EvaluationRow)
         elif row.adapter_scale != 1.0:
             stack.enter_context(adapter.adapter_scale(row.adapter_scale))
         yield
+
+
+KINDS = {"without a score": 1, "black": 2}
+
+
+def kind_of(sample) -> int:
+    """One of `KINDS`, or 0 for a picture with nothing odd about it."""
+    return 1 if why_unscored(sample) is not None else 2 if is_black(sample) else 0
+
+
+def _features(judge: "ClipJudge | DiversityJudge", images: list) -> np.ndarray:
+    """(B, D), NaN for what has no score and for what is no single picture."""
+    seen = [i for i, image in enumerate(images) if kind_of(image) != 1 and isinstance(image, Image.Image)]
+    features = np.full((len(images), judge.dim), np.nan, np.float32)
+    if seen:
+        features[seen] = judge.image_features([images[i] for i in seen])
+    return features
 
 
 def measure(
@@ -112,8 +135,8 @@ def measure(
             logger.info("evaluated %s: %d images", ", ".join(row.name for row in users), len(share.mine) * images_of)
         else:
             keys = [(prompt, image) for prompt in kept_share.mine for image in range(images_of)]
-            for batch, images in draw_images(model, prompts, users[0], keys, result.noise, batch_size):
-                kept |= dict(zip(batch, images, strict=True))
+            for batch, images in draw_images(model, prompts, users[0], keys, result.noise, batch_size, result.columns):
+                kept |= dict(zip(batch, map(still_of, images), strict=True))
         for row in users:
             picked = result.add_row(row, arrays["scores"], arrays.get("features"), judge)
             result.looks[row.name] = np.take_along_axis(arrays["looks"], picked[:, :, None], axis=1)
@@ -133,6 +156,7 @@ def _score_row(
     processes together; the pictures of the first `n_keep` prompts go into `kept`.
     """
     arrays = {"scores": share.empty((images_of, len(rewards.names))), "looks": share.empty((images_of, len(LOOKS)))}
+    odd = share.empty((images_of,), 0.0)
     if judge is not None:
         arrays["features"] = share.empty((images_of, judge.dim), 0.0, np.float32)
     keys = [(prompt, image) for prompt in share.mine for image in range(images_of)]
@@ -141,7 +165,7 @@ def _score_row(
     bar = tqdm(total=len(keys), desc=row.name, unit="img", leave=False, disable=share.process_index or None)
     for start in range(0, len(keys), scored_at_once):
         batch = keys[start : start + scored_at_once]
-        drawn = draw_images(model, result.prompts, row, batch, result.noise, batch_size)
+        drawn = draw_images(model, result.prompts, row, batch, result.noise, batch_size, result.columns)
         images = [image for _, pictures in drawn for image in pictures]
         indices = [prompt for prompt, _ in batch]
         slots = [share.slot(i) for i in indices], [image for _, image in batch]
@@ -156,9 +180,14 @@ def _score_row(
                 step_prompts=result.prompts,
             )
             if judge is not None:
-                arrays["features"][slots] = judge.image_features(images)
-        arrays["looks"][slots] = [looks_of(image) for image in images]
+                arrays["features"][slots] = _features(judge, images)
+        arrays["looks"][slots] = [looks_of(still_of(image)) for image in images]
+        odd[slots] = [kind_of(image) for image in images]
         bar.update(len(batch))
-        kept |= {key: image for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
+        kept |= {key: still_of(image) for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
     bar.close()
+    odd = share.collect(odd)
+    counts = {kind: int((odd == number).sum()) for kind, number in KINDS.items() if (odd == number).any()}
+    if counts:
+        result.details.setdefault("odd_pictures", {})[row.name] = counts
     return {name: share.collect(value) for name, value in arrays.items()}

@@ -132,8 +132,12 @@ class Evaluation:
         self.scores[row.name] = np.take_along_axis(scores, picked[:, :, None], axis=1)
         if judge is not None:
             features = np.take_along_axis(features, picked[:, :, None], axis=1)
-            self.judge_scores[row.name] = judge.prompt_scores(self.prompts, features)
-            if judge.real is not None:
+            unseen = np.isnan(features).any(axis=2)  # pictures without a score have none by the judge either
+            judged = judge.prompt_scores(self.prompts, np.nan_to_num(features))
+            for values in judged.values():
+                values[unseen if values.shape == unseen.shape else unseen.any(axis=1)] = np.nan
+            self.judge_scores[row.name] = judged
+            if judge.real is not None and not unseen.any():
                 draws = judge.real.resample(features, self.bootstrap_seed)
                 self.distances[row.name] = judge.real.distance(features), draws
         return picked

@@ -69,13 +69,16 @@ class Draw:
         return f"{self.weights}-{self.num_inference_steps}" + (f"-x{self.scale:g}" if self.scale != 1.0 else "")
 
 
-def default_rows(num_inference_steps: int) -> list[EvaluationRow]:
+def default_rows(num_inference_steps: int | None) -> list[EvaluationRow]:
     """
     The three rows of the gap closure: the base, the adapter, and the base with twice the steps.
 
     Args:
-        num_inference_steps (`int`): Steps the adapter was trained for.
+        num_inference_steps (`int`): Steps the adapter was trained for; `None` for a model without steps, of which
+            there are the base and the adapter only.
     """
+    if num_inference_steps is None:
+        return build_rows([None], [1])
     return build_rows([None], [num_inference_steps, 2 * num_inference_steps], twice=False)
 
 

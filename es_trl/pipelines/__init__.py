@@ -6,6 +6,7 @@ from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
 from .digest import file_digest, tensor_digest
 from .frozen import FrozenPipeline
+from .generators import Generator, GeneratorPipeline, as_pipeline
 from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, empty_denoiser, load_pipeline
 from .lora_export import export_tensors
@@ -13,8 +14,10 @@ from .lora_files import read_lora
 from .output_change import calibrate_sigma, output_change
 from .policy import Gaussian
 from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
+from .self_check import check_members, numbers_of, rounding_limit, watching_layers
 from .spaces import SPACES
 from .verify import verify_population_forward
+from .watching import dtype_of
 
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "DenoisingModel",
     "DifferentiableForward",
     "FrozenPipeline",
+    "Generator",
+    "GeneratorPipeline",
     "Gaussian",
     "LoadedAdapters",
     "PipelineAdapter",
@@ -32,15 +37,21 @@ __all__ = [
     "PolicySettings",
     "Trajectory",
     "calibrate_sigma",
+    "as_pipeline",
     "check_lora_config",
+    "check_members",
     "check_pipeline",
     "check_policy",
+    "dtype_of",
     "empty_denoiser",
     "export_tensors",
     "file_digest",
     "load_pipeline",
     "output_change",
+    "numbers_of",
     "read_lora",
+    "rounding_limit",
     "tensor_digest",
     "verify_population_forward",
+    "watching_layers",
 ]

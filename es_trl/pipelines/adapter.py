@@ -1,20 +1,25 @@
 """PipelineAdapter: a frozen diffusers pipeline with one LoRA on its denoiser, and the only door to both."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..es import Factors, PopulationForward, make_seed
 from .call_settings import CallSettings
 from .digest import tensor_digest
 from .frozen import FrozenPipeline
 from .spaces import build_space
+from .watching import dtype_of
 
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "default"  # the name under which diffusers collects the metadata of a LoRA
 DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -55,11 +60,24 @@ class PipelineAdapter(FrozenPipeline):
         self.lora_config = lora_config or LoraConfig(r=8, lora_alpha=8, target_modules=DEFAULT_TARGETS)
         check_lora_config(self.lora_config)
         self.es_space = es_space
+        self._name_what_stays()
         self._inject(seed)
         self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
         self.theta = self.space.theta
         self._written: list[float] | None = None
         self._population: PopulationForward | None = None
+
+    def _name_what_stays(self) -> None:
+        names = [name for name in self.pipe._lora_loadable_modules if not name.startswith("text_encoder")]
+        others = [name for name in names if isinstance(getattr(self.pipe, name, None), torch.nn.Module)]
+        others = [name for name in others if getattr(self.pipe, name) is not self.denoiser]
+        if others:
+            logger.warning(
+                "LoRA goes on the %s alone; the %s of %s stays as it is, in the steps that it draws.",
+                self.denoiser_name,
+                ", ".join(others),
+                type(self.pipe).__name__,
+            )
 
     def _inject(self, seed: int) -> None:
         if getattr(self.denoiser, "peft_config", None):
@@ -70,7 +88,7 @@ class PipelineAdapter(FrozenPipeline):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_seed(seed, "lora_start"))
             try:
-                self.denoiser.add_adapter(self.lora_config, ADAPTER_NAME)
+                inject_lora(self.denoiser, self.lora_config, ADAPTER_NAME)
             except ValueError as error:
                 raise ValueError(
                     f"LoRA could not be put on the {self.denoiser_name}: {str(error).splitlines()[0]} Set "
@@ -79,7 +97,7 @@ class PipelineAdapter(FrozenPipeline):
         self.denoiser.requires_grad_(False)
         for name, module in self.denoiser.named_modules():
             if name.endswith((f"lora_A.{ADAPTER_NAME}", f"lora_B.{ADAPTER_NAME}")):
-                module.to(self.denoiser.dtype)
+                module.to(dtype_of(self.denoiser))
 
     # ---- drawing ----
 
@@ -89,32 +107,33 @@ class PipelineAdapter(FrozenPipeline):
         if self._population is None or self._population.sigma != sigma:
             self._population = PopulationForward(self.denoiser, self.space.sites, sigma)
         with self._population.members(factors, signs, rows):
-            if not self.space.base_only:
-                yield
-            else:
-                with self.adapter_disabled():
+            self.drawer.members = len(signs)
+            try:
+                with self.adapter_disabled() if self.space.base_only else nullcontext():
                     yield
+            finally:
+                self.drawer.members = 1
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """Inside, the frozen base model draws."""
         # Switching an adapter on, peft lets its weights require gradients, and torch then computes with other kernels,
         # even under no_grad: pictures would differ in their last bits from those before.
-        self.denoiser.disable_adapters()
+        set_lora_enabled(self.denoiser, False)
         try:
             yield
         finally:
-            self.denoiser.enable_adapters()
+            set_lora_enabled(self.denoiser, True)
             self.denoiser.requires_grad_(False)
 
     @contextmanager
     def adapter_scale(self, scale: float) -> Iterator[None]:
         """Inside, the adapter's effect is multiplied by `scale` (1 is as trained, 0 is the base)."""
-        self.denoiser.set_adapters(ADAPTER_NAME, scale)
+        set_lora_scale(self.denoiser, ADAPTER_NAME, scale)
         try:
             yield
         finally:
-            self.denoiser.set_adapters(ADAPTER_NAME, 1.0)
+            set_lora_scale(self.denoiser, ADAPTER_NAME, 1.0)
             self.denoiser.requires_grad_(False)
 
     # ---- theta ----
@@ -219,6 +238,30 @@ def sort_metadata(path: str | os.PathLike) -> None:
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
+
+
+def inject_lora(module: torch.nn.Module, config: LoraConfig, name: str) -> None:
+    """Puts a LoRA on any module; diffusers' and transformers' own note it down."""
+    if hasattr(module, "add_adapter"):
+        module.add_adapter(config, name)
+    else:
+        inject_adapter_in_model(config, module, name)
+
+
+def set_lora_enabled(module: torch.nn.Module, enabled: bool) -> None:
+    """Switches the LoRAs on a module on or off."""
+    for layer in _lora_layers(module):
+        layer.enable_adapters(enabled)
+
+
+def set_lora_scale(module: torch.nn.Module, name: str, scale: float) -> None:
+    """Multiplies the effect of one LoRA on a module."""
+    for layer in _lora_layers(module):
+        layer.set_scale(name, scale)
+
+
+def _lora_layers(module: torch.nn.Module) -> Iterator[BaseTunerLayer]:
+    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def check_lora_config(config: LoraConfig) -> None:

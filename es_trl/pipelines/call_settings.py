@@ -1,8 +1,13 @@
 """How a pipeline is called: steps, guidance, size, text length, and what each pipeline class needs beside them."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from PIL import Image
+
+from .generators import GeneratorPipeline
 
 
 # What the package itself passes to every call.
@@ -36,7 +41,7 @@ class CallSettings:
         for key in self.extra:
             if key in OWN_KEYWORDS or key in type(self).__dataclass_fields__:
                 raise ValueError(f"pipeline_kwargs must not set {key}: it has a field or a value of its own.")
-        accepted = set(inspect.signature(type(pipe).__call__).parameters)
+        accepted = self.parameters(pipe)
         named = {key: value for key, value in asdict(self).items() if key != "extra" and value is not None}
         for key in [*named, *self.extra]:
             if key not in accepted:
@@ -44,7 +49,7 @@ class CallSettings:
 
     def call_kwargs(self, pipe, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> dict:
         """The keywords of one call of `pipe`, without prompts and generators."""
-        accepted = inspect.signature(type(pipe).__call__).parameters
+        accepted = self.parameters(pipe)
         steps = num_inference_steps or self.num_inference_steps
         height, width = self.size(pipe)
         kwargs = {
@@ -64,6 +69,41 @@ class CallSettings:
             kwargs["intermediate_timesteps"] = None
         return kwargs
 
+    @staticmethod
+    def parameters(pipe) -> dict[str, inspect.Parameter]:
+        """The keywords that `pipe` takes: those of its class, and of the classes that its `**kwargs` go to."""
+        if isinstance(pipe, GeneratorPipeline):
+            return pipe.call_parameters()
+        found: dict[str, inspect.Parameter] = {}
+        for cls in type(pipe).__mro__:
+            if "__call__" not in vars(cls):
+                continue
+            own = inspect.signature(cls.__call__).parameters
+            found = dict(own) | found
+            if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                break
+        return {n: p for n, p in found.items() if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+    def row_columns(self, pipe, columns: Mapping[str, Sequence]) -> dict[str, list]:
+        """Those of a data set's columns that go into the call: its keywords, unless they are settings."""
+        if isinstance(pipe, GeneratorPipeline):
+            return pipe.call_columns(columns)
+        accepted = self.parameters(pipe)
+        taken = (*OWN_KEYWORDS, *type(self).__dataclass_fields__, *self.extra)
+        return {
+            name: list(values)
+            for name, values in columns.items()
+            if name in accepted and name not in taken and len(values) and _is_per_row(name, values[0])
+        }
+
+    @staticmethod
+    def repeat_constants(kwargs: dict, rows: int) -> dict:
+        """`kwargs` with pictures and texts once per row, as a batch of prompts takes them."""
+        return {
+            name: [value] * rows if _is_per_row(name, value) and not isinstance(value, list | tuple) else value
+            for name, value in kwargs.items()
+        }
+
     def text_kwargs(self, pipe) -> dict:
         """The keywords of `pipe.encode_prompt` (or of the call, when prompts go in as text)."""
         values = {
@@ -79,3 +119,12 @@ class CallSettings:
         factor = getattr(pipe, "vae_scale_factor", None)
         native = sample * factor if isinstance(sample, int) and factor else None
         return self.height or native, self.width or native
+
+
+def _is_per_row(name: str, value: Any) -> bool:
+    """Whether a keyword's value belongs to one row: a text, a picture, or pictures."""
+    if isinstance(value, str):
+        return "prompt" in name
+    if isinstance(value, list | tuple):
+        return bool(value) and isinstance(value[0], Image.Image)
+    return isinstance(value, Image.Image)

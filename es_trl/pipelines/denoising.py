@@ -66,11 +66,8 @@ class DenoisingModel:
             `(B, C, H, W)` fp32.
         """
         denoiser, dtype = self.adapter.denoiser, self.adapter.denoiser.dtype
-        rows = self.adapter.prompts.rows(prompts)
-        inputs = {
-            "encoder_hidden_states": rows["prompt_embeds"].to(dtype),
-            "encoder_attention_mask": rows["prompt_attention_mask"],
-        }
+        embeds, mask, *_ = self.adapter.prompts.encoded(prompts)
+        inputs = {"encoder_hidden_states": embeds.to(dtype), "encoder_attention_mask": mask}
         if self.trigflow:
             scale = self._guidance() * denoiser.config.guidance_embeds_scale
             inputs |= {"timestep": levels, "guidance": levels.new_full((len(levels),), scale).to(dtype)}

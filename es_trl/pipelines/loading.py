@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import assets
 from ..names import hint
+from .generators import GeneratorPipeline
 
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,10 @@ def empty_denoiser(model: str, **kwargs) -> tuple[str, torch.nn.Module]:
 
 def check_pipeline(pipe) -> None:
     """Raises `ValueError` for a pipeline whose LoRA could not be loaded again with `load_lora_weights`."""
+    if isinstance(pipe, GeneratorPipeline):
+        return
     check_pipeline_class(type(pipe))
+    denoiser_of(pipe)
 
 
 def check_pipeline_class(pipeline_class: type) -> None:
@@ -126,5 +130,24 @@ def check_pipeline_class(pipeline_class: type) -> None:
     if not issubclass(pipeline_class, LoraBaseMixin):
         raise ValueError(
             f"{pipeline_class.__name__} has no LoRA loader (load_lora_weights), so an adapter trained on it could not "
-            "be used. Choose a pipeline class with one, for example SanaSprintPipeline or StableDiffusionPipeline."
+            "be used. Choose a class with one, for example SanaSprintPipeline or StableDiffusionPipeline, or give an "
+            "object of your own with `module` and `generate(prompts, generators)` that calls this pipeline."
         )
+
+
+def denoiser_of(pipe) -> str:
+    """
+    The name of the part that LoRA goes on: the first of the class's loadable parts that is no text encoder.
+
+    Raises:
+        `ValueError`: if the pipeline has none of them.
+    """
+    names = [name for name in pipe._lora_loadable_modules if not name.startswith("text_encoder")]
+    found = [name for name in names if isinstance(getattr(pipe, name, None), torch.nn.Module)]
+    if not found:
+        raise ValueError(
+            f"{type(pipe).__name__} says that LoRA goes on {', '.join(names) or 'its text encoder'}, but it has only "
+            f"{', '.join(name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module))}: "
+            "correct its _lora_loadable_modules, or load the missing part."
+        )
+    return found[0]

@@ -1,11 +1,12 @@
 """How much perturbing theta changes what the denoiser puts out: the natural unit of sigma."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ..es import NoiseBank, make_generator
 from .adapter import PipelineAdapter
+from .watching import dtype_of
 
 
 MEMBERS = 8  # each draws one picture; their changes are pooled
@@ -15,13 +16,18 @@ ROUNDS = 3
 
 @torch.no_grad()
 def output_change(
-    adapter: PipelineAdapter, prompts: Sequence[str], noise: NoiseBank, seed: int
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    noise: NoiseBank,
+    seed: int,
+    columns: Mapping[str, Sequence] | None = None,
 ) -> Callable[[float], float]:
     """
     A function of sigma: `|X(theta + sigma E) - X(theta)| / |X(theta)|` over all outputs `X` of the denoiser while
     `MEMBERS` members draw one picture each, with one prompt, latents and rank-r perturbation of their own.
     """
     members = range(MEMBERS)
+    own = {name: [values[i % len(prompts)] for i in members] for name, values in (columns or {}).items()}
     prompts = [prompts[i % len(prompts)] for i in members]
     device = next(iter(adapter.theta.values())).device
     factors = [noise.draw(0, [i], device=device, tag="calibration_noise") for i in members]
@@ -32,7 +38,8 @@ def output_change(
         try:
             for i in members:
                 with adapter.members(factors[i], torch.ones(1), sigma, 1):
-                    adapter.generate([prompts[i]], [make_generator(seed, "calibration", i)])
+                    columns = {name: values[i : i + 1] for name, values in own.items()}
+                    adapter.generate([prompts[i]], [make_generator(seed, "calibration", i)], columns=columns)
         finally:
             hook.remove()
         return torch.cat([output.flatten().float() for output in outputs])
@@ -42,7 +49,12 @@ def output_change(
 
 
 def calibrate_sigma(
-    adapter: PipelineAdapter, prompts: Sequence[str], noise: NoiseBank, seed: int, target: float
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    noise: NoiseBank,
+    seed: int,
+    target: float,
+    columns: Mapping[str, Sequence] | None = None,
 ) -> float:
     """
     The sigma at which perturbed members change the denoiser's output by `target` of its norm (about 32 pictures).
@@ -53,19 +65,20 @@ def calibrate_sigma(
         noise (`NoiseBank`): For shapes and rank of the perturbations.
         seed (`int`): Of the run.
         target (`float`): Relative change of the output, above 0.
+        columns (`Mapping[str, Sequence]`, *optional*): The prompts' other columns, for the call.
 
     Raises:
         `ValueError`: if the perturbations change nothing, or the output is not finite.
     """
-    change, sigma = output_change(adapter, prompts, noise, seed), PROBE
+    change, sigma = output_change(adapter, prompts, noise, seed, columns), PROBE
     for _ in range(ROUNDS):
         found = change(sigma)
         if not 0 < found < float("inf"):
             reason = "is not finite" if found != 0 else "does not change at all: the layers with LoRA are never called"
             raise ValueError(
                 f"output_change={target:g} cannot be reached: with theta perturbed by sigma={sigma:.3g} the output of "
-                f"{type(adapter.denoiser).__name__} ({adapter.denoiser.dtype}) {reason}. Set lora_target_modules to "
-                "layers that it uses, dtype to one that it can compute in, or sigma by hand."
+                f"{type(adapter.denoiser).__name__} ({dtype_of(adapter.denoiser)}) {reason}. Set lora_target_modules "
+                "to layers that it uses, dtype to one that it can compute in, or sigma by hand."
             )
         sigma *= target / found
     return sigma

@@ -5,7 +5,7 @@ and rescaling already applied, so nothing of a pipeline is written down a second
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -49,12 +49,14 @@ class Trajectory:
 
     Attributes:
         prompts (`list[str]`): `B` prompts.
+        columns (`dict[str, list]`): Their columns, `B` values each.
         states (`dict[int, torch.Tensor]`): `(B, ...)` latents after step i, for the steps that a replay needs.
         log_probs (`dict[int, torch.Tensor]`): `(B,)` fp32 by trained step, of the policy that drew.
         means (`dict[int, torch.Tensor]`): `(B, ...)` mean of that policy, by trained step.
     """
 
     prompts: list[str]
+    columns: dict[str, list] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     log_probs: dict[int, torch.Tensor] = field(default_factory=dict)
     means: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -70,7 +72,8 @@ class Trajectory:
     def rows(self, rows: slice) -> "Trajectory":
         """The trajectory of some of its images."""
         parts = ({i: x[rows] for i, x in values.items()} for values in (self.states, self.log_probs, self.means))
-        return Trajectory(self.prompts[rows], *parts)
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Trajectory(self.prompts[rows], columns, *parts)
 
 
 class _Done(Exception):
@@ -111,6 +114,7 @@ class PolicySampler:
         noise_generators: Sequence[torch.Generator],
         steps: Sequence[int] | None = None,
         output_type: str = "pil",
+        columns: Mapping[str, Sequence] | None = None,
     ) -> tuple[list[Image.Image] | torch.Tensor, Trajectory]:
         """
         Draws one image per prompt and records its path.
@@ -122,12 +126,13 @@ class PolicySampler:
             steps (`Sequence[int]`, *optional*): Trained steps; all stochastic ones by default. A flow model takes the
                 noise-free step everywhere else; a consistency model draws noise at every step but the last.
             output_type (`str`): As in diffusers.
+            columns (`Mapping`, *optional*): The prompts' columns; those that are keywords of the call go into it.
 
         Returns:
             The images and their `Trajectory`.
         """
         steps = self.stochastic_steps if steps is None else sorted(steps)
-        trajectory = Trajectory(list(prompts))
+        trajectory = Trajectory(list(prompts), {name: list(values) for name, values in (columns or {}).items()})
         kept = range(steps[0] - 1, steps[-1] + 1) if steps else range(0)
 
         def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor | None:
@@ -147,7 +152,7 @@ class PolicySampler:
         handle = self.adapter.denoiser.register_forward_hook(self._remember_output)
         try:
             with self._stepping(step, keep):
-                images = self._call(prompts, generators, output_type)
+                images = self._call(trajectory, generators, output_type)
         finally:
             handle.remove()
         return images, trajectory
@@ -206,25 +211,33 @@ class PolicySampler:
             try:
                 if grad:
                     with self.differentiable.enabled(), torch.enable_grad():
-                        self._call(trajectory.prompts, generators, "latent", with_graph=True)
+                        self._call(trajectory, generators, "latent", with_graph=True)
                 else:
-                    self._call(trajectory.prompts, generators, "latent")
+                    self._call(trajectory, generators, "latent")
             except _Done:
                 pass
 
     # ---- one call of the pipeline ----
 
     def _call(
-        self, prompts: Sequence[str], generators: Sequence[torch.Generator], output_type: str, with_graph: bool = False
+        self,
+        trajectory: Trajectory,
+        generators: Sequence[torch.Generator],
+        output_type: str,
+        with_graph: bool = False,
     ):
         adapter, number = self.adapter, self.settings.num_inference_steps
         adapter.write_back()
-        kwargs = adapter.call_kwargs(prompts, number)
-        call = type(self.pipe).__call__
-        # diffusers decorates `__call__` with no_grad; beneath it is the same code.
-        call = inspect.unwrap(call) if with_graph else call
+        kwargs = adapter.call_kwargs(trajectory.prompts, number, columns=trajectory.columns)
         with self._schedule():
-            return call(self.pipe, **kwargs, generator=list(generators), output_type=output_type).images
+            drawn = adapter.drawer.call(kwargs, generators, trajectory.prompts, output_type, with_graph=with_graph)
+        if adapter.drawer.last_watch.used_global_noise:
+            raise ValueError(
+                f"{type(self.pipe).__name__} with {type(self.scheduler).__name__} takes noise from torch's global "
+                "generator, so a rollout could not be repeated for its gradient: use a scheduler that takes a "
+                "generator, or ESTrainer."
+            )
+        return drawn
 
     @contextmanager
     def _schedule(self) -> Iterator[None]:

@@ -1,120 +1,246 @@
 """Prompts to the rows of a pipeline call: each prompt is encoded once, so that the text encoder can be released."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from .call_settings import CallSettings
+from .prompt_rows import RowSplit, Unsplittable
 
 
-# What `encode_prompt` of a pipeline class returns, in order, as keywords of `__call__`. Classes not listed get their
-# prompts as text in every call.
-ENCODED = {
-    "SanaSprintPipeline": ("prompt_embeds", "prompt_attention_mask"),
-    "SanaPipeline": (
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    ),
-}
+# A short text and a long one: whether encoding them together is encoding them alone shows how they may be stored.
+PROBES = ("a cat", "a very long line of words about two red houses, a green tree and a small blue boat on a lake")
+
+
+class _Encoded(Exception):
+    """The pipeline has encoded its prompts and is about to denoise."""
 
 
 class PromptEncoder:
     """
-    Encodes prompts once and serves them as call keywords.
+    Stands in for the pipeline's own `encode_prompt` while it is called, and asks it once per text.
+
+    Nothing of a class is written down here: prompts go into the call as text, and which axis of what `encode_prompt`
+    returns belongs to the prompts shows when the same text is encoded twice and three times. Where a text's encoding
+    depends on the length of what is encoded with it, such prompts have calls of their own.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline; its text encoder is used until `release`.
+        pipe (`DiffusionPipeline`): The pipeline; its text encoders are used until `release`.
+        denoiser (`nn.Module`): What the pipeline calls once prompts are encoded.
         settings (`CallSettings`): Text length, instruction and negative prompt.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder.
+
+    Attributes:
+        mixed (`bool`): Whether a call had texts that are encoded otherwise together than alone.
+        whole_reason (`str`): Why prompts cannot be encoded ahead of the call; empty if they can.
     """
 
-    def __init__(self, pipe, settings: CallSettings, batch_size: int = 16):
-        self.pipe, self.settings, self.batch_size = pipe, settings, batch_size
-        self.names = next((ENCODED[c.__name__] for c in type(pipe).__mro__ if c.__name__ in ENCODED), None)
-        self._cache: dict[str, dict[str, torch.Tensor]] = {}
-        self._length: dict[str, int] = {}
-        self.released = False
+    def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, batch_size: int = 16):
+        self.pipe, self.denoiser, self.settings, self.batch_size = pipe, denoiser, settings, batch_size
+        self.released, self._serving, self.mixed = False, False, False
+        self.whole_reason = "" if hasattr(pipe, "encode_prompt") else "it has no encode_prompt"
+        self._splits: dict[str, RowSplit | None] = {}
+        self._cache: dict[tuple, Any] = {}
+        self._last: tuple[Callable, dict, dict] | None = None
 
     @property
     def caches(self) -> bool:
         """Whether this pipeline's prompts can be encoded ahead of the call."""
-        return self.names is not None
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> None:
-        """Fills the cache with those of `prompts` that it lacks."""
-        if not self.caches:
-            return
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        if missing and self.released:
-            raise RuntimeError(
-                f"The text encoder was released, and {len(missing)} prompts were not encoded before, the first being "
-                f"{missing[0][:80]!r}. Set release_text_encoder=False, or pass these prompts to the trainer as well."
-            )
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
-            encoded = self.pipe.encode_prompt(batch, **self._kwargs())
-            for name, rows in zip(self.names, encoded, strict=True):
-                self._length[name] = rows.shape[1]
-                for prompt, row in zip(batch, rows, strict=True):
-                    self._cache.setdefault(prompt, {})[name] = row.cpu()
-            for prompt in batch:
-                self._trim(self._cache[prompt])
+        return not self.whole_reason
 
     def rows(self, prompts: Sequence[str]) -> dict:
-        """Call keywords for `prompts`, one row each, in order, on the pipeline's device."""
+        """Call keywords for `prompts`, one row each, in order."""
+        return {"prompt": list(prompts)} | self.settings.text_kwargs(self.pipe)
+
+    def single(self, prompt: str) -> dict:
+        """Call keywords for one prompt."""
+        return {"prompt": prompt} | self.settings.text_kwargs(self.pipe)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside, the pipeline gets what was encoded before."""
+        if not hasattr(self.pipe, "encode_prompt") or self._serving:
+            yield
+            return
+        own, self._serving = vars(self.pipe).get("encode_prompt"), True
+        self.pipe.encode_prompt = self.stand_in(self.pipe.encode_prompt)
+        try:
+            yield
+        finally:
+            self._serving = False
+            if own is None:
+                del self.pipe.encode_prompt
+            else:
+                self.pipe.encode_prompt = own
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], columns: Mapping[str, Sequence] | None = None, **overrides) -> None:
+        """
+        Encodes those of `prompts` that are not known, by calling the pipeline up to its denoiser.
+
+        Args:
+            prompts (`Sequence[str]`): Texts.
+            columns (`Mapping`, *optional*): Their columns, of which negative prompts and pictures go into the call.
+            **overrides: Of the settings: `guidance_scale`.
+        """
         if not self.caches:
-            negative = self.settings.extra.get("negative_prompt")
-            negatives = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
-            return {"prompt": list(prompts)} | negatives | self.settings.text_kwargs(self.pipe)
-        self.encode(prompts)
-        device = self.pipe._execution_device
-        unique = list(dict.fromkeys(prompts))
-        index = torch.tensor([unique.index(prompt) for prompt in prompts])
-        rows = {
-            name: torch.stack([self._pad(self._cache[prompt][name], name) for prompt in unique])[index].to(device)
-            for name in self.names
-        }
-        texts = ("prompt", "negative_prompt") if "negative_prompt_embeds" in rows else ("prompt",)
-        return rows | dict.fromkeys(texts)
+            return
+        columns = self.settings.row_columns(self.pipe, columns or {})
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            kwargs = self.settings.call_kwargs(self.pipe, **overrides)
+            kwargs = self.settings.repeat_constants(kwargs, len(prompts[part]))
+            kwargs |= {name: values[part] for name, values in columns.items()} | self.rows(prompts[part])
+            self._call_up_to_denoiser(kwargs, len(prompts[part]))
+            if not self.caches:
+                return
+
+    def encoded(self, prompts: Sequence[str]) -> Any:
+        """What the pipeline's call gets from `encode_prompt` for `prompts`."""
+        if self._last is None:
+            self.encode(prompts[:1])
+        original, texts, others = self._last
+        rows = {name: list(prompts) if name == "prompt" else value[:1] * len(prompts) for name, value in texts.items()}
+        return self._serve(original, rows, others)
 
     def release(self) -> None:
-        """Frees the text encoders; only cached prompts can be drawn from here on. Tokenizers stay."""
-        if not self.caches:
-            raise ValueError(
-                f"release_text_encoder=True is not possible with {type(self.pipe).__name__}: es_trl passes its "
-                "prompts as text in every call. Set release_text_encoder=False."
-            )
-        for name in [name for name in self.pipe.components if name.startswith("text_encoder")]:
+        """
+        Frees the text encoders; only prompts encoded before can be drawn from here on. Tokenizers stay.
+
+        Raises:
+            `ValueError`: if this pipeline needs them for every call.
+        """
+        known = list(dict.fromkeys(dict(zip(key[1], key[2], strict=True)).get("prompt") for key in self._cache))
+        known = [prompt for prompt in known if prompt is not None]
+        if known and "guidance_scale" in self.settings.parameters(self.pipe):
+            for guidance in (1.0, 5.0):  # an evaluation may guide although training does not
+                self.encode(known, guidance_scale=guidance)
+        names = [name for name in self.pipe.components if name.startswith("text_encoder")]
+        parts = {name: getattr(self.pipe, name) for name in names}
+        for name in names:
             setattr(self.pipe, name, None)
         self.released = True
+        try:
+            if not self.caches:
+                raise RuntimeError(self.whole_reason)
+            self.encode(known[:1])
+        except Exception as error:
+            self.released = False
+            for name, part in parts.items():
+                setattr(self.pipe, name, part)
+            raise ValueError(
+                f"release_text_encoder=True is not possible with {type(self.pipe).__name__}: it needs its text "
+                f"encoder in every call ({error}). Set release_text_encoder=False."
+            ) from error
 
-    def _kwargs(self) -> dict:
-        call = inspect.signature(type(self.pipe).__call__).parameters
-        accepted = inspect.signature(self.pipe.encode_prompt).parameters
-        # encode_prompt's own defaults differ from the call's (no instruction): the call's are the protocol.
-        kwargs = {
-            name: call[name].default
-            for name in ("max_sequence_length", "complex_human_instruction", "clean_caption")
-            if name in call and name in accepted
-        }
-        kwargs |= self.settings.text_kwargs(self.pipe)
-        kwargs |= {name: value for name, value in self.settings.extra.items() if name in accepted}
-        if "do_classifier_free_guidance" in accepted:
-            kwargs["do_classifier_free_guidance"] = True  # a single call may guide although training does not
-        return kwargs
+    def _call_up_to_denoiser(self, kwargs: dict, count: int) -> None:
+        def stop(*_args):
+            raise _Encoded
 
-    @staticmethod
-    def _trim(entry: dict[str, torch.Tensor]) -> None:
-        """Padding is masked out of attention, so it is not stored: 300 tokens of Gemma are 1.4 MB a prompt."""
-        for name in [name for name in entry if name.endswith("attention_mask")]:
-            used = int(entry[name].nonzero().max()) + 1 if entry[name].any() else 1
-            embeds = name.replace("attention_mask", "embeds")
-            entry[name], entry[embeds] = entry[name][:used].clone(), entry[embeds][:used].clone()
+        handle = self.denoiser.register_forward_pre_hook(stop)
+        generators = [torch.Generator().manual_seed(0) for _ in range(count)]
+        try:
+            with self.serving():
+                self.pipe(**kwargs, generator=generators)
+        except _Encoded:
+            pass
+        finally:
+            handle.remove()
 
-    def _pad(self, row: torch.Tensor, name: str) -> torch.Tensor:
-        padding = self._length[name] - row.shape[0]
-        return torch.cat([row, row.new_zeros(padding, *row.shape[1:])]) if padding else row
+    # ---- in place of encode_prompt ----
+
+    def stand_in(self, original: Callable) -> Callable:
+        """`encode_prompt` that asks `original` only for what it has not been asked before."""
+        signature = inspect.signature(original)
+
+        @torch.no_grad()
+        def encode_prompt(*args, **kwargs):
+            values = _flat(signature.bind(*args, **kwargs).arguments, signature)
+            texts = {name: value for name, value in values.items() if _is_text(name, value)}
+            others = {name: value for name, value in values.items() if name not in texts}
+            lengths = {len(value) for value in texts.values() if not isinstance(value, str)}
+            if not texts or len(lengths) > 1 or not _is_plain(others):
+                self.whole_reason = self.whole_reason or "its encode_prompt is given more than text"
+                return original(*args, **kwargs)
+            count = next(iter(lengths), 1)
+            rows = {n: [v] * count if isinstance(v, str) else list(v) for n, v in texts.items()}
+            self._last = original, rows, others
+            return self._serve(original, rows, others)
+
+        return encode_prompt
+
+    def _serve(self, original: Callable, texts: dict[str, list[str]], others: dict) -> Any:
+        names, settings = tuple(texts), repr(sorted((k, str(v)) for k, v in others.items()))
+        split = self._split_of(original, texts, others, f"{names} {settings}")
+        rows = list(zip(*texts.values(), strict=True))
+        unique = list(dict.fromkeys(rows))
+        if split is None:
+            return original(**texts, **others)
+        # Where an encoding depends on its company, each prompt is encoded alone, as it would be drawn alone.
+        size = self.batch_size if split.separable else 1
+        missing = [row for row in unique if (settings, names, row) not in self._cache]
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            parts = split.rows(self._encode(original, names, batch, others), len(batch))
+            self._cache |= {(settings, names, row): part for row, part in zip(batch, parts, strict=True)}
+        found = {row: self._cache[settings, names, row] for row in unique}
+        if not split.separable and not split.same_lengths(found.values()):
+            parts = split.rows(self._encode(original, names, unique, others), len(unique))
+            found, self.mixed = dict(zip(unique, parts, strict=True)), True
+        return split.join([found[row] for row in rows], self.pipe._execution_device)
+
+    def _encode(self, original: Callable, names: Sequence[str], rows: Sequence[tuple], others: dict) -> Any:
+        if self.released:
+            raise RuntimeError(
+                f"The text encoder was released, and {len(rows)} prompts were not encoded before, the first being "
+                f"{rows[0][0][:80]!r}. Set release_text_encoder=False, or pass these prompts to the trainer as well."
+            )
+        return original(**{name: [row[i] for row in rows] for i, name in enumerate(names)}, **others)
+
+    def _split_of(self, original: Callable, texts: dict[str, list[str]], others: dict, key: str) -> RowSplit | None:
+        if key in self._splits:
+            return self._splits[key]
+        names, first = tuple(texts), tuple(value[0] for value in texts.values())
+
+        def encode(rows: Sequence[tuple]) -> Any:
+            return self._encode(original, names, rows, others)
+
+        def probe(text: str) -> tuple:
+            return tuple(
+                f"{text} {value}" if "negative" not in n else value for n, value in zip(names, first, strict=True)
+            )
+
+        try:
+            split = RowSplit(encode([first] * 2), encode([first] * 3))
+            split.check(encode, [probe(text) for text in PROBES])
+        except Unsplittable as error:
+            split, self.whole_reason = None, str(error)
+        if split is not None and not split.separable:
+            self.whole_reason = "what it encodes depends on the length of the call's other prompts"
+        self._splits[key] = split
+        return split
+
+
+def _flat(arguments: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Arguments by name, those of `**kwargs` among them."""
+    flat = {}
+    for name, value in arguments.items():
+        kind = signature.parameters[name].kind
+        flat |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return flat
+
+
+def _is_text(name: str, value: Any) -> bool:
+    texts = isinstance(value, list | tuple) and value and all(isinstance(text, str) for text in value)
+    return "prompt" in name and (isinstance(value, str) or bool(texts))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str | torch.device | torch.dtype)

@@ -1,12 +1,14 @@
 """Proof, for a user's own pipeline, that the fused forward draws what each member alone would draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..es import NoiseBank, Population, PopulationShapeError, make_generator
-from .adapter import PipelineAdapter
+from .adapter import PipelineAdapter, set_lora_enabled
+from .self_check import numbers_of, rounding_limit
+from .watching import dtype_of
 
 
 @dataclass
@@ -14,21 +16,23 @@ class PopulationCheck:
     """
     Attributes:
         fused (`bool`): Whether rows could be mapped to members; if not, members run one after the other.
-        max_difference (`float`): Largest absolute difference of a latent between the fused batch and weights written
-            into the model member by member.
-        spread (`float`): Largest difference between two members' latents: what the difference is to be compared with.
+        max_difference (`float`): Largest absolute difference of a pixel (a picture is 1 or 2 high) between the fused
+            batch and weights written into the model member by member.
+        spread (`float`): Largest difference between two members' pixels: what the difference is to be compared with.
         reason (`str`): Why the batch could not be fused, else empty.
+        limit (`float`): Share of the spread that the difference may have, by the dtype of the model.
     """
 
     fused: bool
     max_difference: float
     spread: float
     reason: str = ""
+    limit: float = 1e-3
 
     @property
     def ok(self) -> bool:
-        """Fused, and equal to a thousandth of the spread between members."""
-        return self.fused and self.max_difference <= 1e-3 * max(self.spread, 1e-12)
+        """Fused, and equal to a small share of the spread between members: a thousandth, more in half precision."""
+        return self.fused and self.max_difference <= self.limit * max(self.spread, 1e-12)
 
 
 @torch.no_grad()
@@ -39,6 +43,7 @@ def verify_population_forward(
     sigma: float = 0.1,
     es_space: str = "lora",
     seed: int = 0,
+    columns: Mapping[str, Sequence] | None = None,
     **adapter_kwargs,
 ) -> PopulationCheck:
     """
@@ -49,6 +54,7 @@ def verify_population_forward(
         pipe_or_adapter (`DiffusionPipeline` or `PipelineAdapter`): What to check. A bare pipeline gets an adapter.
         prompts (`Sequence[str]`): One image each.
         population_size (`int`), sigma (`float`), es_space (`str`), seed (`int`): The population.
+        columns (`Mapping[str, Sequence]`, *optional*): Further columns of the prompts for the call (`image`, ...).
         **adapter_kwargs: Passed on to `PipelineAdapter` (`settings`, `lora_config`).
 
     Returns:
@@ -66,25 +72,28 @@ def verify_population_forward(
     selected = {name: value.select(chosen) for name, value in factors.items()}
     signs = population.signs(members)
 
-    def draw(rows: Sequence[str]) -> torch.Tensor:
-        generators = [make_generator(seed, "verify", i % len(prompts)) for i in range(len(rows))]
-        return adapter.generate(rows, generators, output_type="latent").float().cpu()
+    def draw(count: int) -> torch.Tensor:
+        generators = [make_generator(seed, "verify", i) for _ in range(count) for i in range(len(prompts))]
+        own = {name: list(values) * count for name, values in (columns or {}).items()}
+        drawn = adapter.generate(list(prompts) * count, generators, columns=own, keep_numbers=True)
+        return numbers_of(drawn, adapter.drawer.last_watch.numbers, len(drawn)).view(count, len(prompts), -1)
 
     merged = []
     for member in members:
-        with _merged(adapter, {n: signs[member] * sigma * f.dense()[member] for n, f in selected.items()}):
-            merged.append(draw(prompts))
-    merged = torch.stack(merged)
+        with merged_weights(adapter, {n: signs[member] * sigma * f.dense()[member] for n, f in selected.items()}):
+            merged.append(draw(1))
+    merged = torch.cat(merged)
     spread = float((merged - merged[:1]).abs().max())
     try:
         with adapter.members(selected, signs, sigma, rows=len(prompts)):
-            fused = draw(list(prompts) * population_size).view_as(merged)
+            fused = draw(population_size)
     except PopulationShapeError as error:
         return PopulationCheck(False, float("nan"), spread, str(error))
-    return PopulationCheck(True, float((fused - merged).abs().max()), spread)
+    limit = rounding_limit(dtype_of(adapter.denoiser))
+    return PopulationCheck(True, float((fused - merged).abs().max()), spread, limit=limit)
 
 
-class _merged:
+class merged_weights:
     """Writes `theta + delta` into the model for the time of a `with` block and restores theta from a copy."""
 
     def __init__(self, adapter: PipelineAdapter, deltas: dict[str, torch.Tensor]):
@@ -99,11 +108,11 @@ class _merged:
                 # The exported LoRA is a truncation, so the exact sum goes into the frozen weight itself.
                 self.frozen[site.name] = site.module.weight.detach().clone()
                 site.module.weight.add_(site.theta)
-                self.adapter.denoiser.disable_adapters()
+                set_lora_enabled(self.adapter.denoiser, False)
 
     def __exit__(self, *_exc) -> None:
         for site in self.adapter.space.sites:
             site.theta.copy_(self.kept[site.name])
             if site.additive:
                 site.module.weight.copy_(self.frozen[site.name])
-                self.adapter.denoiser.enable_adapters()
+                set_lora_enabled(self.adapter.denoiser, True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pictures import on_white
+from ..samples import why_unscored
 from .calling import FAILED, AsyncRunner, RewardCall, function_name
 from .registry import parse_reward
 from .results import as_scores
@@ -171,13 +172,18 @@ class GroupJudge:
                 **context,
             )
             return win_rates(scores.reshape(len(prompts), size), self.temperature)
-        # Both orders, because a judge may favour the first picture.
+        # Both orders, because a judge may favour the first picture; a picture without a score is shown to nobody.
+        shown = [[why_unscored(image) is None for image in group] for group in groups]
         pairs = [
             (p, a, b)
             for p in range(len(prompts))
             for i, j in combinations(range(size), 2)
             for a, b in ((i, j), (j, i))
+            if shown[p][i] and shown[p][j]
         ]
+        preferences = np.full((len(prompts), size, size), np.nan)
+        if not pairs:
+            return mean_wins(preferences)
         available = {
             **{name: [values[p] for p, _, _ in pairs] for name, values in columns.items()},
             "prompts": [prompts[p] for p, _, _ in pairs],
@@ -185,7 +191,6 @@ class GroupJudge:
             "images_b": [groups[p][b] for p, _, b in pairs],
             **context,
         }
-        preferences = np.full((len(prompts), size, size), np.nan)
         for (p, a, b), verdict in zip(pairs, self._verdicts(available, len(pairs), where), strict=True):
             preferences[p, a, b] = verdict
         return mean_wins((preferences + 1 - preferences.transpose(0, 2, 1)) / 2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pictures import on_white
+from ..samples import why_unscored
 from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
 from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
@@ -161,7 +162,8 @@ class RewardSet:
                 of, for margins; by default those of the images.
 
         Returns:
-            `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through.
+            `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through. Pictures that
+            are marked as having no score (`es_trl.samples`) are shown to no reward and are NaN.
 
         Raises:
             `ValueError`: a reward returned something else than one number or None per image.
@@ -191,6 +193,7 @@ class RewardSet:
         Args:
             only (`list[int]`, *optional*): compute only these rewards; the others' columns are NaN.
         """
+        kept = [i for i, image in enumerate(images) if why_unscored(image) is None]
         prompts, images = list(prompts), [on_white(image) for image in images]
         available = {
             **_check_columns(columns or {}, len(prompts), len(images)),
@@ -203,8 +206,15 @@ class RewardSet:
         }
         if groups is not None and len(groups) != len(images):
             raise ValueError(f"there are {len(groups)} entries of groups for {len(images)} images")
-        scores = np.full((len(images), len(self)), np.nan)
-        pending = PendingScores(scores, where, self)
+        scores = np.full((len(kept), len(self)), np.nan)
+        pending = PendingScores(scores, where, self, kept, len(images))
+        if len(kept) < len(images):
+            images = available["images"] = [images[i] for i in kept]
+            groups = None if groups is None else [groups[i] for i in kept]
+            columns = {
+                name: [available[name][i] for i in kept] for name in ("prompts", *(columns or {})) if name in available
+            }
+            available |= columns
         chosen = range(len(self)) if only is None else only
         if not images or not chosen:
             return pending
@@ -243,8 +253,9 @@ class RewardSet:
 class PendingScores:
     """Scores under way, from `RewardSet.submit`."""
 
-    def __init__(self, scores: np.ndarray, where: str, rewards: RewardSet):
+    def __init__(self, scores: np.ndarray, where: str, rewards: RewardSet, kept: list[int], count: int):
         self._scores, self._where = scores, where
+        self._kept, self._count = kept, count
         self._rewards = rewards  # its event loop ends with it
         self._future, self._names = None, {}
 
@@ -266,7 +277,9 @@ class PendingScores:
         except BaseException:
             self.cancel()
             raise
-        return self._scores
+        whole = np.full((self._count, self._scores.shape[1]), np.nan)
+        whole[self._kept] = self._scores
+        return whole
 
     def _wait(self) -> list:
         timeout, attempts = self._rewards.timeout, self._rewards.retries + 1

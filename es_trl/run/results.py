@@ -136,7 +136,7 @@ class Results:
     def _evaluate(self, rows: list[EvaluationRow], prompts, columns, **options) -> Evaluation:
         """Its work is split over the processes of the run."""
         trainer, args = self.trainer, self.trainer.args
-        trainer.prompt_blocks.plan(prompts)
+        trainer.prompt_blocks.plan(prompts, columns)
         trainer.prompt_blocks.encode(prompts, show=trainer.is_world_process_zero() and not args.disable_tqdm)
         return evaluate(
             trainer.adapter,

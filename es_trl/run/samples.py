@@ -10,6 +10,7 @@ from ..es import make_generator
 from ..evaluation.grids import contact_sheet, member_strip, tiles
 from ..files import read_lines, write_lines
 from ..pictures import save_jpeg
+from ..samples import still_of
 from .trackers import has_tracker, log_media
 
 
@@ -27,7 +28,10 @@ class SampleCallback(TrainerCallback):
         self.trainer = trainer
         args = trainer.args
         source = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
-        self.prompts: list[str] = list(dict.fromkeys(source["prompt"]))[: args.num_sample_prompts]
+        first = {prompt: i for i, prompt in reversed(list(enumerate(source["prompt"])))}
+        places = sorted(first.values())[: args.num_sample_prompts]
+        self.prompts: list[str] = [source["prompt"][i] for i in places]
+        self.columns = {n: [source[n][i] for i in places] for n in source.column_names if n != "prompt"}
         self.drawn_at: int | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -66,8 +70,10 @@ class SampleCallback(TrainerCallback):
         self.trainer.prompt_blocks.encode(self.prompts)
         images = []
         for i in range(0, len(self.prompts), batch):
-            images += self.trainer.adapter.generate(self.prompts[i : i + batch], generators[i : i + batch])
-        return images
+            columns = {name: values[i : i + batch] for name, values in self.columns.items()}
+            part = slice(i, i + batch)
+            images += self.trainer.adapter.generate(self.prompts[part], generators[part], columns=columns)
+        return [still_of(image) for image in images]
 
     def draw(self, adapter_step: int | None = None) -> None:
         """A sheet by the current adapter; at the end of a run that may be the one of an earlier step, and says so."""
@@ -105,7 +111,10 @@ class SampleCallback(TrainerCallback):
             (
                 label,
                 float(last.fitness.rewards[i].nanmean()),
-                trainer.rollout.draw([i], last.batch, last.factors, last.step, last.micro, columns),
+                [
+                    still_of(sample)
+                    for sample in trainer.rollout.draw([i], last.batch, last.factors, last.step, last.micro, columns)
+                ],
             )
             for label, i in chosen.items()
         ]

@@ -16,6 +16,7 @@ from ..evaluation import Evaluation, EvaluationRow, default_rows
 from ..hub.environment import environment
 from ..hub.methods import Method
 from ..names import checked
+from ..pipelines import Generator
 from ..rewards import RewardSet
 from ..run.checkpoints import Checkpoints, PendingLogs
 from ..run.early_warning import EarlyWarningCallback
@@ -27,7 +28,7 @@ from ..run.live import LiveCallback, ended
 from ..run.metrics import Metrics
 from ..run.processes import Peers, same_numbers, warn_if_fewer_processes
 from ..run.progress import StepClock, show_progress
-from ..run.results import Results
+from ..run.results import Results, columns_of
 from ..run.samples import SampleCallback
 from ..run.settings import save_run_files
 from ..run.stopping import Stopping, StopRequested
@@ -48,8 +49,8 @@ class DiffusionTrainer(Trainer):
     `checkpoints`, `stopping`, `results`, `hub`, `samples`, `metrics`, `clock` and `journal`.
 
     Args:
-        model (`str` or `DiffusionPipeline`):
-            A shipped name (`"tiny-sana-sprint"`), a folder, a Hub id, or a loaded pipeline.
+        model (`str`, `DiffusionPipeline` or [`~es_trl.pipelines.Generator`]):
+            A shipped name (`"tiny-sana-sprint"`), a folder, a Hub id, a pipeline, or an object that draws.
         reward_funcs (`str`, `Callable`, or a list of them):
             What is maximised. Called with keywords `prompts`, `images`, `trainer_state`, `log_extra`, `log_metric` and
             the data set's columns; returns one float or None per image.
@@ -78,7 +79,7 @@ class DiffusionTrainer(Trainer):
     @checked
     def __init__(
         self,
-        model: str | DiffusionPipeline,
+        model: str | DiffusionPipeline | Generator,
         reward_funcs: RewardFunc | list[RewardFunc],
         args: DiffusionConfig | None = None,
         train_dataset: Dataset | list[str] | str | None = None,
@@ -95,7 +96,7 @@ class DiffusionTrainer(Trainer):
         lora_config = lora_config_of(peft_config, args)
         self.adapter = load_adapter(model, lora_config, args, self._space(args))
         self.prompt_blocks = PromptBlocks(self.adapter.prompts)
-        self.base_model = model if isinstance(model, str) else model.name_or_path or type(model).__name__
+        self.base_model = model if isinstance(model, str) else self.adapter.base_name
         self.dataset_name, self.test_dataset = None, None
         self._micro_step, self._micro = -1, -1
         self.environment = environment()  # of the code that is loaded now, whatever is checked out by the next save
@@ -151,12 +152,12 @@ class DiffusionTrainer(Trainer):
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
 
-    def prepare_prompts(self, prompts: Sequence[str]) -> None:
+    def prepare_prompts(self, prompts: Sequence[str], columns: dict[str, Sequence] | None = None) -> None:
         """
         Says which prompts will be drawn. When the text encoder will be released they are encoded now, with a bar, and
         this is needed for any beyond the data sets; otherwise when a step first draws one of them.
         """
-        self.prompt_blocks.plan(prompts)
+        self.prompt_blocks.plan(prompts, columns)
         if self.args.release_text_encoder:
             self.prompt_blocks.encode(prompts, show=self.is_world_process_zero() and not self.args.disable_tqdm)
 
@@ -170,7 +171,7 @@ class DiffusionTrainer(Trainer):
         """
         for dataset in (self.train_dataset, self.eval_dataset):
             if dataset is not None:
-                self.prepare_prompts(dataset["prompt"])
+                self.prepare_prompts(dataset["prompt"], columns_of(dataset))
         if self.args.release_text_encoder and not self.adapter.prompts.released:
             self.adapter.prompts.release()
         self._micro_step = -1  # a step that a stopped run has begun is begun anew
@@ -263,7 +264,7 @@ class DiffusionTrainer(Trainer):
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """The rows of the comparison: base, adapter, base with twice the steps, and what a method adds to them."""
-        return default_rows(self.args.num_inference_steps)
+        return default_rows(self.adapter.steps)
 
     def compare_with_base(
         self,

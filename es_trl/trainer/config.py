@@ -57,7 +57,7 @@ class DiffusionConfig(TrainingArguments):
         release_text_encoder (`bool`, *optional*, defaults to `False`):
             Free the text encoder once all prompts are encoded.
         num_inference_steps (`int`, *optional*, defaults to `1`):
-            Denoising steps per image, at least 1.
+            Denoising steps per image, at least 1; `None` (YAML: null) is the pipeline's own number.
         guidance_scale (`float`, *optional*):
             Guidance of the pipeline call; `None` keeps the pipeline's default.
         height (`int`, *optional*):
@@ -144,7 +144,9 @@ class DiffusionConfig(TrainingArguments):
     release_text_encoder: bool = field(
         default=False, metadata={"help": Help("Free the text encoder once all prompts are encoded.", "run")}
     )
-    num_inference_steps: int = field(default=1, metadata={"help": "Denoising steps per image, at least 1."})
+    num_inference_steps: int | None = field(
+        default=1, metadata={"help": "Denoising steps per image, at least 1; null is the pipeline's own number."}
+    )
     guidance_scale: float | None = field(
         default=None,
         metadata={"help": "Guidance of the pipeline call, at least 0; None keeps the pipeline's default."},
@@ -285,14 +287,14 @@ class DiffusionConfig(TrainingArguments):
             self.eval_reward_funcs = [self.eval_reward_funcs]
 
     def _check_values(self) -> None:
-        for name in ("num_inference_steps", "lora_rank", "prompts_per_step", "images_per_prompt"):
+        for name in ("lora_rank", "prompts_per_step", "images_per_prompt"):
             self.require_integer(name, minimum=1)
         for name in ("eval_images_per_prompt", "num_sample_prompts", "per_device_eval_batch_size"):
             self.require_integer(name, minimum=1)
         self.require_integer("gradient_accumulation_steps", minimum=1)
         if self.max_steps != -1:  # -1 is the Trainer's word for "by num_train_epochs"
             self.require_integer("max_steps", minimum=1)
-        for name in ("height", "width", "max_sequence_length"):
+        for name in ("num_inference_steps", "height", "width", "max_sequence_length"):
             if getattr(self, name) is not None:
                 self.require_integer(name, minimum=1)
         for name in ("reward_retries", "sample_steps"):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from ..es import make_generator
 from ..hub.methods import Method, Paper
 from ..names import checked
-from ..pipelines import DenoisingModel, DifferentiableForward
+from ..pipelines import DenoisingModel, DifferentiableForward, watching_layers
 from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
@@ -61,6 +62,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         super().__init__(*args, **kwargs)
         self.denoising = DenoisingModel(self.adapter)
         self.forward = DifferentiableForward(self.adapter)
+        self._layers_checked = False
 
     def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionDPOConfig) -> tuple[Dataset, Dataset | None]:
         train_dataset, eval_dataset = super()._check_datasets(train_dataset, eval_dataset, args)
@@ -100,7 +102,10 @@ class DiffusionDPOTrainer(GradientTrainer):
         for iteration in range(self.args.num_iterations):
             if iteration:
                 self._update_now()
-            sums += self._gradient(pairs, len(blocks), total, (step, micro, iteration))
+            idle = nullcontext() if self._layers_checked else watching_layers(self.adapter, "they get no gradient")
+            with idle:
+                sums += self._gradient(pairs, len(blocks), total, (step, micro, iteration))
+            self._layers_checked = True
         loss, *implicit = sums / self.args.num_iterations
         for name, value in zip(("chosen", "rejected", "margins", "accuracies"), implicit, strict=True):
             self.add_metric(f"rewards/{name}", value if total else math.nan)
@@ -209,17 +214,20 @@ class DiffusionDPOTrainer(GradientTrainer):
         """Latents `(B, C, H, W)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
         started = time.perf_counter()
         prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
+        columns = {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"}
         for part in slices(len(keys), self.args.images_per_forward):
             self.stopping.check_own()
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
             with self.denoising.recording_latents() as drawn:
-                images += self._draw(prompts[part], generators)
-            latents += drawn
+                images += self._draw(
+                    prompts[part], generators, {name: values[part] for name, values in columns.items()}
+                )
+            latents.append(torch.cat(drawn)[-len(generators) :])
         between = time.perf_counter()
         scores = self.rewards(
             prompts,
             images,
-            {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"},
+            columns,
             trainer_state=self.state,
             log_metric=self.add_metric,
             log_extra=self.image_table.extras(step, micro)(keys),
@@ -230,8 +238,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         times = np.array([between - started, time.perf_counter() - between])
         return torch.cat(latents), scores.reshape(-1, self.args.num_generations, len(self.rewards)), times
 
-    def _draw(self, prompts: list[str], generators: list[torch.Generator]) -> list:
-        if self.args.draw_with == "adapter":
-            return self.adapter.generate(prompts, generators)
-        with self.adapter.adapter_disabled():
-            return self.adapter.generate(prompts, generators)
+    def _draw(self, prompts: list[str], generators: list[torch.Generator], columns: dict[str, list]) -> list:
+        frozen = self.args.draw_with != "adapter"
+        with self.adapter.adapter_disabled() if frozen else nullcontext():
+            return self.adapter.generate(prompts, generators, columns=columns)

@@ -1,10 +1,9 @@
-"""What goes wrong while drawing and must not reach a reward: too little memory, pictures that are not numbers."""
+"""Too little memory while drawing."""
 
 import logging
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
 
 logger = logging.getLogger(__name__)
@@ -47,23 +46,3 @@ class MembersInMemory:
             self.limit,
             self.limit,
         )
-
-
-def check_pictures(images: Sequence[Image.Image], dtype: torch.dtype, where: str) -> None:
-    """
-    Raises `RuntimeError` if all of a batch is black, which is how numbers that overflowed look once they are pictures;
-    rewards would score them without a word.
-    """
-    if all(channel == (0, 0) for image in images for channel in _ranges(image)):
-        hint = "float16 overflows in some models: use bfloat16 or float32" if dtype == torch.float16 else (
-            "look for weights that are not finite, or lower sigma and learning_rate"
-        )  # fmt: skip
-        raise RuntimeError(
-            f"All {len(images)} images of {where} are black, so the model ({str(dtype).removeprefix('torch.')}) gave "
-            f"numbers that are not finite: {hint}."
-        )
-
-
-def _ranges(image: Image.Image) -> list[tuple[int, int]]:
-    extrema = image.getextrema()
-    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]

@@ -17,9 +17,10 @@ from ..names import checked
 from ..pipelines import calibrate_sigma
 from ..run.memory import peak_memory_gb
 from ..run.processes import warn_if_idle
+from ..run.results import columns_of
 from .base import DiffusionTrainer
 from .es_config import ESConfig
-from .reward_checks import log_rewards, refuse_missing
+from .reward_checks import log_pictures, log_rewards, refuse_missing
 from .rollout import PopulationRollout, PopulationStep, PromptBatch
 from .watch import Scored, Watch, energy_by_kind
 
@@ -127,10 +128,14 @@ class ESTrainer(DiffusionTrainer):
         found = torch.zeros(1, dtype=torch.float64)
         with self.peers.together("the calibration of sigma"):
             if self.is_world_process_zero():
+                columns = columns_of(self.train_dataset)
+                self.prepare_prompts(self.train_dataset["prompt"], columns)
                 prompts = self.train_dataset["prompt"][:8]
-                self.prepare_prompts(self.train_dataset["prompt"])
                 self.prompt_blocks.encode(prompts)
-                found[0] = calibrate_sigma(self.adapter, prompts, self.noise, self.args.seed, self.args.output_change)
+                columns = {name: values[:8] for name, values in columns.items()}
+                found[0] = calibrate_sigma(
+                    self.adapter, prompts, self.noise, self.args.seed, self.args.output_change, columns
+                )
         return float(self.peers.gather(found)[0])
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
@@ -199,6 +204,7 @@ class ESTrainer(DiffusionTrainer):
         self.add_metric("es/reward_time", times.reward)
         self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)
         self.add_metric("es/comm_bytes", self.peers.bytes_sent - bytes_before)
+        log_pictures(self)
         self.last_step = PopulationStep(step, micro, batch, factors, scores, fitness)
         reward = self._rewards(scores)
         reward = reward[torch.isfinite(reward)].mean()
@@ -258,6 +264,7 @@ class ESTrainer(DiffusionTrainer):
             self.state.global_step,
             batch.prompts[0],
             self.args.max_invalid_fraction,
+            self.adapter.drawer.complaint(),
         )
         if fitness.zero_spread.all() and not self._warned_constant:
             self._warned_constant = True

@@ -16,7 +16,7 @@ from ..run.memory import peak_memory_gb
 from ..run.processes import warn_if_idle
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
-from .reward_checks import log_rewards, refuse_missing, zero_spread
+from .reward_checks import log_pictures, log_rewards, refuse_missing, zero_spread
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,9 @@ class GradientTrainer(DiffusionTrainer):
             self.state.global_step,
             prompts[0],
             self.args.max_invalid_fraction,
+            self.adapter.drawer.complaint(),
         )
+        log_pictures(self)
         log_rewards(self.add_metric, rewards, scores, self.rewards.names, zero_spread(rewards))
 
     def warn_once(self, message: str) -> None:

@@ -179,7 +179,10 @@ class GroupRollout:
             piece = keys[start : start + self.images_per_forward]
             noise = [make_generator(self.seed, "transitions", batch.step, batch.micro, *key) for key in piece]
             prompts = [batch.prompts[p] for p, _ in piece]
-            drawn, trajectory = self.sampler.rollout(prompts, self.latent_generators(batch, piece), noise, steps)
+            columns = {name: [values[p] for p, _ in piece] for name, values in batch.columns.items()}
+            drawn, trajectory = self.sampler.rollout(
+                prompts, self.latent_generators(batch, piece), noise, steps, columns=columns
+            )
             images += drawn
             rollout.pieces.setdefault(block, []).append(Piece(piece, trajectory))
         return images

@@ -2,7 +2,6 @@
 
 import torch
 import transformers
-from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftConfig
 from torch import nn
 from transformers import Trainer
@@ -11,6 +10,7 @@ from ..pipelines import (
     DEFAULT_TARGETS,
     CallSettings,
     PipelineAdapter,
+    as_pipeline,
     check_lora_config,
     check_pipeline,
     load_pipeline,
@@ -23,8 +23,7 @@ from .config import DiffusionConfig
 
 def checked_args(trainer, args: DiffusionConfig | None, model) -> DiffusionConfig:
     """The settings, by default a method's own; what cannot work with `model`, here or on this machine, is an error."""
-    if not isinstance(model, str | DiffusionPipeline):
-        raise TypeError(f"model must be a string or a DiffusionPipeline, got {type(model).__name__}.")
+    model = as_pipeline(model)
     if args is None:
         name = model.rstrip("/").split("/")[-1] if isinstance(model, str) else type(model).__name__
         args = trainer.config_class(output_dir=f"{name}-{trainer.method_name.upper()}")
@@ -34,7 +33,7 @@ def checked_args(trainer, args: DiffusionConfig | None, model) -> DiffusionConfi
     FolderLock(args.output_dir).check()
     check_trackers(args.report_to)
     check_optimizer_arguments(args)
-    if isinstance(model, DiffusionPipeline):
+    if not isinstance(model, str):
         check_pipeline(model)
         if args.model_init_kwargs:
             raise ValueError("model_init_kwargs need model as a string; a loaded pipeline was given instead.")

@@ -3,6 +3,7 @@
 import time
 from abc import abstractmethod
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from ..es import make_generator
-from ..evaluation import EvaluationRow, default_rows
+from ..evaluation import EvaluationRow
 from ..names import checked
-from ..pipelines import Gaussian, PolicySampler, PolicySettings
+from ..pipelines import Gaussian, PolicySampler, PolicySettings, dtype_of, rounding_limit, watching_layers
 from .base import DiffusionTrainer
 from .gradient_trainer import GradientTrainer
 from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
 from .policy_gradient_config import PolicyGradientConfig
+
+
+FIRST_RATIO_LIMIT = 2.0  # times the dtype's rounding limit: log-probabilities are means over thousands of pixels
 
 
 class PolicyGradientTrainer(GradientTrainer):
@@ -44,6 +48,7 @@ class PolicyGradientTrainer(GradientTrainer):
                 f"sde_window_size={config.sde_window_size} is more than the {len(self.sampler.stochastic_steps)} "
                 "steps of a rollout that have a density; lower it, or leave it out to train all of them."
             )
+        self._ratio_checked = False
         self.rollout = GroupRollout(
             self.sampler,
             self.rewards,
@@ -63,7 +68,7 @@ class PolicyGradientTrainer(GradientTrainer):
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """Base and adapter at the protocol's steps, and at every other count of `eval_num_inference_steps`."""
-        rows = default_rows(self.args.num_inference_steps)
+        rows = super().evaluation_rows()
         for steps in self.args.eval_num_inference_steps:
             rows += [EvaluationRow(f"base@{steps}", False, steps), EvaluationRow(f"adapter@{steps}", True, steps)]
         return list({row.name: row for row in rows}.values())
@@ -130,7 +135,8 @@ class PolicyGradientTrainer(GradientTrainer):
         return steps[start : start + size]
 
     def _draw(self, batch: GroupBatch) -> Rollout:
-        with self.share_of(f"step {batch.step}", "images_per_forward"):
+        idle = nullcontext() if self._ratio_checked else watching_layers(self.adapter, "they get no gradient")
+        with self.share_of(f"step {batch.step}", "images_per_forward"), idle:
             rollout = self.rollout.draw(
                 batch,
                 self.trained_steps(),
@@ -158,6 +164,22 @@ class PolicyGradientTrainer(GradientTrainer):
 
     # ---- gradients ----
 
+    def _check_first_ratio(self, step: int, deviation: float) -> None:
+        """
+        Raises `RuntimeError`, before anything is updated, if replaying a path under the weights that drew it gives
+        another likelihood: the gradient would be that of another policy.
+        """
+        limit = FIRST_RATIO_LIMIT * rounding_limit(dtype_of(self.adapter.denoiser))
+        if self._ratio_checked or not deviation > limit:
+            self._ratio_checked = True
+            return
+        raise RuntimeError(
+            f"Step {step}: the first probability ratio of {type(self.adapter.pipe).__name__} differs from 1 by "
+            f"{deviation:.2g} (limit {limit:g} in {self.args.dtype}), so what is replayed is not what was drawn, and "
+            "policy gradients would follow another policy. The adapter was not updated. Use ESTrainer, which needs no "
+            "likelihoods, or a scheduler whose steps are Gaussian."
+        )
+
     def _accumulate(
         self, rollout: Rollout, advantages: torch.Tensor, blocks: list[int], sums: dict[str, float], first: bool
     ) -> float:
@@ -175,6 +197,8 @@ class PolicyGradientTrainer(GradientTrainer):
                 gradients.end_block()
         self.write_gradient(gradients)
         totals = self._sum_over_processes(totals)
+        if first:
+            self._check_first_ratio(rollout.batch.step, totals["max_ratio_deviation"])
         for name, value in totals.items():
             sums[name] = max(sums[name], value) if name.startswith("max_") else sums[name] + value
         return totals["loss"]

@@ -94,6 +94,11 @@ class PolicyGradientConfig(GradientConfig):
         super().__post_init__()
         self._check_policy_values()
         if self.sample_num_steps is None:
+            if self.num_inference_steps is None:
+                raise ValueError(
+                    "num_inference_steps=null leaves the number of steps to the pipeline, but the policy needs it: "
+                    "give num_inference_steps, or sample_num_steps and eval_num_inference_steps."
+                )
             self.sample_num_steps = 2 if self.num_inference_steps == 1 else self.num_inference_steps
         if self.eval_num_inference_steps is None:
             counts = [self.num_inference_steps, max(self.num_inference_steps, self.sample_num_steps)]

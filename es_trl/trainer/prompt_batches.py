@@ -1,6 +1,7 @@
 """Prompt batches as a function of (seed, epoch): the same on every process, whatever was drawn before."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -57,10 +58,14 @@ class PromptBlocks:
     def __init__(self, encoder):
         self.encoder = encoder
         self._block_of: dict[str, tuple[str, ...]] = {}
+        self._columns: dict[str, dict[str, Any]] = {}
         self._encoded: set[tuple[str, ...]] = set()
 
-    def plan(self, prompts: Sequence[str]) -> None:
-        """Puts those of `prompts` that are in no block yet into blocks, in this order."""
+    def plan(self, prompts: Sequence[str], columns: Mapping[str, Sequence] | None = None) -> None:
+        """Puts those of `prompts` that are in no block yet into blocks, in this order; a block keeps their columns."""
+        columns = {name: values[:] for name, values in (columns or {}).items()}
+        for i, prompt in enumerate(prompts):
+            self._columns.setdefault(prompt, {name: values[i] for name, values in columns.items()})
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._block_of]
         for start in range(0, len(new), self.encoder.batch_size):
             block = tuple(new[start : start + self.encoder.batch_size])
@@ -71,7 +76,9 @@ class PromptBlocks:
         blocks = dict.fromkeys(self._block_of[prompt] for prompt in prompts if prompt in self._block_of)
         missing = [block for block in blocks if block not in self._encoded]
         for block in tqdm(missing, "Encoding prompts", disable=not show or len(missing) < 2, leave=False):
-            self.encoder.encode(block)
+            rows = [self._columns[prompt] for prompt in block]
+            names = set.intersection(*map(set, rows))
+            self.encoder.encode(block, {name: [row[name] for row in rows] for name in sorted(names)})
             self._encoded.add(block)
 
     def encode_rows(self, rows: list[dict]) -> list[dict]:

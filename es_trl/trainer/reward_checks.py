@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ..pipelines.drawing import ODD
+
 
 def refuse_missing(
     missing: float,
@@ -15,6 +17,7 @@ def refuse_missing(
     step: int,
     prompt: str,
     max_invalid_fraction: float,
+    pictures: str = "",
 ) -> None:
     """
     Raises `RuntimeError`, before anything is updated, if too much of a step has no finite reward.
@@ -26,16 +29,26 @@ def refuse_missing(
         names (`Sequence[str]`): Those of the K functions.
         step (`int`), prompt (`str`): Where it happened.
         max_invalid_fraction (`float`): The limit, in [0, 1).
+        pictures (`str`, *optional*): What was wrong with pictures of this run.
     """
     if missing <= max_invalid_fraction:
         return
     bad = (~np.isfinite(np.asarray(scores))).reshape(-1, len(names)).any(axis=0)
     culprits = ", ".join(name for name, is_bad in zip(names, bad, strict=True) if is_bad)
+    advice = pictures or "Check the reward function on these prompts"
     raise RuntimeError(
         f"Step {step}: {missing:.0%} of the {what} have no finite reward ({culprits}), more than "
-        f"max_invalid_fraction={max_invalid_fraction}. The adapter was not updated. Check the reward function on "
-        f"these prompts, the first being {prompt[:80]!r}, or raise max_invalid_fraction."
+        f"max_invalid_fraction={max_invalid_fraction}. The adapter was not updated. {advice}; the first prompt "
+        f"is {prompt[:80]!r}. Or raise max_invalid_fraction."
     )
+
+
+def log_pictures(trainer) -> None:
+    """Counts this step's pictures, of all processes, that have no score or are black; nothing where there are none."""
+    new = torch.tensor(trainer.adapter.drawer.new_pictures(), dtype=torch.float64)
+    for kind, count in zip(ODD, trainer.peers.gather(new).sum(dim=0).tolist(), strict=True):
+        if count:
+            trainer.add_metric(f"pictures/{kind}", count)
 
 
 def log_rewards(

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ..es import Factors, Fitness, Population, PopulationShapeError, make_generator
-from ..pipelines import PipelineAdapter
+from ..pipelines import PipelineAdapter, check_members, dtype_of, numbers_of, watching_layers
 from ..rewards import PendingScores, RewardSet
-from .drawing_limits import MembersInMemory, check_pictures
+from .drawing_limits import MembersInMemory
 
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ class PopulationRollout:
         self.process_index, self.num_processes = process_index, num_processes
         self.check_stop = check_stop
         self.memory = MembersInMemory()
+        self._checked = False
         if num_processes > 1 and rewards.group_rewards:
             names = ", ".join(rewards.names[k] for k in rewards.group_rewards)
             raise ValueError(
@@ -157,6 +158,8 @@ class PopulationRollout:
         Returns:
             `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
         """
+        if not self._checked:
+            self._check_members(batch, factors, step, micro)
         own_columns = len(batch) // self.population.groups
         scores = torch.zeros(self.population.size, own_columns, len(self.rewards.names), dtype=torch.float64)
         times = RolloutTimes()
@@ -250,18 +253,11 @@ class PopulationRollout:
         if len(pieces) > 1:
             return [image for piece in pieces for image in self.draw(piece, batch, factors, step, micro, columns)]
         try:
-            images = self._draw_together(members, batch, factors, step, micro, columns)
-            check_pictures(images, self.adapter.denoiser.dtype, f"step {step}, members {members[0]}-{members[-1]}")
-            return images
+            return self._draw_together(members, batch, factors, step, micro, columns)
         except torch.OutOfMemoryError:
             self.memory.halve(len(members), len(columns or self.population.columns(0, len(batch))))
         except PopulationShapeError as error:
-            logger.warning(
-                "Members run one after the other from here on (same result, slower), because this pipeline's batch "
-                "cannot be shared by several: %s",
-                error,
-            )
-            self._draw_together = self._draw_one_by_one
+            self._go_one_by_one(str(error))
         return self.draw(
             members, batch, factors, step, micro, columns
         )  # outside `except`, which holds on to the tensors
@@ -274,6 +270,7 @@ class PopulationRollout:
         step: int,
         micro: int,
         columns: range | None,
+        keep_numbers: bool = False,
     ) -> list[Image.Image]:
         directions = torch.tensor(self.population.directions(members))
         selected = {name: value.select(directions.to(value.U.device)) for name, value in factors.items()}
@@ -281,7 +278,47 @@ class PopulationRollout:
         generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
         rows = len(drawn) // len(members)
         with self.adapter.members(selected, self.population.signs(members), self.sigma, rows):
-            return self.adapter.generate([batch.prompts[j] for j in drawn], generators)
+            own = {name: [values[j] for j in drawn] for name, values in batch.columns.items()}
+            prompts = [batch.prompts[j] for j in drawn]
+            return self.adapter.generate(prompts, generators, columns=own, keep_numbers=keep_numbers)
+
+    def _check_members(self, batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int) -> None:
+        """Once: two members of a batch draw what each draws alone, and every layer with LoRA is used."""
+        self._checked = True
+        chunk = next(
+            (c for c in self.population.chunks(self.members_per_forward) if self.owner(c[0]) == self.process_index),
+            [0],
+        )
+        members = [
+            i for i in chunk if self.population.columns(i, len(batch)) == self.population.columns(chunk[0], len(batch))
+        ][:2]
+        counted = self.adapter.drawer.pictures.copy()
+
+        def draw(members: list[int], factors: dict[str, Factors]) -> torch.Tensor:
+            drawn = self._draw_together(members, batch, factors, step, micro, None, True)
+            kept = self.adapter.drawer.last_watch.numbers
+            return numbers_of(drawn, kept, len(drawn)).view(len(members), -1)
+
+        try:
+            with watching_layers(self.adapter, "they are perturbed without effect"):
+                # Two pictures of one member: whether a picture depends on what it is drawn with shows here, too.
+                self._draw_together(members[:1], batch, factors, step, micro, range(min(2, len(batch))))
+            wrong = check_members(draw, members, factors, dtype_of(self.adapter.denoiser)) if len(members) > 1 else ""
+        except torch.OutOfMemoryError:
+            return  # members that do not fit two by two are drawn alone
+        except PopulationShapeError as error:
+            wrong = str(error)
+        self.adapter.drawer.pictures = counted
+        if wrong:
+            self._go_one_by_one(wrong)
+
+    def _go_one_by_one(self, reason: str) -> None:
+        logger.warning(
+            "Members run one after the other from here on (same result, slower), because this pipeline's batch "
+            "cannot be shared by several: %s",
+            reason,
+        )
+        self._draw_together = self._draw_one_by_one
 
     def _columns(self, members: list[int], batch: PromptBatch, columns: range | None = None) -> list[int]:
         """The column of every image of `members`."""

@@ -50,7 +50,7 @@ def gradients(adapter: PipelineAdapter, reward: ClipReward, prompts: list[str], 
     for i, prompt in enumerate(prompts):
         for parameter in adapter.theta.values():
             parameter.grad = None
-        with torch.enable_grad(), differentiable.enabled():
+        with torch.enable_grad(), differentiable.enabled(), adapter.prompts.serving():
             generator = make_generator(seed, "gradient_energy", i)
             pictures = call(
                 adapter.pipe, **adapter.call_kwargs([prompt]), generator=[generator], output_type="pt"

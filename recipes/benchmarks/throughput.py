@@ -169,7 +169,7 @@ def plain_drawing(setting: Setting, adapter: PipelineAdapter) -> Callable:
     if setting.compiled:
         pipe.transformer.compile(fullgraph=True)
     call = adapter.settings.call_kwargs(adapter.pipe)
-    adapter.prompts.encode(PROMPTS[: setting.prompts])
+    pipe.encode_prompt = adapter.prompts.stand_in(pipe.encode_prompt)
 
     def draw(prompts, generators):
         return pipe(**adapter.prompts.rows(prompts), generator=generators, **call).images

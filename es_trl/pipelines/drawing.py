@@ -1,0 +1,308 @@
+"""Calling a pipeline for rows of pictures: what goes in per row, what comes out, and which of it may be scored."""
+
+import inspect
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..es import PopulationShapeError
+from ..samples import is_black, mark_unscored
+from .call_settings import CallSettings
+from .self_check import numbers_of, rms, tolerance
+from .watching import CallWatch, device_of, dtype_of
+
+
+logger = logging.getLogger(__name__)
+
+ODD = ("not_finite", "flagged", "black")  # pictures that are counted
+OUTPUTS = ("images", "image", "frames", "videos", "audios")  # where a pipeline's output has its pictures
+
+
+class Drawer:
+    """
+    Calls a pipeline with one row per picture; where its batches do not work, with one call per picture.
+
+    Args:
+        pipe (`DiffusionPipeline`): What is called.
+        denoiser (`nn.Module`): Its transformer or UNet.
+        settings (`CallSettings`): How it is called.
+        prompts (`PromptEncoder`): Prompts to call keywords.
+
+    Attributes:
+        one_by_one (`str`): Why every picture has a call of its own; empty where pictures share calls.
+        members (`int`): Members of a population that share a call now.
+        pictures (`Counter`): Pictures drawn so far: "drawn", "not_finite", "flagged" and "black".
+    """
+
+    def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, prompts):
+        self.pipe, self.denoiser, self.settings, self.prompts = pipe, denoiser, settings, prompts
+        self.one_by_one, self.members = "", 1
+        self.pictures: Counter[str] = Counter()
+        self.last_watch: CallWatch | None = None
+        self._batches_work, self._takes_text = False, False
+        self._said: set[tuple[str, str]] = set()
+        self._last_cause = ""
+        self._reported: Counter[str] = Counter()
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        columns: Mapping[str, Sequence] | None = None,
+        output_type: str = "pil",
+        keep_numbers: bool = False,
+        **overrides,
+    ) -> list | torch.Tensor | np.ndarray:
+        """
+        One picture, video or sound per prompt: a list, or an array where `output_type` gives one.
+
+        Args:
+            prompts, generators (`Sequence`): One each per picture.
+            columns (`Mapping`, *optional*): The prompts' columns; those that are keywords of the call go into it.
+            output_type (`str`): As in diffusers.
+            keep_numbers (`bool`): Whether `last_watch.numbers` is wanted.
+            **overrides: Of the settings: `num_inference_steps`, `guidance_scale`.
+        """
+        columns = self.settings.row_columns(self.pipe, columns or {})
+        if not self.one_by_one and (len(prompts) > 1 or self.members > 1):
+            states = [generator.get_state() for generator in generators]
+            drawn = self._together(prompts, generators, states, columns, output_type, keep_numbers, overrides)
+            if not self.one_by_one:
+                return drawn
+            logger.warning("Every picture has a call of its own from here on (slower): %s", self.one_by_one)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+        if self.members > 1:
+            raise PopulationShapeError(self.one_by_one)
+        singles, numbers = [], []
+        for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
+            own = {name: values[i] for name, values in columns.items()}
+            singles.append(self._single(prompt, generator, own, output_type, keep_numbers, overrides))
+            numbers += self.last_watch.numbers
+        self.last_watch.numbers = numbers
+        if all(isinstance(single, torch.Tensor) for single in singles):
+            return torch.cat(singles)
+        if all(isinstance(single, np.ndarray) for single in singles):
+            return np.concatenate(singles)
+        return [single[0] if len(single) == 1 else single for single in singles]
+
+    def _together(self, prompts, generators, states, columns, output_type, keep, overrides):
+        """
+        All pictures in one call; sets `one_by_one` where that cannot be. The first time, the last picture is drawn
+        alone beforehand, which also shows what is wrong with the call itself.
+        """
+        new = self.members == 1 and len(prompts) > 1 and not self._batches_work
+        alone = self._last_alone(prompts, states, columns, output_type, overrides) if new else None
+        try:
+            kwargs = self.settings.call_kwargs(self.pipe, **overrides)
+            kwargs = self.settings.repeat_constants(kwargs, len(prompts)) | columns | self.prompts.rows(prompts)
+            drawn = self.call(kwargs, list(generators), list(prompts), output_type, keep or new)
+            if not isinstance(drawn, torch.Tensor | np.ndarray) and len(drawn) != len(prompts):
+                raise ValueError(f"one call gave {len(drawn)} pictures for {len(prompts)} prompts")
+        except (PopulationShapeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self._batches_work or len(prompts) == 1:
+                raise
+            self.one_by_one = f"{type(self.pipe).__name__} does not take {len(prompts)} prompts at once ({error})."
+            return None
+        # Later on other threads, of rewards that wait for servers, may use torch's generator while members are drawn.
+        if self.last_watch.used_global_noise and (self.members == 1 or not self._batches_work):
+            self.one_by_one = (
+                f"{type(self.pipe).__name__} with {type(getattr(self.pipe, 'scheduler', None)).__name__} takes noise "
+                "from torch's global generator, so that pictures of one call would not be repeatable."
+            )
+        elif self.prompts.mixed:
+            self.one_by_one = (
+                f"{type(self.pipe).__name__} encodes prompts of different lengths otherwise together than alone, so "
+                "that a picture would depend on what it is drawn with."
+            )
+        elif new:
+            self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone)
+        return drawn
+
+    def _last_alone(self, prompts, states, columns, output_type, overrides) -> torch.Tensor:
+        counted, generator = self.pictures.copy(), torch.Generator()
+        generator.set_state(states[-1])
+        own = {name: values[-1] for name, values in columns.items()}
+        single = self._single(prompts[-1], generator, own, output_type, True, overrides)
+        self.pictures = counted
+        return numbers_of(single, self.last_watch.numbers, 1)[0]
+
+    def _compare(self, together: torch.Tensor, alone: torch.Tensor) -> None:
+        if alone.shape != together[-1].shape:
+            spread, difference = 1.0, math.inf
+        else:
+            # Of equal prompts with one generator for all, only the one alone is what it should be.
+            spread = max(rms(together[-1] - together[0]), rms(alone - together[0]))
+            difference = rms(together[-1] - alone)
+        self._batches_work = spread > 0  # equal pictures say nothing: the next batch may
+        if difference > tolerance(together, spread, dtype_of(self.denoiser)):
+            self.one_by_one = (
+                f"a picture of {type(self.pipe).__name__} depends on what it is drawn with (by "
+                f"{difference / spread:.2g} of the difference between two pictures), as where one generator serves a "
+                "whole batch."
+            )
+
+    def _single(self, prompt, generator, columns, output_type, keep, overrides):
+        """One picture in a call of its own: a batch of one, or where that is refused, a text and its generator."""
+        state = generator.get_state()
+        settings = self.settings.call_kwargs(self.pipe, **overrides)
+        if not self._takes_text:
+            lists = {name: [value] for name, value in columns.items()}
+            kwargs = self.settings.repeat_constants(settings, 1) | lists | self.prompts.rows([prompt])
+            try:
+                return self._seeded(kwargs, [generator], prompt, output_type, keep)
+            except (PopulationShapeError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if self._batches_work:
+                    raise
+                first = error
+        generator.set_state(state)
+        kwargs = settings | columns | self.prompts.single(prompt)
+        try:
+            drawn = self._seeded(kwargs, generator, prompt, output_type, keep)
+        except Exception:
+            if self._takes_text:
+                raise
+            raise first from None
+        self._takes_text = True
+        return drawn
+
+    def _seeded(self, kwargs, generators, prompt, output_type, keep):
+        """Noise that the pipeline takes from torch's global generator comes from the picture's own all the same."""
+        own = generators[0] if isinstance(generators, list) else generators
+        copy = torch.Generator()
+        copy.set_state(own.get_state())
+        device = device_of(self.denoiser)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(torch.randint(2**31, (), generator=copy).item())
+            return self.call(kwargs, generators, [prompt], output_type, keep)
+
+    def call(
+        self,
+        kwargs: dict,
+        generators: torch.Generator | Sequence[torch.Generator],
+        prompts: Sequence[str],
+        output_type: str = "pil",
+        keep_numbers: bool = False,
+        with_graph: bool = False,
+    ):
+        """One call of the pipeline with all of its keywords but the generators, looked at: its pictures."""
+        parameters = self.settings.parameters(self.pipe)
+        if "output_type" in parameters:
+            sees = any(hasattr(self.pipe, name) for name in ("image_processor", "video_processor"))
+            default = parameters["output_type"].default
+            kwargs["output_type"] = output_type if output_type != "pil" or sees else default
+        watch = self.last_watch = CallWatch(self.pipe, self.denoiser, len(prompts), keep_numbers)
+        generators = generators if isinstance(generators, torch.Generator) else list(generators)
+        # diffusers decorates `__call__` with no_grad; beneath it is the same code.
+        function = inspect.unwrap(type(self.pipe).__call__) if with_graph else type(self.pipe).__call__
+        with watch.watching(), self._step_noise(generators), self.prompts.serving():
+            output = function(self.pipe, **kwargs, generator=generators)
+        drawn = pictures_of(output)
+        if isinstance(drawn, torch.Tensor | np.ndarray) and output_type == "pil":
+            drawn = list(drawn)
+        if isinstance(drawn, list):
+            self._judge(drawn, prompts, watch, getattr(output, "nsfw_content_detected", None))
+        return drawn
+
+    @contextmanager
+    def _step_noise(self, generators: torch.Generator | list[torch.Generator]) -> Iterator[None]:
+        """Inside, noise that the scheduler draws at a step comes from the pictures' generators, not torch's own."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        step = getattr(scheduler, "step", None)
+        if step is None or "step" in vars(scheduler) or "generator" not in inspect.signature(step).parameters:
+            yield
+            return
+
+        def step_with_noise(model_output, timestep, sample, *args, **kwargs):
+            if len(sample) == (len(generators) if isinstance(generators, list) else 1) and not args:
+                kwargs.setdefault("generator", generators)
+            return step(model_output, timestep, sample, *args, **kwargs)
+
+        scheduler.step = step_with_noise
+        try:
+            yield
+        finally:
+            del scheduler.step
+
+    # ---- what may be scored ----
+
+    def _judge(self, drawn: list, prompts: list[str], watch: CallWatch, flagged: Sequence[bool] | None) -> None:
+        """Marks what is no picture of the model's, and counts it."""
+        self.pictures["drawn"] += len(prompts)
+        bad = watch.not_finite()
+        for i, prompt in enumerate(prompts):
+            whole = len(drawn) != len(prompts)
+            sample = drawn if whole else drawn[i]
+            if i in bad:
+                sample = mark_unscored(sample, self._note("not_finite", prompt, self._cause(bad[i])))
+            elif isinstance(flagged, list | tuple) and i < len(flagged) and flagged[i]:
+                cause = (
+                    "the pipeline's safety checker flagged and blackened it; pass safety_checker=None to draw without"
+                )
+                sample = mark_unscored(sample, self._note("flagged", prompt, cause))
+            elif is_black(sample):
+                self._note("black", prompt, "it is black all over, and scored as it is")
+            if not whole:
+                drawn[i] = sample
+
+    def new_pictures(self) -> list[int]:
+        """How many pictures since the last call were not made of numbers, flagged, and black."""
+        new = [self.pictures[kind] - self._reported[kind] for kind in ODD]
+        self._reported = self.pictures.copy()
+        return new
+
+    def complaint(self) -> str:
+        """One sentence on pictures without a score; empty if there were none."""
+        missing = self.pictures["not_finite"] + self.pictures["flagged"]
+        if not missing:
+            return ""
+        return (
+            f"{missing} of {self.pictures['drawn']} pictures so far have no score, the last because {self._last_cause}"
+        )
+
+    def _note(self, kind: str, prompt: str, cause: str) -> str:
+        self.pictures[kind] += 1
+        self._last_cause = cause if kind != "black" else self._last_cause
+        if (kind, cause) not in self._said:
+            self._said.add((kind, cause))
+            logger.warning("The picture of prompt %r: %s. Said once, counted in every step.", prompt[:80], cause)
+        return cause
+
+    def _cause(self, part: str) -> str:
+        dtype = dtype_of(self.denoiser)
+        name = str(dtype).removeprefix("torch.")
+        adapters = [p for n, p in self.denoiser.named_parameters() if "lora_" in n]
+        if any(not torch.isfinite(p).all() for p in adapters):
+            where, hint = "the adapter's weights", "the adapter is damaged, or training diverged"
+        else:
+            where = f"the {part}" if part == "decoder" else f"the {type(self.denoiser).__name__}"
+            hint = "look for weights or prompt embeddings that are not finite, or lower sigma and learning_rate"
+            if dtype == torch.float16:
+                hint = "float16 overflows in some models: use bfloat16 or float32"
+        return f"it is not made of numbers, first in {where} ({name}), and has no score: {hint}"
+
+
+def pictures_of(output: Any) -> Any:
+    """What a pipeline's output holds: the first of `images`, `image`, `frames`, `videos` and `audios`."""
+    for name in OUTPUTS:
+        found = getattr(output, name, None)
+        if found is not None:
+            break
+    else:
+        found = output[0] if isinstance(output, tuple) else output
+    if isinstance(found, Image.Image):
+        return [found]
+    if not isinstance(found, list | tuple | torch.Tensor | np.ndarray):
+        raise ValueError(f"the pipeline's output {type(output).__name__} has none of {', '.join(OUTPUTS)}")
+    return list(found) if isinstance(found, tuple) else found

@@ -1,0 +1,169 @@
+"""Generators that are no diffusers pipelines: any object with a `module` and `generate`, seen as a pipeline."""
+
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """
+    What trains beside diffusers pipelines: autoregressive models, community pipelines, classes without a LoRA loader.
+
+    `module` is where LoRA goes. `generate(prompts, generators, **columns)` draws one sample per prompt, whose every
+    random number comes from that prompt's CPU generator; a sample is a PIL picture, or a list of them for a video.
+    `**columns` are the data set's columns that it names, all of them if it takes `**`. Rows of a batch have to stay in
+    order in `module`, several members of a population being drawn at once; a run checks that at its first step.
+
+    An optional `save(directory)` is called with the trained weights in `module`, beside the LoRA file that is written
+    in any case.
+    """
+
+    module: torch.nn.Module
+
+    def generate(self, prompts: list[str], generators: list[torch.Generator], **columns: list) -> Sequence[Any]:
+        """One sample per prompt."""
+
+
+class GeneratorPipeline:
+    """
+    A [`Generator`] with the few doors of a diffusers pipeline that the package uses.
+
+    Args:
+        generator ([`Generator`]): The object.
+    """
+
+    _lora_loadable_modules = ("module",)
+
+    def __init__(self, generator: Generator):
+        if not isinstance(generator.module, torch.nn.Module):
+            raise TypeError(f"{type(generator).__name__}.module must be an nn.Module, for LoRA to be put on.")
+        self.generator, self.module = generator, generator.module
+        self.components = {"module": generator.module}
+        self.name_or_path = str(getattr(generator, "name_or_path", None) or type(generator).__name__)
+
+    def __call__(self, prompt: list[str], generator: list[torch.Generator], **columns: list) -> SimpleNamespace:
+        return SimpleNamespace(images=list(self.generator.generate(prompt, generator, **columns)))
+
+    @property
+    def class_name(self) -> str:
+        """The name of the object's class."""
+        return type(self.generator).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first weight."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    def call_parameters(self) -> dict[str, inspect.Parameter]:
+        """What `generate` takes beside prompts and generators."""
+        own = list(inspect.signature(self.generator.generate).parameters.values())[2:]
+        return {p.name: p for p in own if p.kind is not p.VAR_KEYWORD}
+
+    def steps_for(self, number: int) -> int | None:
+        """`number`, or `None` where `generate` has no `num_inference_steps`: 1 is then the only number there is."""
+        return number if "num_inference_steps" in self.call_parameters() else None
+
+    def call_columns(self, columns: Mapping[str, Sequence]) -> dict[str, list]:
+        """Those of a data set's columns that `generate` takes."""
+        own = inspect.signature(self.generator.generate).parameters.values()
+        everything = any(p.kind is p.VAR_KEYWORD for p in own)
+        named = self.call_parameters()
+        return {name: list(values) for name, values in columns.items() if everything or name in named}
+
+    def to(self, device: torch.device | str) -> "GeneratorPipeline":
+        """Moves the module, or all of the object where it has a `to` of its own."""
+        (self.generator if hasattr(self.generator, "to") else self.module).to(device)
+        return self
+
+    def set_progress_bar_config(self, **_kwargs) -> None:
+        """There is none."""
+
+    def save_lora_weights(
+        self,
+        save_directory: str | os.PathLike,
+        module_lora_layers: Mapping[str, torch.Tensor],
+        module_lora_adapter_metadata: dict,
+        safe_serialization: bool = True,
+    ) -> None:
+        """`pytorch_lora_weights.safetensors` with the module's own names, and what the object's `save` writes."""
+        os.makedirs(save_directory, exist_ok=True)
+        metadata = {f"module.{name}": value for name, value in module_lora_adapter_metadata.items()}
+        text = json.dumps(metadata, default=_plain, sort_keys=True)
+        tensors = {f"module.{name}": tensor for name, tensor in module_lora_layers.items()}
+        path = os.path.join(save_directory, "pytorch_lora_weights.safetensors")
+        save_file(tensors, path, metadata={"format": "pt", "lora_adapter_metadata": text})
+        if hasattr(self.generator, "save"):
+            self.generator.save(save_directory)
+
+    # ---- finished LoRAs, for evaluations ----
+
+    def load_lora_weights(self, state_dict: Mapping[str, torch.Tensor], adapter_name: str) -> None:
+        """Puts a finished LoRA on the module, its strength being that of its matrices."""
+        tensors = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+        ranks = {name.rpartition(".lora_A.")[0]: len(A) for name, A in tensors.items() if ".lora_A." in name}
+        first = next(iter(ranks.values()), 1)
+        config = LoraConfig(
+            r=first, lora_alpha=first, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks
+        )
+        inject_adapter_in_model(config, self.module, adapter_name)
+        set_peft_model_state_dict(self.module, tensors, adapter_name=adapter_name)
+        self.module.requires_grad_(False)
+
+    def set_adapters(self, names: Sequence[str], scales: Sequence[float]) -> None:
+        """Draws with one LoRA of those loaded."""
+        for layer in self._lora_layers():
+            layer.set_adapter(list(names))
+            for name, scale in zip(names, scales, strict=True):
+                layer.set_scale(name, scale)
+        self.module.requires_grad_(False)
+
+    def enable_lora(self) -> None:
+        """Switches LoRAs on."""
+        for layer in self._lora_layers():
+            layer.enable_adapters(True)
+
+    def disable_lora(self) -> None:
+        """Switches LoRAs off."""
+        for layer in self._lora_layers():
+            layer.enable_adapters(False)
+
+    def unload_lora_weights(self) -> None:
+        """Leaves the module as it was."""
+        for name, layer in [(n, m) for n, m in self.module.named_modules() if isinstance(m, BaseTunerLayer)]:
+            parent, _, own = name.rpartition(".")
+            setattr(self.module.get_submodule(parent), own, layer.get_base_layer())
+        del self.module.peft_config
+
+    def _lora_layers(self) -> list[BaseTunerLayer]:
+        return [module for module in self.module.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def as_pipeline(model: Any) -> Any:
+    """
+    `model` itself if it is a diffusers pipeline or a name, a generator as a pipeline.
+
+    Raises:
+        `TypeError`: for anything else.
+    """
+    if isinstance(model, str | DiffusionPipeline | GeneratorPipeline):
+        return model
+    if isinstance(model, Generator) and callable(model.generate):
+        return GeneratorPipeline(model)
+    raise TypeError(
+        f"model must be a string, a DiffusionPipeline, or an object with `module` (an nn.Module) and "
+        f"`generate(prompts, generators, **columns)` that returns one sample per prompt; got {type(model).__name__}."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)

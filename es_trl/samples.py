@@ -1,0 +1,51 @@
+"""What a generator draws: a picture, or a video as a list of pictures; how to show it, and whether it has a score."""
+
+from typing import Any
+
+from PIL import Image
+
+
+_KEY = "es_trl_no_score"
+
+
+def mark_unscored(sample: Any, reason: str) -> Any:
+    """
+    `sample` with the note that no reward may score it: numbers that are no numbers look like a black picture.
+
+    What can carry no note (an array, a sound) is replaced by a black picture that does.
+    """
+    picture = _first_picture(sample)
+    if picture is None:
+        sample = picture = Image.new("RGB", (8, 8))
+    picture.info[_KEY] = reason
+    return sample
+
+
+def why_unscored(sample: Any) -> str | None:
+    """The reason why `sample` has no score, if it has none."""
+    picture = _first_picture(sample)
+    return None if picture is None else picture.info.get(_KEY)
+
+
+def is_black(sample: Any) -> bool:
+    """Whether every pixel is exactly 0; False for what is no picture."""
+    pictures = sample if isinstance(sample, list | tuple) else [sample]
+    return bool(pictures) and all(isinstance(p, Image.Image) and _is_black(p) for p in pictures)
+
+
+def still_of(sample: Any) -> Image.Image:
+    """A picture to show: the picture, the middle frame of a video, or a grey one for what cannot be seen."""
+    if isinstance(sample, list | tuple) and sample:
+        return still_of(sample[len(sample) // 2])
+    return sample if isinstance(sample, Image.Image) else Image.new("RGB", (64, 64), "grey")
+
+
+def _first_picture(sample: Any) -> Image.Image | None:
+    while isinstance(sample, list | tuple) and sample:
+        sample = sample[0]
+    return sample if isinstance(sample, Image.Image) else None
+
+
+def _is_black(picture: Image.Image) -> bool:
+    extrema = picture.convert("RGB").getextrema()
+    return all(high == 0 for _, high in extrema)
