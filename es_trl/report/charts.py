@@ -11,6 +11,7 @@ from .theme import Palette
 
 
 SIZE = (4.9, 3.1)  # inches; two of them stand beside each other on a desktop, one fills a phone
+ROLES = {True: "trained", False: "held out", None: ""}
 AXES = {"images": "images drawn in training", "seconds": "training time"}
 
 
@@ -40,7 +41,7 @@ def learning_curve(curves, name: str, trained: bool, levels: Sequence[Level] = (
 
     Args:
         curves (`pandas.DataFrame`): From [`~es_trl.report.curves.learning_curves`].
-        name (`str`), trained (`bool`): The reward, and whether it was optimised.
+        name (`str`), trained (`bool`, *optional*): The reward, and whether it was optimised; `None` when nobody said.
         levels (`Sequence[Level]`): What the evaluation after training found.
         axis (`str`, *optional*, defaults to `"images"`): Or `"seconds"`.
 
@@ -49,7 +50,7 @@ def learning_curve(curves, name: str, trained: bool, levels: Sequence[Level] = (
     """
 
     def draw(palette: Palette, axes=None):
-        figure, axes = _panel(palette, name, "trained" if trained else "held out", axis, curves, axes)
+        figure, axes = _panel(palette, name, ROLES[trained], axis, curves, axes)
         colour = palette.trained if trained else palette.held_out
         mine = curves[curves["name"] == name].sort_values("step")
         scale = _scale(axis, curves)
@@ -197,7 +198,7 @@ def _panel(palette: Palette, name: str, note: str, axis: str, curves, axes=None)
     axes = figure.subplots() if axes is None else axes
     _style(axes, palette)
     axes.grid(axis="y", color=palette.line, linewidth=0.8)
-    axes.set_title(f"{_plain(name)}  ({note})", color=palette.ink, fontsize=10.5)
+    axes.set_title(_plain(name) + (f"  ({note})" if note else ""), color=palette.ink, fontsize=10.5)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     label = AXES[axis] + (f", {_unit(curves)}" if axis == "seconds" else "")

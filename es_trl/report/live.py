@@ -114,9 +114,12 @@ class LivePage:
         """The page as it is now."""
         self.folder.mkdir(parents=True, exist_ok=True)
         folder = read_folder(self.folder)
+        entry = self.running(self.folder)
+        if not folder.config and entry is not None:  # the run's own file comes with its first checkpoint
+            folder.config = entry.get("run") or {}
         learned = part(lambda: curves.learning_curves(folder.history), curves.learning_curves([]))
         found = context(folder, learned, part(lambda: curve_charts(folder, learned), []))
-        return render("run.html.j2", **found | live_context(folder, self.running(self.folder)))
+        return render("run.html.j2", **found | live_context(folder, entry))
 
     def stop(self) -> bool:
         """Does what Ctrl-C does: the run ends at its next micro-batch, with a checkpoint. False where none trains."""
@@ -143,7 +146,7 @@ def live_context(folder: Folder, entry: dict[str, Any] | None) -> dict[str, Any]
         live["left"] = each * (entry["max_steps"] - step)
     rewards = [line["reward"] for line in folder.history if isinstance(line.get("reward"), int | float)]
     sentences = []
-    if rewards:
+    if len(rewards) > 1:
         change = wording.signed(rewards[-1] - rewards[0])
         sentences.append(
             f"The trained reward of the last batches is {wording.number(rewards[-1])}, {change} since the first ones."

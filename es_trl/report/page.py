@@ -152,7 +152,10 @@ def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
     """The learning curves to draw, by reward."""
     trained = folder.trained
     names = curves.reward_names(learned, trained)[:MAX_CHARTS]
-    return [(name, charts.learning_curve(learned, name, name in trained, _levels(folder, name))) for name in names]
+    return [
+        (name, charts.learning_curve(learned, name, name in trained if trained else None, _levels(folder, name)))
+        for name in names
+    ]
 
 
 def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
@@ -172,7 +175,7 @@ def _curve_label(learned, name: str, trained) -> str:
     mine = learned[learned["name"] == name]
     kind = curves.VALIDATION if (mine["kind"] == curves.VALIDATION).any() else curves.TRAINING
     values = mine[mine["kind"] == kind].sort_values("step")["value"].tolist()
-    role = "trained" if name in trained else "held out"
+    role = wording.role(None, trained, name) or "a reward"
     return (
         f"{name}, {role}, against images drawn: from {wording.number(values[0])} "
         f"to {wording.number(values[-1])} over {len(values)} points."

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import writing
+from .settings import run_config
 
 
 RUNNING = "running.json"  # there while the run trains
@@ -26,7 +27,8 @@ class LiveCallback(TrainerCallback):
         if state.is_world_process_zero:
             pid = os.getpid()
             entry = {"pid": pid, "host": platform.node(), "process": process_mark(pid), "started": time.time(),
-                     "first_step": state.global_step, "max_steps": state.max_steps}  # fmt: skip
+                     "first_step": state.global_step, "max_steps": state.max_steps,
+                     "run": run_config(self.trainer)}  # fmt: skip
             self._write(RUNNING, lambda path: Path(path).write_text(json.dumps(entry), encoding="utf-8"))
 
     def on_log(self, args, state, control, **kwargs):
