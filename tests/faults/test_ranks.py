@@ -185,7 +185,7 @@ def test_f11_an_error_in_an_evaluation_ends_all_and_is_quoted(tmp_path):
     codes, outputs = ranks(3, failing_in_an_evaluation, tmp_path, "raises", 1, 600, folder=tmp_path)
     assert codes == [1, 1, 1] and time.monotonic() - started < 60
     for output in (outputs[0], outputs[2]):
-        assert "Process 1 failed at the evaluation at step 1: RuntimeError: reward function 'reward'" in output
+        assert "Process 1 failed at the evaluation at step 1: RuntimeError: reward function 'measured'" in output
         assert "the server is gone" in output
 
 
