@@ -265,4 +265,4 @@ def test_a_new_method_is_two_files_and_a_line(tmp_path):
     assert "Walk" in (tmp_path / "run" / "report" / "index.html").read_text()
     code = "from es_trl import trainer; print(trainer.RandomWalkTrainer.__name__, trainer.METHODS['random_walk'][0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == "RandomWalkTrainer random_walk_config:RandomWalkConfig\n"
+    assert done.stdout.splitlines()[-1] == "RandomWalkTrainer random_walk_config:RandomWalkConfig"

@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_method_is_none_of_ours(tmp_path, caplog):
         if folder.name == "checkpoint-9":
             (folder / "es_config.json").write_text(json.dumps(settings | {"method": "grpo"}))
             manifest = json.loads((folder / "MANIFEST.json").read_text())
-            manifest["es_config.json"] = checkpoint._fingerprint(folder / "es_config.json")
+            manifest["es_config.json"] = checkpoint.fingerprint(folder / "es_config.json")
             (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     assert last_checkpoint(tmp_path, "es") == str(theirs)
     with pytest.raises(ValueError, match="was trained by 'grpo', this run is 'es'"):

@@ -11,7 +11,7 @@ from tiny_runs import PROMPTS, files_in
 from toy_runs import redness, toy_trainer, train
 
 from es_trl.run import CheckpointCorrupt
-from es_trl.run.checkpoint import _fingerprint
+from es_trl.run.checkpoint import fingerprint
 
 
 CANARY = "hf_" + "CaNaRy" * 6
@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
 def reseal(checkpoint, drop=()):
     """A manifest that fits, as someone would write who changes a checkpoint on purpose."""
     names = [name for name in files_in(checkpoint) if name != "MANIFEST.json" and name not in drop]
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({name: _fingerprint(checkpoint / name) for name in names}))
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({name: fingerprint(checkpoint / name) for name in names}))
 
 
 def replace(name, content):
@@ -147,6 +147,6 @@ def test_a_link_to_another_folder_is_not_followed(tmp_path, finished):
     (outside / "passwd").write_text("root")
     (folder / "checkpoint-2" / "inside").symlink_to(outside)
     path = folder / "checkpoint-2" / "MANIFEST.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"inside/passwd": _fingerprint(outside / "passwd")}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inside/passwd": fingerprint(outside / "passwd")}))
     with pytest.raises(CheckpointCorrupt, match="inside/passwd.*not a plain file of the folder"):
         toy_trainer(folder, max_steps=3).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
