@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_revision_is_refused(tmp_path):
     saved["config"]["model_init_kwargs"] = {"revision": "abc"}
     path.write_text(json.dumps(saved))
     manifest = json.loads((tmp_path / "checkpoint-3" / "MANIFEST.json").read_text())
-    manifest["es_config.json"] = checkpoint._fingerprint(path)
+    manifest["es_config.json"] = checkpoint.fingerprint(path)
     (tmp_path / "checkpoint-3" / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="was trained on revision 'abc' of 'toy', this run loads None"):
         train(tmp_path, "latest", **STEPS)
