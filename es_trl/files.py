@@ -130,8 +130,13 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Brings a file, or the names in a folder, to the disk; Windows does that for files alone, open for writing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    except PermissionError:
+        if os.path.isdir(path):
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

@@ -75,5 +75,5 @@ def _git_commit(root: Path) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", timeout=10, check=True)
     return done.stdout.strip()

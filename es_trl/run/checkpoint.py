@@ -80,7 +80,7 @@ def verify_checkpoint(directory: str | os.PathLike) -> None:
     """Raises `CheckpointCorrupt` naming the file, and what was expected, if the checkpoint is not whole."""
     directory = Path(directory)
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = json.loads((directory / MANIFEST).read_bytes())
         entries = [(str(name), str(entry["sha256"]), int(entry["size"])) for name, entry in manifest.items()]
     except FileNotFoundError as error:
         raise CheckpointCorrupt(f"{directory} has no {MANIFEST}: it was not written to its end.") from error

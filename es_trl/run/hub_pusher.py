@@ -201,7 +201,7 @@ def copy_checkpoint(checkpoint: str | os.PathLike, destination: str, name: str |
     """
     checkpoint = Path(checkpoint)
     target = Path(destination, name or checkpoint.name)
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest = json.loads((checkpoint / MANIFEST).read_bytes())
     for file in manifest:
         if copy_clean(checkpoint / file, target / file):
             manifest[file] = fingerprint(target / file)

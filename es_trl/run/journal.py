@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import append_whole, read_lines, write_lines
+from ..files import append_whole, read_lines, sync, write_lines
 
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class Journal:
         """Brings all lines to the disk, or raises `OSError`, so that a checkpoint never stands without them."""
         self._write()
         if self.enabled and self.path.exists():
-            with open(self.path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._unwritten += json.dumps(entry, default=str) + "\n"

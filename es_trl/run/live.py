@@ -60,7 +60,9 @@ def running(folder: str | os.PathLike) -> dict[str, Any] | None:
 def process_mark(pid: int) -> str | None:
     """What tells a process from a later one of the same number: when it started; `None` where it is not running."""
     try:
-        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+        return (
+            Path(f"/proc/{int(pid)}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        )
     except (OSError, IndexError):
         pass
     if os.path.isdir("/proc/self"):

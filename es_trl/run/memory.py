@@ -18,7 +18,7 @@ def peak_memory_gb(device: torch.device) -> float:
         return psutil.Process().memory_info().peak_wset / 1e9
     if sys.platform == "linux":
         # Not `ru_maxrss`: a process starts with the peak of the one that started it.
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+        return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

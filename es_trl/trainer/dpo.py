@@ -149,7 +149,7 @@ class DiffusionDPOTrainer(GradientTrainer):
                 (loss.sum() * scale).backward()
             chosen, rejected = (values.detach() for values in errors.rewards(config.beta))
             columns = [loss.detach(), chosen, rejected, chosen - rejected, (chosen > rejected).float()]
-            sums += torch.stack(columns).double().sum(dim=1).cpu()
+            sums += torch.stack(columns).cpu().double().sum(dim=1)  # MPS has no double
         return sums
 
     # ---- pairs ----

@@ -43,7 +43,14 @@ def prompt_dataloader(
 ) -> DataLoader:
     """A loader of lists of rows (dicts); not sharded over processes, since members are what is shared out."""
     sampler = PromptBatchSampler(len(dataset), prompts_per_step, seed)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+    return PromptLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+
+
+class PromptLoader(DataLoader):
+    """Tells its sampler the epoch: the Trainer tells the loader in every version, samplers only in some."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
 class PromptBlocks:
