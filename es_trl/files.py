@@ -20,7 +20,7 @@ TEMPORARY = ".tmp-"  # how everything begins that is not whole yet
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yields a path beside `path` to write a file to; on leaving it is brought to the disk and takes the place of `path`
     in one step, with the rights that the umask gives. If anything fails, what stood at `path` is untouched.
@@ -41,7 +41,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_files(folder: str | os.PathLike) -> Iterator[Path]:
+def writing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yields an empty folder to write files to; on leaving each takes its place in `folder` as with `writing`. If
     anything fails before that, `folder` is untouched.
@@ -78,24 +78,24 @@ def left_by(path: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 file, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike, data: Any) -> None:
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Writes JSON, whole or not at all; what JSON does not know is written as text."""
     write_text(path, json.dumps(data, indent=2, default=str) + "\n")
 
 
-def write_lines(path: str | os.PathLike, entries: Iterable[Any]) -> None:
+def write_lines(path: str | os.PathLike[str], entries: Iterable[Any]) -> None:
     """Writes JSON lines, whole or not at all."""
     with writing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(entry, default=str)}\n" for entry in entries)
 
 
-def append_whole(path: str | os.PathLike, text: str) -> None:
+def append_whole(path: str | os.PathLike[str], text: str) -> None:
     """Appends all of a text, or nothing where the disk refuses it, so that the next line begins a line."""
     path = Path(path)
     size = path.stat().st_size if path.exists() else 0
@@ -108,7 +108,7 @@ def append_whole(path: str | os.PathLike, text: str) -> None:
         raise
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """
     The entries of a file of JSON lines. A last line without its end, which a killed run leaves, is passed over; any
     other line that is not a JSON object is said aloud and passed over.
@@ -129,7 +129,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
                 logger.warning("Line %d of %s is not a JSON object and is left out.", number, path)
 
 
-def sync(path: str | os.PathLike) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
     """Brings a file, or the names in a folder, to the disk; Windows does that for files alone, open for writing."""
     try:
         descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)

@@ -3,7 +3,8 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 # What other libraries and papers call it.
@@ -48,7 +49,7 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
-def checked(function=None, *, like=None):
+def checked(function: Any = None, *, like: Callable[..., Any] | None = None) -> Any:
     """
     A constructor that refuses a keyword it does not have with the nearest one that it has.
 
@@ -60,17 +61,17 @@ def checked(function=None, *, like=None):
     if function is None:
         return functools.partial(checked, like=like)
     if inspect.isclass(function):
-        function.__init__ = checked(function.__init__)
+        function.__init__ = checked(function.__init__)  # type: ignore[method-assign]
         return function
     signature = inspect.signature(like or function)
 
     @functools.wraps(function)
-    def init(self, *args, **kwargs):
+    def init(self: Any, *args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in signature.parameters:
                 near = hint(name, list(signature.parameters)[1:])
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}. {near}".rstrip())
         return function(self, *args, **kwargs)
 
-    init.__signature__ = signature
+    init.__signature__ = signature  # type: ignore[attr-defined]
     return init
