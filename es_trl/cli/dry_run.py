@@ -1,5 +1,6 @@
 """`es-trl dry-run`: does this config work, does it fit, and how long would it take? Before the real run."""
 
+import logging
 import math
 import sys
 import tempfile
@@ -143,7 +144,11 @@ def _run(
     row("adapter", f"{adapter.es_space} of rank {adapter.lora_config.r}, {numbers:,} numbers are trained")
     row("prompts", "{:,} for training, {:,} for evaluations, {:,} for the comparison".format(*counts))
 
-    trainer.train()
+    logging.disable(logging.WARNING)  # of two members nothing is learned, and a run would say so
+    try:
+        trainer.train()
+    finally:
+        logging.disable(logging.NOTSET)
     last = [entry for entry in trainer.state.log_history if "step_time" in entry][-1]
     found = [(name, last.get(f"rewards/{name}/mean")) for name in trainer.rewards.names]
     rewards = "".join(f"; {name} {value:.4g}" for name, value in found if value is not None)
