@@ -52,9 +52,9 @@ def test_a_dry_run_counts_what_the_config_would_draw(tmp_path, capsys):
     assert rows["prompts"] == "100 for training, 10 for evaluations, 20 for the comparison"
     assert rows["one pair"].startswith("2 images of one prompt") and "jpeg_compressibility" in rows["one pair"]
     assert "the same picture (pixels differ by up to 0 of 255)" in rows["save and load"]
-    assert rows["full batch"].startswith("8 images in ")
-    assert rows["a step"].startswith("64 images, ")
-    assert rows["20 steps"].startswith("1,280 images, ")
+    assert rows["full batch"].startswith("2 images in ")
+    assert rows["a step"].startswith("16 images, ")
+    assert rows["20 steps"].startswith("320 images, ")
     assert rows["evaluations"].startswith("40 images, ")
     assert rows["samples"].startswith("12 images, ")
     assert rows["comparison"].startswith("160 images, ")
@@ -86,8 +86,8 @@ def test_accumulation_and_an_evaluation_before_training(tmp_path, capsys):
     path.write_text(path.read_text().replace("max_steps: 20\n", "num_train_epochs: 2\n"))
     assert main(["dry-run", *arguments]) == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
-    assert rows["a step"].startswith("256 images, ")
-    assert rows["14 steps"].startswith("3,200 images, ")  # 25 batches an epoch in 7 steps, of 64 images each
+    assert rows["a step"].startswith("64 images, ")
+    assert rows["14 steps"].startswith("800 images, ")  # 25 batches an epoch in 7 steps, of 16 images each
     assert rows["evaluations"].startswith("30 images, ")
 
 
