@@ -208,7 +208,7 @@ def test_population_contexts_do_not_nest():
     site, factors, signs, _ = build(toy.layer)
     forward = PopulationForward(toy, [site], SIGMA)
     with forward.members(factors, signs, rows=1):
-        with pytest.raises(RuntimeError, match="layer.weight has a forward of its own already.*do not nest"):
+        with pytest.raises(RuntimeError, match="do not nest"):
             with forward.members(factors, signs, rows=1):
                 pass
         assert "forward" in vars(toy.layer), "the outer context goes on"

@@ -75,6 +75,7 @@ class PopulationForward:
         self._factors: Mapping[str, Factors] = {}
         # Made once and kept: torch.compile traces again for every new object it meets in a module's `forward`.
         self._forwards = {site.name: partial(self._forward_of(site), site) for site in self.sites}
+        self._own = {site.name: site.module.forward for site in self.sites if site.additive}
         self._hook = self._read_batch
 
     @contextmanager
@@ -91,9 +92,10 @@ class PopulationForward:
         Raises:
             `PopulationShapeError`: during a forward whose rows cannot be mapped to members (M > 1 only).
         """
-        taken = [site.name for site in self.sites if "forward" in vars(site.module)]
-        if taken:
-            raise RuntimeError(f"{taken[0]} has a forward of its own already: population contexts do not nest.")
+        if self._run is not None:
+            raise RuntimeError("This denoiser draws with a population already: population contexts do not nest.")
+        # Hooks of diffusers (casting, offloading) are forwards of a module's own as well.
+        before = {site.name: vars(site.module).get("forward") for site in self.sites}
         self._run, self._factors = _Run(len(signs), rows, signs), factors
         handle = self.denoiser.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
@@ -105,6 +107,8 @@ class PopulationForward:
             self._batch, self._run, self._factors = None, None, {}
             for site in self.sites:
                 vars(site.module).pop("forward", None)
+                if before[site.name] is not None:
+                    site.module.forward = before[site.name]
 
     def _forward_of(self, site: Site) -> Callable[[Site, torch.Tensor], torch.Tensor]:
         if isinstance(site.module, nn.Conv2d):
@@ -175,7 +179,7 @@ class PopulationForward:
         if self._tokens_first(x):
             return self._additive(site, x.transpose(0, 1)).transpose(0, 1)
         factors = self._factors[site.name]
-        y = F.linear(x, site.module.weight, site.module.bias) + F.linear(x, site.theta.detach().to(x.dtype))
+        y = self._own[site.name](x) + F.linear(x, site.theta.detach().to(x.dtype))
         U = (factors.U * self._scale(factors)).to(x.dtype)
         V = factors.V.to(x.dtype)
         if self._run.count == 1:

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..hub.adapters import frozen_files
 from ..hub.escaping import redact
 from ..hub.judged import adapter_digest
-from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, as_pipeline, load_pipeline
+from ..pipelines import CallSettings, LoadedAdapters, PipelineAdapter, add_frozen, as_pipeline, load_pipeline
+from ..pipelines.quantization import read_quantization
 from ..rewards import RewardSet
 from ..rewards.clip_features import as_torch_dtype
 from .adapters import find_adapters
@@ -165,7 +167,11 @@ def evaluate(
         settings = complete_settings(settings, sources)
         rewards.load()  # a scorer that cannot be had is said before the larger model is loaded
         dtype = as_torch_dtype(dtype or run_value(sources, "dtype"))
-        pipe = load_pipeline(model, dtype) if isinstance(model, str) else as_pipeline(model)
+        quantised = read_quantization(run_value(sources, "quantization_config"))
+        init = {"quantization_config": quantised} if quantised else {}
+        pipe = load_pipeline(model, dtype, **init) if isinstance(model, str) else as_pipeline(model)
+        if isinstance(model, str):  # the base that the adapters were trained on
+            add_frozen(pipe, frozen_files(run_value(sources, "frozen_adapters")))
         files = {source.label: source.file for source in sources}
         drawer = LoadedAdapters(pipe, files, settings, allow_partial)
         details |= {"model": model if isinstance(model, str) else pipe.name_or_path, "dtype": _name(pipe.dtype)}

@@ -1,6 +1,7 @@
 """An adapter by name: a run folder, a file, or a repository on the Hub."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 from .base_model import is_hub_id
@@ -40,6 +41,24 @@ def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> s
             f"{os.getcwd()!r}."
         )
     return _download(name, revision)
+
+
+def frozen_files(adapters: Sequence[str] | None) -> list[tuple[str, float]]:
+    """
+    `(file, scale)` of adapters by name, each perhaps with `=scale` behind it.
+
+    Raises:
+        `ValueError`: No adapter is there, or a scale is not a number.
+    """
+    found = []
+    for text in adapters or ():
+        name, equals, scale = text.rpartition("=")
+        name, scale = (name, scale) if equals and not os.path.exists(os.path.expanduser(text)) else (text, "1")
+        try:
+            found.append((find_adapter(name), float(scale)))
+        except ValueError as error:
+            raise ValueError(f"frozen_adapters: {text!r}: {error}") from error
+    return found
 
 
 def _in_folder(name: str, path: str) -> str:

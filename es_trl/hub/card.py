@@ -122,6 +122,7 @@ def model_card(
         repo_id=repo_id,
         revision=revision,
         dtype=settings.get("dtype", "float32"),
+        frozen=_frozen(settings.get("frozen_adapters")),
         **_snippet(adapter_info, base_model, base, [prompt for prompt, _ in samples]),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{redact(body)}")
@@ -194,6 +195,16 @@ def _snippet(info: dict[str, Any], base_model: str | None, base: str | None, pro
         source = re.sub(r"[^\w. -]", "_", one_line(source, 96))
     prompt = next((text for text in prompts if _PLAIN.fullmatch(text)), "a red cat")
     return {"keywords": keywords, "shipped": shipped, "source": source, "prompt": prompt}
+
+
+def _frozen(adapters: Sequence[str] | None) -> list[tuple[str, float]]:
+    """The LoRAs that drew beside the trained one, with their scales; of local files only the name."""
+    found = []
+    for text in adapters or ():
+        match = re.fullmatch(r"(.+)=([-+.\deE]+)", text)
+        name, scale = (match[1], float(match[2])) if match else (text, 1.0)
+        found.append((name if is_hub_id(name) else name.replace("\\", "/").rstrip("/").rpartition("/")[2], scale))
+    return found
 
 
 def relative_url(path: str) -> str:

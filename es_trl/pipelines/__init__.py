@@ -1,6 +1,6 @@
 """All that knows diffusers and peft."""
 
-from .adapter import DEFAULT_TARGETS, LORA_WEIGHTS_NAME, PipelineAdapter, check_lora_config
+from .adapter import LORA_WEIGHTS_NAME, PipelineAdapter, check_lora_config
 from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
@@ -11,11 +11,13 @@ from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, empty_denoiser, load_pipeline
 from .lora_export import export_tensors
 from .lora_files import read_lora
+from .lora_loading import add_frozen, read_start
 from .output_change import calibrate_sigma, output_change
 from .policy import Gaussian
 from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
 from .self_check import check_members, numbers_of, rounding_limit, watching_layers
 from .spaces import SPACES
+from .targets import DEFAULT_TARGETS
 from .verify import verify_population_forward
 from .watching import dtype_of
 
@@ -36,6 +38,7 @@ __all__ = [
     "PolicySampler",
     "PolicySettings",
     "Trajectory",
+    "add_frozen",
     "calibrate_sigma",
     "as_pipeline",
     "check_lora_config",
@@ -50,6 +53,7 @@ __all__ = [
     "output_change",
     "numbers_of",
     "read_lora",
+    "read_start",
     "rounding_limit",
     "tensor_digest",
     "verify_population_forward",

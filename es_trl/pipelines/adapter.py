@@ -5,24 +5,26 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..es import Factors, PopulationForward, make_seed
+from .base_layers import compute_dtype
 from .call_settings import CallSettings
 from .digest import tensor_digest
 from .frozen import FrozenPipeline
+from .lora_files import lora_layers
+from .lora_loading import Start, activate, carried_adapters, config_of
 from .spaces import build_space
-from .watching import dtype_of
+from .targets import coverage, resolve_targets
 
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "default"  # the name under which diffusers collects the metadata of a LoRA
-DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
@@ -32,11 +34,15 @@ class PipelineAdapter(FrozenPipeline):
 
     Args:
         pipe (`DiffusionPipeline`): Any pipeline with a LoRA loader.
-        lora_config (`peft.LoraConfig`, *optional*): Rank, alpha and targets. By default rank 8, alpha = rank, on the
-            attention projections.
+        lora_config (`peft.LoraConfig`, *optional*): Rank, alpha and targets, which may be the words `"attention"` and
+            `"feed_forward"`. By default rank 8, alpha = rank, on all attention projections.
         es_space (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"lora_b"`, `"lora_xs"` or `"weight"`.
         settings (`CallSettings`, *optional*): How the pipeline is called.
         seed (`int`, *optional*, defaults to `0`): Seeds the LoRA's random start.
+        start (`dict`, *optional*): Factors by layer that training starts from ([`read_start`]), instead of those that
+            leave the base as it is; they decide rank and targets. For the spaces `"lora"` and `"lora_b"`.
+
+    Adapters that `pipe` carries stay as they are and belong to the base.
 
     Attributes:
         theta (`dict[str, nn.Parameter]`): The fp32 adapter matrices that training moves.
@@ -55,15 +61,25 @@ class PipelineAdapter(FrozenPipeline):
         es_space: str = "lora",
         settings: CallSettings | None = None,
         seed: int = 0,
+        start: Start | None = None,
     ):
         super().__init__(pipe, settings)
-        self.lora_config = lora_config or LoraConfig(r=8, lora_alpha=8, target_modules=DEFAULT_TARGETS)
+        if start is not None and es_space not in ("lora", "lora_b"):
+            raise ValueError(
+                f"init_adapter needs es_space 'lora' or 'lora_b', got {es_space!r}: that space starts at the base. To "
+                "keep a LoRA as it is and train another beside it, give it in frozen_adapters."
+            )
+        self.lora_config = config_of(start) if start else lora_config or LoraConfig(r=8, lora_alpha=8)
         check_lora_config(self.lora_config)
         self.es_space = es_space
         self._name_what_stays()
         self._inject(seed)
         self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
         self.theta = self.space.theta
+        with torch.no_grad():
+            for name, factors in (start or {}).items():
+                for part, factor in zip("AB", factors, strict=True):
+                    (self.theta | self.space.constants())[f"{name}.lora_{part}"].copy_(factor.flatten(1))
         self._written: list[float] | None = None
         self._population: PopulationForward | None = None
 
@@ -80,24 +96,31 @@ class PipelineAdapter(FrozenPipeline):
             )
 
     def _inject(self, seed: int) -> None:
-        if getattr(self.denoiser, "peft_config", None):
+        self.frozen_adapters = carried_adapters(self.denoiser)
+        if ADAPTER_NAME in getattr(self.denoiser, "peft_config", {}):
             raise ValueError(
-                f"The pipeline's {self.denoiser_name} already carries the adapters {list(self.denoiser.peft_config)}. "
-                "Call pipe.fuse_lora() and pipe.unload_lora_weights() to build on them, or load the pipeline afresh."
+                f"The pipeline's {self.denoiser_name} already carries an adapter called {ADAPTER_NAME!r}, as the "
+                "one to be trained is. Load it under another name to keep it, call pipe.unload_lora_weights() to go "
+                "without, or start from its file with init_adapter."
             )
+        targets = resolve_targets(self.denoiser, self.lora_config.target_modules)
+        self.lora_config = replace(self.lora_config, target_modules=targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_seed(seed, "lora_start"))
             try:
                 inject_lora(self.denoiser, self.lora_config, ADAPTER_NAME)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # a TypeError for a quantisation that peft does not know
                 raise ValueError(
                     f"LoRA could not be put on the {self.denoiser_name}: {str(error).splitlines()[0]} Set "
                     "lora_target_modules to names of Linear or Conv2d layers of this model."
                 ) from error
         self.denoiser.requires_grad_(False)
-        for name, module in self.denoiser.named_modules():
-            if name.endswith((f"lora_A.{ADAPTER_NAME}", f"lora_B.{ADAPTER_NAME}")):
-                module.to(dtype_of(self.denoiser))
+        logger.info(coverage(self.denoiser, lora_layers(self.denoiser, ADAPTER_NAME)))
+        dtype = compute_dtype(self.denoiser)
+        for layer in lora_layers(self.denoiser, ADAPTER_NAME).values():
+            for module in (layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]):
+                module.to(dtype)
+        activate(self.denoiser, [*self.frozen_adapters, ADAPTER_NAME])
 
     # ---- drawing ----
 
@@ -116,25 +139,25 @@ class PipelineAdapter(FrozenPipeline):
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
-        """Inside, the frozen base model draws."""
-        # Switching an adapter on, peft lets its weights require gradients, and torch then computes with other kernels,
-        # even under no_grad: pictures would differ in their last bits from those before.
-        set_lora_enabled(self.denoiser, False)
+        """Inside, the frozen base model draws, with the adapters that came with it."""
+        activate(self.denoiser, self.frozen_adapters)
         try:
             yield
         finally:
-            set_lora_enabled(self.denoiser, True)
-            self.denoiser.requires_grad_(False)
+            activate(self.denoiser, [*self.frozen_adapters, ADAPTER_NAME])
 
     @contextmanager
     def adapter_scale(self, scale: float) -> Iterator[None]:
         """Inside, the adapter's effect is multiplied by `scale` (1 is as trained, 0 is the base)."""
-        set_lora_scale(self.denoiser, ADAPTER_NAME, scale)
+        self._set_scale(scale)
         try:
             yield
         finally:
-            set_lora_scale(self.denoiser, ADAPTER_NAME, 1.0)
-            self.denoiser.requires_grad_(False)
+            self._set_scale(1.0)
+
+    def _set_scale(self, scale: float) -> None:
+        for layer in self.space.layers.values():
+            layer.set_scale(ADAPTER_NAME, scale)
 
     # ---- theta ----
 
@@ -246,22 +269,6 @@ def inject_lora(module: torch.nn.Module, config: LoraConfig, name: str) -> None:
         module.add_adapter(config, name)
     else:
         inject_adapter_in_model(config, module, name)
-
-
-def set_lora_enabled(module: torch.nn.Module, enabled: bool) -> None:
-    """Switches the LoRAs on a module on or off."""
-    for layer in _lora_layers(module):
-        layer.enable_adapters(enabled)
-
-
-def set_lora_scale(module: torch.nn.Module, name: str, scale: float) -> None:
-    """Multiplies the effect of one LoRA on a module."""
-    for layer in _lora_layers(module):
-        layer.set_scale(name, scale)
-
-
-def _lora_layers(module: torch.nn.Module) -> Iterator[BaseTunerLayer]:
-    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def check_lora_config(config: LoraConfig) -> None:

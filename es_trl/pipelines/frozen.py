@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from diffusers import DiffusionPipeline
 
+from .base_layers import freeze, is_placed
 from .call_settings import CallSettings
 from .drawing import Drawer
 from .generators import GeneratorPipeline, as_pipeline
@@ -41,7 +42,7 @@ class FrozenPipeline:
         self.denoiser: torch.nn.Module = getattr(pipe, self.denoiser_name)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval()
+                freeze(module)
         pipe.set_progress_bar_config(disable=True)
         self.prompts = PromptEncoder(pipe, self.denoiser, self.settings)
         self.drawer = Drawer(pipe, self.denoiser, self.settings, self.prompts)
@@ -110,8 +111,9 @@ class FrozenPipeline:
         return self.drawer.draw(prompts, generators, columns, output_type, keep_numbers, **overrides)
 
     def to(self, device: torch.device | str):
-        """Moves the pipeline; returns itself."""
-        self.pipe.to(device)
+        """Moves the pipeline, unless its user has placed it (a device map, offloading); returns itself."""
+        if not is_placed(self.pipe):
+            self.pipe.to(device)
         return self
 
     def describe(self) -> dict:

@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..es import Site, make_seed
+from .base_layers import dense_weight, matrix_shape
+from .lora_files import lora_layers
 
 
 class SearchSpace(ABC):
@@ -117,10 +119,11 @@ class LoraXSSpace(SearchSpace):
     def build(self, name: str, layer: LoraLayer) -> None:
         lora_A, lora_B = self.modules(layer)
         rank = lora_B.weight.shape[1]
-        if lora_A.weight[0].numel() != layer.get_base_layer().weight[0].numel() or lora_A.weight.dim() != 2:
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear) or lora_A.weight.shape[1] != base.in_features:
             raise ValueError(f'es_space="lora_xs" works on Linear layers only, {name} is not one; use "lora".')
-        W = layer.get_base_layer().weight.detach().float()
-        _check_rank(rank, name, W)
+        _check_rank(rank, name, matrix_shape(base))
+        W = dense_weight(base, lora_A.weight.dtype)
         U, S, V = _top_singular_vectors(W, rank, make_seed(self.seed, "singular_vectors", len(self.sites)))
         self.left[name] = (U * S.sqrt()).contiguous()
         self.A[name] = (V * S.sqrt()).T.contiguous()
@@ -147,8 +150,9 @@ class WeightSpace(SearchSpace):
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear):
             raise ValueError(f'es_space="weight" works on Linear layers only, {name} is {type(base).__name__}.')
-        _check_rank(self.modules(layer)[1].weight.shape[1], name, base.weight)
-        theta = nn.Parameter(torch.zeros(base.weight.shape, device=base.weight.device), requires_grad=True)
+        shape, lora_B = matrix_shape(base), self.modules(layer)[1].weight
+        _check_rank(lora_B.shape[1], name, shape)
+        theta = nn.Parameter(torch.zeros(shape, device=lora_B.device), requires_grad=True)
         self.sites.append(Site(f"{name}.weight", base, theta, additive=True))
 
     def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,13 +190,12 @@ def build_space(kind: str, denoiser: nn.Module, adapter_name: str, seed: int) ->
     """The search space over all LoRA layers of `denoiser`. Raises `ValueError` for an unknown `es_space`."""
     if kind not in SPACES:
         raise ValueError(f"es_space must be one of {', '.join(SPACES)}; got {kind!r}.")
-    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
-    return SPACES[kind](layers, adapter_name, seed)
+    return SPACES[kind](lora_layers(denoiser, adapter_name), adapter_name, seed)
 
 
-def _check_rank(rank: int, name: str, W: torch.Tensor) -> None:
-    if rank > min(W.shape):
-        raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {tuple(W.shape)}; lower lora_rank.")
+def _check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:
+    if rank > min(shape):
+        raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {shape}; lower lora_rank.")
 
 
 def _master(weight: torch.Tensor) -> nn.Parameter:

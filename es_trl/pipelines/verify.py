@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from ..es import NoiseBank, Population, PopulationShapeError, make_generator
-from .adapter import PipelineAdapter, set_lora_enabled
+from .adapter import ADAPTER_NAME, PipelineAdapter
+from .lora_loading import activate
 from .self_check import numbers_of, rounding_limit
 from .watching import dtype_of
 
@@ -48,7 +51,7 @@ def verify_population_forward(
 ) -> PopulationCheck:
     """
     Draws every member twice: all in one fused batch, and one by one with its weights written into the LoRA modules
-    (or into the frozen weights, for space `weight`) of the otherwise untouched pipeline.
+    (or added to the frozen layers' output, for space `weight`) of the otherwise untouched pipeline.
 
     Args:
         pipe_or_adapter (`DiffusionPipeline` or `PipelineAdapter`): What to check. A bare pipeline gets an adapter.
@@ -101,18 +104,24 @@ class merged_weights:
 
     def __enter__(self) -> None:
         self.kept = {name: parameter.detach().clone() for name, parameter in self.adapter.theta.items()}
-        self.frozen = {}
+        self.hooks = []
         for site in self.adapter.space.sites:
             site.theta.add_(self.deltas[site.name])
             if site.additive:
-                # The exported LoRA is a truncation, so the exact sum goes into the frozen weight itself.
-                self.frozen[site.name] = site.module.weight.detach().clone()
-                site.module.weight.add_(site.theta)
-                set_lora_enabled(self.adapter.denoiser, False)
+                # The exported LoRA is a truncation, and a frozen weight may be packed: the exact sum is added to what
+                # the layer gives.
+                self.hooks.append(site.module.register_forward_hook(partial(_add, site.theta)))
+        if self.hooks:
+            activate(self.adapter.denoiser, self.adapter.frozen_adapters)
 
     def __exit__(self, *_exc) -> None:
+        for hook in self.hooks:
+            hook.remove()
         for site in self.adapter.space.sites:
             site.theta.copy_(self.kept[site.name])
-            if site.additive:
-                site.module.weight.copy_(self.frozen[site.name])
-                set_lora_enabled(self.adapter.denoiser, True)
+        if self.hooks:
+            activate(self.adapter.denoiser, [*self.adapter.frozen_adapters, ADAPTER_NAME])
+
+
+def _add(theta: torch.Tensor, _layer: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output + F.linear(args[0], theta.detach().to(args[0].dtype))

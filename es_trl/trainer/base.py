@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from peft import PeftConfig
 from transformers import Trainer, TrainerCallback
 
@@ -33,7 +33,7 @@ from ..run.samples import SampleCallback
 from ..run.settings import save_run_files
 from ..run.stopping import Stopping, StopRequested
 from .config import DiffusionConfig
-from .inputs import AdapterView, checked_args, load_adapter, lora_config_of
+from .inputs import AdapterView, checked_args, checked_datasets, load_adapter, lora_config_of
 from .prompt_batches import PromptBlocks, prompt_dataloader
 
 
@@ -62,6 +62,7 @@ class DiffusionTrainer(Trainer):
             Prompts for evaluations during training.
         callbacks (`list[TrainerCallback]`, *optional*), optimizers (`tuple`, *optional*):
             As in [`~transformers.Trainer`].
+        quantization_config (`PipelineQuantizationConfig` or `dict`, *optional*): Overrides that of the config.
         peft_config (`LoraConfig`, *optional*):
             Overrides `lora_rank`, `lora_alpha` and `lora_target_modules` of the config.
 
@@ -87,14 +88,16 @@ class DiffusionTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: PeftConfig | None = None,
+        quantization_config: PipelineQuantizationConfig | dict | None = None,
     ):
         args = checked_args(self, args, model)
         calls = {"retries": args.reward_retries, "timeout": args.reward_timeout, "failure": args.reward_failure}
         self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, **calls)
         self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
-        lora_config = lora_config_of(peft_config, args)
-        self.adapter = load_adapter(model, lora_config, args, self._space(args))
+        self.adapter = load_adapter(
+            model, lora_config_of(peft_config, args), args, self._space(args), quantization_config
+        )
         self.prompt_blocks = PromptBlocks(self.adapter.prompts)
         self.base_model = model if isinstance(model, str) else self.adapter.base_name
         self.dataset_name, self.test_dataset = None, None
@@ -126,20 +129,7 @@ class DiffusionTrainer(Trainer):
     # ---- input ----
 
     def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
-        if train_dataset is None:
-            raise ValueError("train_dataset is missing: give a list of prompts, a file, a Dataset or a Hub id.")
-        train_dataset = load_prompts(train_dataset)
-        if len(train_dataset) < args.prompts_per_step:
-            raise ValueError(
-                f"train_dataset has {len(train_dataset)} prompts, fewer than prompts_per_step="
-                f"{args.prompts_per_step}; lower prompts_per_step or give more prompts."
-            )
-        if eval_dataset is not None:
-            eval_dataset = load_prompts(eval_dataset)
-        elif args.eval_strategy != "no" or args.eval_on_start:
-            setting = "eval_on_start=True" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
-            raise ValueError(f"{setting} needs an eval_dataset; give one, or switch it off.")
-        return train_dataset, eval_dataset
+        return checked_datasets(train_dataset, eval_dataset, args)
 
     def _space(self, args: DiffusionConfig) -> str:
         return self.es_space

@@ -21,6 +21,8 @@ EARLY_WARNING = ("off", "warn", "stop")
 REWARD_FAILURE = ("raise", "invalid")
 SAVE_FAILURE = ("raise", "warn")
 
+MAPPINGS = ("model_init_kwargs", "pipeline_kwargs", "quantization_config")
+
 # TrainingArguments that would act on a model the pipeline never calls, or on gradients that do not exist here.
 REJECTED = {
     "bf16": 'it wraps the adapter in autocast, not the pipeline; use dtype="bfloat16"',
@@ -50,6 +52,8 @@ class DiffusionConfig(TrainingArguments):
     Args:
         model_init_kwargs (`dict`, *optional*):
             Keywords of `from_pretrained` when `model` is a string (`revision`, `variant`, ...).
+        quantization_config (`dict`, *optional*):
+            How a model given by name is quantised: `quant_backend`, `quant_kwargs`, `components_to_quantize`.
         dtype (`str`, *optional*, defaults to `"float32"`):
             Dtype of the frozen pipeline: `"float32"`, `"bfloat16"` or `"float16"`. The adapter is always fp32.
         compile_denoiser (`bool`, *optional*, defaults to `False`):
@@ -75,7 +79,11 @@ class DiffusionConfig(TrainingArguments):
         lora_alpha (`float`, *optional*):
             LoRA alpha; `None` means `lora_rank`, a scale of 1.
         lora_target_modules (`list[str]`, *optional*):
-            Names of the layers that get LoRA; `None` means the attention projections.
+            Layers that get LoRA: names, `"attention"`, `"feed_forward"`; `None` is all attention projections.
+        init_adapter (`str`, *optional*):
+            A LoRA of any program to start from, in the spaces `lora` and `lora_b`; it decides rank and targets.
+        frozen_adapters (`list[str]`, *optional*):
+            LoRAs that stay on the model as they are (Lightning, a style); `path=0.8` is at that scale.
         prompts_per_step (`int`, *optional*, defaults to `8`):
             Prompts per step, the same for every member or group.
         images_per_prompt (`int`, *optional*, defaults to `1`):
@@ -131,10 +139,13 @@ class DiffusionConfig(TrainingArguments):
             Prompts are text: nothing to pin.
     """
 
-    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs", "pipeline_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *MAPPINGS]
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keywords of `from_pretrained` when `model` is a string."}
+    )
+    quantization_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How a model given by name is quantised, in diffusers' words."}
     )
     dtype: str = field(
         default="float32",
@@ -168,7 +179,13 @@ class DiffusionConfig(TrainingArguments):
         default=None, metadata={"help": "LoRA alpha, above 0; None means lora_rank, a scale of 1."}
     )
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers that get LoRA; None means the attention projections."}
+        default=None, metadata={"help": "Layers that get LoRA: names, attention, feed_forward; None is attention."}
+    )
+    init_adapter: str | None = field(
+        default=None, metadata={"help": "A LoRA to start from, with its rank and targets."}
+    )
+    frozen_adapters: list[str] | None = field(
+        default=None, metadata={"help": "LoRAs that stay on the model as they are; path=0.8 is at that scale."}
     )
     prompts_per_step: int = field(default=8, metadata={"help": "Prompts per step, at least 1."})
     images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member, at least 1."})
@@ -273,7 +290,7 @@ class DiffusionConfig(TrainingArguments):
             )
 
     def _read_json_fields(self) -> None:
-        for name in ("model_init_kwargs", "pipeline_kwargs"):
+        for name in MAPPINGS:
             value = getattr(self, name)
             if isinstance(value, str):
                 try:

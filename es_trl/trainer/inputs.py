@@ -2,19 +2,26 @@
 
 import torch
 import transformers
+from datasets import Dataset
+from diffusers import PipelineQuantizationConfig
 from peft import LoraConfig, PeftConfig
 from torch import nn
 from transformers import Trainer
 
+from ..data import load_prompts
+from ..hub import find_adapter
+from ..hub.adapters import frozen_files
 from ..pipelines import (
-    DEFAULT_TARGETS,
     CallSettings,
     PipelineAdapter,
+    add_frozen,
     as_pipeline,
     check_lora_config,
     check_pipeline,
     load_pipeline,
+    read_start,
 )
+from ..pipelines.quantization import read_quantization
 from ..run.folder import check_writable
 from ..run.lock import FolderLock
 from ..run.trackers import check_trackers
@@ -52,13 +59,31 @@ def check_optimizer_arguments(args: DiffusionConfig) -> None:
         )
 
 
+def checked_datasets(train_dataset, eval_dataset, args: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
+    """The prompts of training and of evaluations, read; what does not fit the settings is an error."""
+    if train_dataset is None:
+        raise ValueError("train_dataset is missing: give a list of prompts, a file, a Dataset or a Hub id.")
+    train_dataset = load_prompts(train_dataset)
+    if len(train_dataset) < args.prompts_per_step:
+        raise ValueError(
+            f"train_dataset has {len(train_dataset)} prompts, fewer than prompts_per_step="
+            f"{args.prompts_per_step}; lower prompts_per_step or give more prompts."
+        )
+    if eval_dataset is not None:
+        eval_dataset = load_prompts(eval_dataset)
+    elif args.eval_strategy != "no" or args.eval_on_start:
+        setting = "eval_on_start=True" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
+        raise ValueError(f"{setting} needs an eval_dataset; give one, or switch it off.")
+    return train_dataset, eval_dataset
+
+
 def lora_config_of(peft_config: PeftConfig | None, args: DiffusionConfig) -> LoraConfig:
     """The LoRA that is trained: `peft_config`, or what the settings say."""
     if peft_config is None:
         peft_config = LoraConfig(
             r=args.lora_rank,
             lora_alpha=args.lora_alpha if args.lora_alpha is not None else args.lora_rank,
-            target_modules=args.lora_target_modules or DEFAULT_TARGETS,
+            target_modules=args.lora_target_modules,  # None is all attention projections
         )
     if not isinstance(peft_config, LoraConfig):
         raise TypeError(f"peft_config must be a LoraConfig, got {type(peft_config).__name__}.")
@@ -66,10 +91,24 @@ def lora_config_of(peft_config: PeftConfig | None, args: DiffusionConfig) -> Lor
     return peft_config
 
 
-def load_adapter(model, lora_config: LoraConfig, args: DiffusionConfig, space: str) -> PipelineAdapter:
-    """The pipeline, loaded if `model` is a name, with the LoRA on it."""
+def load_adapter(
+    model,
+    lora_config: LoraConfig,
+    args: DiffusionConfig,
+    space: str,
+    quantization_config: PipelineQuantizationConfig | dict | None = None,
+) -> PipelineAdapter:
+    """The pipeline, loaded if `model` is a name, with the LoRA on it, and those that stay beside it."""
+    quantization = read_quantization(quantization_config or args.quantization_config)
+    if quantization is not None and not isinstance(model, str):
+        raise ValueError("quantization_config needs model as a string; a loaded pipeline was given instead.")
+    frozen = frozen_files(args.frozen_adapters)
+    start = find_adapter(args.init_adapter) if args.init_adapter else None
     if isinstance(model, str):
-        model = load_pipeline(model, getattr(torch, args.dtype), **(args.model_init_kwargs or {}))
+        init = {"quantization_config": quantization} if quantization else {}
+        model = load_pipeline(model, getattr(torch, args.dtype), **init, **(args.model_init_kwargs or {}))
+    add_frozen(model, frozen)
+    factors = read_start(model, start) if start else None
     settings = CallSettings(
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
@@ -79,7 +118,7 @@ def load_adapter(model, lora_config: LoraConfig, args: DiffusionConfig, space: s
         complex_human_instruction=args.complex_human_instruction,
         extra=args.pipeline_kwargs or {},
     )
-    return PipelineAdapter(model, lora_config, space, settings, seed=args.seed)
+    return PipelineAdapter(model, lora_config, space, settings, args.seed, factors)
 
 
 class AdapterView(nn.Module):

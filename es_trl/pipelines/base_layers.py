@@ -1,0 +1,61 @@
+"""Frozen layers in any storage, quantised, cast, offloaded: what a layer computes with, whatever its weight holds."""
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from torch import nn
+
+
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BLOCK = 1024  # columns that an unknown format is asked for at once
+
+
+def matrix_shape(layer: nn.Linear) -> tuple[int, int]:
+    """`(m, n)` of a Linear layer; a packed weight has another shape."""
+    return layer.out_features, layer.in_features
+
+
+@torch.no_grad()
+def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """
+    `(m, n)` fp32: the matrix that a Linear layer stands for. Its weight, or what its weight says it is, or, for any
+    other format, the layer applied to the identity.
+
+    Args:
+        layer (`nn.Linear`): Of torch, or of a quantisation library that keeps its `in_features` and `out_features`.
+        dtype (`torch.dtype`): What it is called with.
+    """
+    weight = layer.weight
+    if type(weight).dequantize is not torch.Tensor.dequantize:  # a method of its own; torch's reads codes as numbers
+        return weight.dequantize().detach().float()
+    if weight.is_floating_point() and type(weight) in (torch.Tensor, nn.Parameter):
+        return weight.detach().float()
+    identity = torch.eye(layer.in_features, dtype=dtype, device=weight.device)
+    columns = [layer(rows).float() for rows in identity.split(BLOCK)]
+    W = torch.cat(columns)
+    return (W if layer.bias is None else W - layer.bias.float()).T.contiguous()
+
+
+def compute_dtype(denoiser: nn.Module) -> torch.dtype:
+    """What the denoiser computes in; never a dtype that weights are only stored in."""
+    own = getattr(denoiser, "dtype", None)
+    if own in PLAIN:
+        return own
+    return next((value.dtype for value in denoiser.parameters() if value.dtype in PLAIN), torch.float32)
+
+
+def freeze(model: nn.Module) -> None:
+    """No gradients, no dropout."""
+    model.requires_grad_(False).eval()
+    for module in model.modules():
+        # In eval mode bitsandbytes packs 4-bit weights for CPUs, and fails where a row is no whole number of blocks.
+        if type(module).__name__ == "Linear4bit":
+            module.train()
+
+
+def is_placed(pipe: DiffusionPipeline) -> bool:
+    """Whether the user has said where the pipeline's parts are: a device map, or any kind of offload."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return bool(getattr(pipe, "hf_device_map", None)) or any(
+        hasattr(module, "_hf_hook") or _is_group_offload_enabled(module) for module in modules
+    )
