@@ -267,9 +267,12 @@ class PolicySampler:
     ) -> Iterator[None]:
         """Inside, `step` may say what the next latents are; where it says None, the scheduler does."""
         scheduler, original, self._index = self.scheduler, self.scheduler.step, 0
+        takes_generator = "generator" in inspect.signature(original).parameters
 
-        def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, **kwargs):
+        # Pipelines look for `generator` in the signature: without it a scheduler draws from torch's global one.
+        def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, generator=None, **kwargs):
             index = self._index
+            kwargs |= {"generator": generator} if takes_generator else {}
             if scheduler.step_index is None:
                 scheduler._init_step_index(timestep)
             drawn = step(index, model_output, sample)
