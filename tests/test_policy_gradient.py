@@ -249,10 +249,19 @@ def test_a_first_ratio_that_is_not_one_ends_the_run_before_its_update(tmp_path):
 def test_out_of_memory_says_what_to_lower(tmp_path, method, grad, message):
     trainer = tiny_policy(tmp_path, method, max_steps=1, es_space="lora_xs")
 
+    inside, share_of = [], trainer.share_of
+
+    @contextmanager
+    def noted(*args):
+        with share_of(*args):
+            inside.append(args)
+            yield
+
     def full(*_):
-        if torch.is_grad_enabled() == grad:
+        if inside and torch.is_grad_enabled() == grad:  # the encoding of prompts goes up to the denoiser as well
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    trainer.share_of = noted
     trainer.adapter.denoiser.register_forward_pre_hook(full)
     with pytest.raises(RuntimeError, match=message):
         trainer.train()

@@ -188,7 +188,11 @@ class Paints:
         return paints(images, **columns)
 
 
-@pytest.mark.parametrize("first", [paints, paints_later, Paints(), functools.partial(paints)], ids=repr)
+@pytest.mark.parametrize(
+    "first",
+    [paints, paints_later, Paints(), functools.partial(paints)],
+    ids=["function", "async", "object", "partial"],
+)
 def test_what_a_reward_does_to_what_it_gets_stays_with_it(first):
     """Pictures, columns and what is in them are those that were drawn, for the next reward and for the caller."""
     seen = []
