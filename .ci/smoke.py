@@ -97,7 +97,7 @@ def scorers(folder: Path) -> None:
     from es_trl.rewards import RewardSet
 
     picture = Image.new("RGB", (64, 64), "red")
-    names = ["tiny-clip", "tiny-pickscore", "jpeg_compressibility"]
+    names = ["tiny-clip-heldout", "tiny-pickscore", "jpeg_compressibility"]
     assert RewardSet(names)(PROMPTS[:1], [picture]).shape == (1, len(names))
 
 
