@@ -85,7 +85,9 @@ def test_a_saved_lora_draws_the_same_picture_in_a_fresh_stock_pipeline(tmp_path,
 
 
 def test_half_precision_pipelines_save_full_precision_adapters(tmp_path):
-    adapter = adapter_of("lora_xs", fresh_sprint(torch.bfloat16))
+    # A scale that is no power of two is rounded elsewhere in the file (in B) than in training (behind B).
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=LORA.target_modules)
+    adapter = adapter_of("lora_xs", fresh_sprint(torch.bfloat16), config)
     assert all(theta.dtype == torch.float32 for theta in adapter.theta.values())
     assert {p.dtype for p in adapter.denoiser.parameters()} == {torch.bfloat16}
     trained = draw(adapter)
@@ -289,7 +291,7 @@ def test_describe_is_plain_data():
 def test_a_pipeline_without_lora_loader_is_refused():
     unet = UNet2DModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
-    with pytest.raises(ValueError, match="DDPMPipeline has no LoRA loader.*Choose a pipeline class with one"):
+    with pytest.raises(ValueError, match="DDPMPipeline has no LoRA loader.*Choose a class with one"):
         PipelineAdapter(DDPMPipeline(unet, DDIMScheduler()))
     with pytest.raises(ValueError, match="AutoencoderKL has no LoRA loader"):
         check_pipeline(AutoencoderKL(block_out_channels=(8,), norm_num_groups=4))
@@ -298,7 +300,7 @@ def test_a_pipeline_without_lora_loader_is_refused():
 def test_a_pipeline_that_carries_an_adapter_is_refused():
     pipe = fresh_sprint()
     adapter_of(pipe=pipe)
-    with pytest.raises(ValueError, match=r"already carries the adapters \['default'\].*unload_lora_weights"):
+    with pytest.raises(ValueError, match="already carries an adapter called 'default'.*unload_lora_weights"):
         adapter_of(pipe=pipe)
 
 
@@ -359,5 +361,5 @@ def test_settings_of_another_pipeline_are_refused():
 def test_models_that_do_not_load_say_what_can(tmp_path):
     with pytest.raises(ValueError, match="No diffusers pipeline could be loaded .*model_index.json.*Give a folder"):
         load_pipeline(str(tmp_path))
-    with pytest.raises(ValueError, match="No diffusers pipeline could be loaded from 'tiny-sana'"):
+    with pytest.raises(ValueError, match="There is no model 'tiny-sana'"):
         load_pipeline("tiny-sana")
