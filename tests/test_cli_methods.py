@@ -177,3 +177,10 @@ def test_a_slip_is_answered_before_anything_heavy_is_imported(tmp_path, argument
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert message in done.stderr and done.stdout == "2 []\n", done.stderr
+
+
+def test_columns_of_other_lists_and_the_port_of_the_live_page_are_settings(tmp_path):
+    text = "eval_dataset_prompt_column: caption\ntest_dataset_prompt_column: text\nlive_port: 8123\n"
+    arguments, _ = load_config(config_file(tmp_path, text))
+    assert (arguments.eval_dataset_prompt_column, arguments.test_dataset_prompt_column) == ("caption", "text")
+    assert arguments.live_port == 8123

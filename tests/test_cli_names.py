@@ -59,6 +59,7 @@ def test_the_signature_of_a_trainer_has_its_arguments(method):
     parameters = inspect.signature(method_classes(method)[1]).parameters
     assert list(parameters) == [
         "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "callbacks", "optimizers", "peft_config",
+        "quantization_config",
     ]  # fmt: skip
     assert "output_dir" in inspect.signature(method_classes(method)[0]).parameters
 

@@ -73,8 +73,9 @@ def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(tmp_path):
         dataset_name: tiny-train
         max_train_prompts: 8
         max_steps: 1
-        population_size: 2
+        population_size: 4
         prompts_per_step: 2
+        update: optimizer
         learning_rate: 5.0
         max_sequence_length: 16
         num_sample_prompts: 2

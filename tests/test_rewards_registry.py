@@ -46,7 +46,6 @@ def no_models(monkeypatch):
         ("remote:ftp://host/x", "must start with https"),
         ("remote:http://example.com/x", "is not this machine"),
         ("remote:https://me:secret@example.com/x", "user name or password"),
-        ("remote:https://10.0.0.1/x", "not an address of the public internet"),
         ("remote:https://host:port/x", "cannot be read"),
         ("vlm_judge", "needs an address: vlm_judge:MODEL@"),
         ("vlm_judge:https://host/v1", "needs an address"),

@@ -135,7 +135,7 @@ TRAINER_FAULTS = [
         TypeError,
         "peft_config must be",
     ),
-    ({"model": 3}, TypeError, "model must be a string or a DiffusionPipeline, got int"),
+    ({"model": 3}, TypeError, "model must be a string, a DiffusionPipeline, or an object with .*; got int"),
 ]
 
 
@@ -239,4 +239,4 @@ def test_a_config_with_functions_is_still_plain_data(tmp_path):
 
 def test_optimizer_arguments_that_the_trainer_would_drop_are_refused(tmp_path, no_model):
     with pytest.raises(ValueError, match="optim_args='momentun=0.9'.*does not pass 'momentun' to optim='sgd'"):
-        tiny_trainer(tmp_path, optim="sgd", optim_args="momentun=0.9")
+        tiny_trainer(tmp_path, update="optimizer", learning_rate=0.1, optim="sgd", optim_args="momentun=0.9")

@@ -27,7 +27,7 @@ def test_prompts_are_encoded_when_they_are_first_drawn(tmp_path):
     prompts = [f"{number} red apples" for number in range(64)]
     trainer = tiny_trainer(tmp_path, train_dataset=prompts, max_steps=1, prompts_per_step=2)
     encoded, encode = [], trainer.adapter.prompts.encode
-    trainer.adapter.prompts.encode = lambda texts: encoded.append(tuple(texts)) or encode(texts)
+    trainer.adapter.prompts.encode = lambda texts, columns: encoded.append(tuple(texts)) or encode(texts, columns)
     trainer.train()
     blocks = [tuple(prompts[i : i + 16]) for i in range(0, 64, 16)]
     drawn = {text for text in encoded if len(text) == 16}
@@ -52,7 +52,7 @@ def test_blocks_do_not_depend_on_what_is_asked_for():
         def __init__(self):
             self.calls = []
 
-        def encode(self, prompts):
+        def encode(self, prompts, columns=None):
             self.calls.append(prompts)
 
     calls = []
@@ -118,16 +118,17 @@ REVIEWED = {
         num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size
         remove_unused_columns seed tf32 train_sampling_strategy use_cpu warmup_steps weight_decay
 
-        advantage_clip anchor_decay antithetic beta checkpoint_activations chosen_column compile_denoiser
+        advantage_clip antithetic beta checkpoint_activations chosen_column compile_denoiser
         complex_human_instruction draw_with dtype epsilon epsilon_high es_space
         fitness_shaping guard_reward_funcs guidance_scale height images_per_backward images_per_forward
         images_per_prompt init_same_noise intermediate_times logit_mean logit_std lora_alpha lora_rank
-        lora_target_modules loss_type max_adapter_norm max_noise_level max_sequence_length max_update_norm
+        lora_target_modules loss_type max_noise_level max_sequence_length
         members_per_forward min_noise_level model_init_kwargs multi_objective_aggregation noise_draws
         noise_level noise_level_sampling noise_rank noise_reuse num_generations num_inference_steps
         num_iterations online output_change output_noise pairwise_judge per_prompt_stat_tracking
         per_prompt_stat_tracking_buffer_size per_prompt_stat_tracking_min_count pipeline_kwargs
-        population_size prompts_per_member prompts_per_step rejected_column reward_failure reward_weights
+        population_size prompts_per_member prompts_per_step quantization_config rejected_column reward_failure
+        reward_weights
         sample_num_steps scale_rewards sde_window_interval sde_window_size sigma slope_reward_funcs
         steps_per_generation travel update when_margin_turns width win_rate_temperature
         """.split()

@@ -82,7 +82,7 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 9, with checkpoints at 4 and 8; tests work on copies."""
     folder = tmp_path_factory.mktemp("stopped")
     train(folder, stop_at=9, **OPTIMIZERS["mean"])
-    assert sorted(os.listdir(folder)) == ["checkpoint-4", "checkpoint-8", "journal.jsonl"]
+    assert sorted(os.listdir(folder)) == ["checkpoint-4", "checkpoint-8", "journal.jsonl", "trainer_state.json"]
     return folder
 
 
@@ -279,7 +279,7 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
     shutil.rmtree(run_folder / "checkpoint-8")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)
-    assert sorted(os.listdir(run_folder)) == ["checkpoint-4", "journal.jsonl"]
+    assert sorted(os.listdir(run_folder)) == ["checkpoint-4", "journal.jsonl", "trainer_state.json"]
     verify_checkpoint(run_folder / "checkpoint-4")
 
 

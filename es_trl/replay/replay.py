@@ -206,7 +206,7 @@ class ReplayTrainer(ESTrainer):
         rewards = RewardSet([_stand_in(name) for name in names], weights)
         return Scored(rewards, len(self.rewards), dict(self.recorded["margins"]), self.recorded["guards"])
 
-    def prepare_prompts(self, prompts) -> None:
+    def prepare_prompts(self, prompts, columns=None) -> None:
         """Nothing is drawn, so nothing needs encoding."""
 
     def save_scratch(self) -> str:
