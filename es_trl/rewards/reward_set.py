@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pictures import on_white
-from ..samples import why_unscored
 from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
 from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
@@ -193,6 +192,8 @@ class RewardSet:
         Args:
             only (`list[int]`, *optional*): compute only these rewards; the others' columns are NaN.
         """
+        from ..samples import why_unscored  # with PIL, which a config's check does not need
+
         kept = [i for i, image in enumerate(images) if why_unscored(image) is None]
         prompts, images = list(prompts), [on_white(image) for image in images]
         available = {
