@@ -141,6 +141,7 @@ class PromptEncoder:
             raise _Encoded
 
         handle = self.denoiser.register_forward_pre_hook(stop)
+        compiled, self.denoiser._compiled_call_impl = self.denoiser._compiled_call_impl, None  # it cannot be left so
         generators = [torch.Generator().manual_seed(0) for _ in range(count)]
         try:
             with self.serving():
@@ -148,6 +149,7 @@ class PromptEncoder:
         except _Encoded:
             pass
         finally:
+            self.denoiser._compiled_call_impl = compiled
             handle.remove()
 
     # ---- in place of encode_prompt ----
