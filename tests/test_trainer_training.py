@@ -594,7 +594,7 @@ def test_own_optimizers(tmp_path):
 
 
 def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
-    """In place, and traced in the first step, with its check of itself: no later step or perturbation compiles again."""
+    """In place, and traced in the first step, with its self-check: no later step compiles again."""
     import torch._dynamo.utils as dynamo
 
     class Graphs(TrainerCallback):
