@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from es_trl.cli import load_config
 from es_trl.evaluation.grids import font
 
 
@@ -34,8 +35,8 @@ def test_every_word_of_how_it_works_fits_its_box():
 
 def test_how_it_works_draws_what_the_recipes_do_and_has_a_dark_mode():
     root, _, texts = boxes_and_texts()
-    config = yaml.safe_load((ROOT / "recipes/tiny_sana_sprint/es/config.yaml").read_text())
-    assert config["prompts_per_member"] == 1 and not config.get("antithetic", False)
+    _, config = load_config(ROOT / "recipes/tiny_sana_sprint/es/config.yaml")
+    assert config.prompts_per_member == 1 and config.population().groups > 1 and not config.antithetic
     said = " ".join(text for _, text in texts)
     assert "group 0" in said and "group 1" in said and "\u2212" not in said, "groups of independent members"
     assert "prefers-color-scheme: dark" in root.find(f"{SVG}style").text

@@ -120,8 +120,8 @@ REVIEWED = {
 
         advantage_clip antithetic beta checkpoint_activations chosen_column compile_denoiser
         complex_human_instruction draw_with dtype epsilon epsilon_high es_space
-        fitness_shaping guard_reward_funcs guidance_scale height images_per_backward images_per_forward
-        images_per_prompt init_same_noise intermediate_times logit_mean logit_std lora_alpha lora_rank
+        fitness_shaping frozen_adapters guard_reward_funcs guidance_scale height images_per_backward images_per_forward
+        images_per_prompt init_adapter init_same_noise intermediate_times logit_mean logit_std lora_alpha lora_rank
         lora_target_modules loss_type max_noise_level max_sequence_length
         members_per_forward min_noise_level model_init_kwargs multi_objective_aggregation noise_draws
         noise_level noise_level_sampling noise_rank noise_reuse num_generations num_inference_steps

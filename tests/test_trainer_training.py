@@ -616,7 +616,7 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
     plain.train()
     for name, value in theta_of(compiled).items():
         torch.testing.assert_close(value, theta_of(plain)[name], atol=1e-4, rtol=0)
-    assert len(graphs) == 3 and graphs[0] == graphs[-1] > 0
+    assert len(graphs) == 3 and 0 < graphs[0] == graphs[-1] <= 5
     assert not dynamo.counters["graph_break"]
 
 

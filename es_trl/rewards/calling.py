@@ -68,10 +68,12 @@ class RewardCall:
 
     def keywords(self, available: dict[str, Any], groups: Sequence | None = None) -> dict[str, Any]:
         """
-        Those of `available` that the function takes; `groups` only if it names them, as others would take them for a
-        column of the dataset. Raises `ValueError` if it needs others.
+        Those of `available` that the function takes; `groups` and `step_prompts` only if it names them, as others
+        would take them for columns of the dataset. Raises `ValueError` if it needs others.
         """
-        if any(parameter.name == "groups" for parameter in self.parameters):
+        named = {parameter.name for parameter in self.parameters}
+        available = {name: value for name, value in available.items() if name != "step_prompts" or name in named}
+        if "groups" in named:
             available = {**available, "groups": groups}
         for parameter in self.parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -87,8 +89,7 @@ class RewardCall:
                 )
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in self.parameters):
             return available
-        taken = {parameter.name for parameter in self.parameters}
-        return {key: value for key, value in available.items() if key in taken}
+        return {key: value for key, value in available.items() if key in named}
 
     def _given(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """

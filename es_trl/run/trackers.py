@@ -55,17 +55,19 @@ def log_media(
     trainer: Trainer,
     images: dict[str, tuple[Image.Image, str]] | None = None,
     histograms: dict[str, Sequence[float]] | None = None,
+    step: int | None = None,
 ) -> None:
     """
-    Sends pictures and histograms of the current step to every tracker of `trainer`.
+    Sends pictures and histograms to every tracker of `trainer`.
 
     Args:
         trainer (`Trainer`): Its callbacks say where to.
         images (`dict[str, tuple[PIL.Image.Image, str]]`, *optional*): Picture and caption by name.
         histograms (`dict[str, Sequence[float]]`, *optional*): Finite values by name.
+        step (`int`, *optional*): Whose they are; the last finished step by default.
     """
     images, histograms = images or {}, histograms or {}
-    step = trainer.state.global_step
+    step = trainer.state.global_step if step is None else step
     for callback in trainer.callback_handler.callbacks:
         try:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:

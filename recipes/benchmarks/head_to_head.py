@@ -342,6 +342,8 @@ def cell(runs: list[dict], row: str, name: str, others: list[dict] | None = None
     models = [run["per_prompt"][row][name] for run in runs]
     references = [run["per_prompt"][other_row][name] for run in (runs[:1] if others is None else others)]
     found = runs_difference(models, references)
+    if not found.low < found.high:  # too few prompts, or all differ alike: nothing to estimate a width from
+        return f"{found.delta:+.3f}"
     return f"{found.delta:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
