@@ -1,10 +1,14 @@
 """The head to head is fair by construction, resumes, and its tables say what the runs found."""
 
 import argparse
+import contextlib
 import copy
+import sys
+import types
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from test_benchmarks import FOLDER, load
 
@@ -12,7 +16,9 @@ from es_trl.rewards import RewardSet
 from es_trl.trainer import METHODS, method_classes
 
 
-head_to_head = load("head_to_head")
+sys.path.insert(0, str(FOLDER))  # as when the script is run
+head_to_head, tables = load("head_to_head"), load("head_to_head_tables")
+sys.path.remove(str(FOLDER))
 SETTINGS = yaml.safe_load((FOLDER / "head_to_head.yaml").read_text())
 
 
@@ -26,7 +32,7 @@ def result(job: dict, reward: float = 1.0) -> dict:
     better = {name: value + reward for name, value in scores.items()}
     table = {f"base@{n}": scores for n in (1, 2)} | {f"adapter@{n}": better for n in (1, 2)}
     if job["stage"] == "base":
-        table = {"base@1": scores, "best of 4": better, "best of 8": better}
+        table = {"base@1": scores} | dict.fromkeys(tables.SEARCHES, better)
     spent = {"images": job["budget_images"], "cpu_seconds": 20.0, "training_megabytes": 900}
     return job | spent | {"table": table}
 
@@ -71,6 +77,34 @@ def test_the_plan_follows_what_was_found():
         assert job["budget_images"] == SETTINGS["quick"]["images"] / 20 * SETTINGS["quick"]["seconds"]
 
 
+def test_stages_and_methods_can_be_chosen(monkeypatch):
+    """Other budgets, other objectives at the best trial, and the rules of others, with settings that exist."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    done = {f"tune-{m}-{n}": result(job, job["trial"]) for m in METHODS for n, job in enumerate(tuned(m))}
+    everything = head_to_head.Plan(SETTINGS, SETTINGS["full"], done, ["budgets", "objectives", "opponents"])
+    tuning, budgets, objectives, opponents = everything.stages()
+    assert all(head_to_head.is_done(job, done) for job in tuning)
+    assert {job["budget_images"] for job in budgets} == set(SETTINGS["budgets"]["es"])
+    assert {job["reward_funcs"] if isinstance(job["reward_funcs"], str) else None for job in objectives} == {
+        "margin:tiny-pickscore",
+        None,
+    }
+    assert {job["method"] for job in opponents} == set(SETTINGS["opponents"])
+    for job in budgets + objectives + opponents:
+        config = head_to_head.classes_of(job.get("of", job["method"]))[0](output_dir="unused", **job["settings"])
+        assert job["budget_images"] >= head_to_head.images_per_step(config)
+        RewardSet(job["reward_funcs"])
+    only = head_to_head.Plan(SETTINGS, SETTINGS["full"], {}, ["untuned"], ["grpo"])
+    assert {job["method"] for jobs in only.stages() for job in jobs} == {"grpo"}
+    names = [job["name"] for job in budgets + objectives + opponents]
+    assert len(set(names)) == len(names)
+
+
+def tuned(method: str) -> list[dict]:
+    jobs = next(head_to_head.Plan(SETTINGS, SETTINGS["full"], {}, ["tune"], [method]).stages())
+    return sorted(jobs, key=lambda job: job["trial"])
+
+
 def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch, capsys):
     started = []
 
@@ -88,7 +122,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
 
     monkeypatch.setattr(head_to_head, "execute", execute)
     args = argparse.Namespace(
-        settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1, stage="all"
+        settings=str(FOLDER / "head_to_head.yaml"), quick=True, output=tmp_path, jobs=1, stage=[], methods=None
     )
     assert head_to_head.everything(args) == 1, "a run failed"
     failed = started[6]
@@ -111,13 +145,13 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert started[finished:] == [*redone, f"seconds-{next(iter(SETTINGS['rewards']))}-es-0"], "what was changed, only"
     names = [row["name"] for row in head_to_head.read(tmp_path / "results.jsonl")]
     assert len(names) == len(set(names)) == finished - 1
-    text = head_to_head.tables(tmp_path)
-    stages = [line.split()[2].strip(",") for line in text.splitlines() if line.startswith("### Equal")]
+    text = tables.tables(tmp_path)
+    titles = [line.split(", trained")[0].strip("# ") for line in text.splitlines() if ", trained on" in line]
     rewards = SETTINGS["quick"]["rewards"]
-    assert stages == ["images"] * rewards + ["seconds"] + ["untuned"] * rewards
+    images, seconds, untuned = (tables.TITLES[stage] for stage in ("images", "seconds", "untuned"))
+    assert titles == [images] * rewards + [seconds] + [untuned] * rewards
     first = [line.split()[1] for line in text.split("### ")[1].splitlines() if line.startswith("| ")]
     assert [word for word in first if word in METHODS][: len(METHODS)] == list(METHODS), "also those that ran again"
-    assert text.count("### Equal images") == SETTINGS["quick"]["rewards"] and "### Equal seconds" in text
     for method in METHODS:
         assert f"| {method} | 1 | 512 | 20 | 900 | +1.000 | +1.000" in text, "equal differences have no interval"
     assert "base, best of 8" in text and "### Trials" in text
@@ -134,13 +168,13 @@ def test_intervals_are_over_seeds_and_prompts_and_methods_are_compared_on_the_sa
         ]
 
     one = runs("es", [generator.normal(0.3, 1, 400)])
-    mean, low, high = numbers(head_to_head.cell(one, "adapter@1", "r"))
+    mean, low, high = numbers(tables.cell(one, "adapter@1", "r"))
     assert low < mean < high and high - low == pytest.approx(4 * 400**-0.5, rel=0.2)
     apart = runs("es", [-0.7, 0.3, 1.3])
-    _, low, high = numbers(head_to_head.cell(apart, "adapter@1", "r"))
+    _, low, high = numbers(tables.cell(apart, "adapter@1", "r"))
     assert high - low > 1, "seeds that disagree widen it"
     noise = generator.normal(0, 0.01, 400)
-    ahead = numbers(head_to_head.cell(runs("es", [2 + noise]), "adapter@1", "r", runs("dpo", [1]), "adapter@1"))
+    ahead = numbers(tables.cell(runs("es", [2 + noise]), "adapter@1", "r", runs("dpo", [1]), "adapter@1"))
     assert ahead == pytest.approx([1, 1, 1], abs=0.005), "what the prompts do to both does not enter"
 
 
@@ -160,3 +194,50 @@ def test_noisy_reward_is_right_on_average():
     scores = noisy.noisy_pickscore(["a cat"] * 2, images[:2])
     exact = RewardSet("tiny-pickscore")(["a cat"] * 2, images[:2])[:, 0]
     assert scores == pytest.approx(list(exact + noisy.NOISE * noise[:2]), rel=1e-4)
+
+
+def test_noise_search_keeps_the_best_picture_seen(monkeypatch):
+    """As many scores as calls, never a worse picture than before, and the same again with the same seed."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from noise_search import search_noise
+
+    from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
+
+    settings = CallSettings(guidance_scale=2.0, max_sequence_length=16, num_inference_steps=1)
+    adapter = PipelineAdapter(load_pipeline("tiny-sana-sprint", torch.float32), settings=settings)
+    prompts, calls = ["a red apple", "two blue cats"], []
+
+    def score(texts, images):
+        calls.append(len(images))
+        return [float(np.asarray(image).mean()) for image in images]
+
+    found = search_noise(adapter, prompts, score, (1, 3, 8), seed=5, candidates=2)
+    assert calls == [2] * 8
+    scores = np.array([[np.asarray(image).mean() for image in found[n]] for n in (1, 3, 8)])
+    assert (np.diff(scores, axis=0) >= 0).all() and (scores[2] > scores[0]).all()
+    again = search_noise(adapter, prompts, score, (8,), seed=5, candidates=2)[8]
+    assert not np.array_equal(np.asarray(again[0]), np.asarray(found[1][0]))
+
+
+def test_nft_pulls_towards_good_pictures_and_away_from_bad_ones(monkeypatch):
+    """On policy the gradient of the loss in v is 2 b s (2 r - 1) (x0 - x0(v)) / (n w) (arXiv 2509.16117)."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    nft = load("nft")
+    assert nft.optimality(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]))[1].tolist() == [0.5] * 3
+    assert nft.optimality(np.array([[0.0, 2.0]])).tolist() == [[0.4, 0.6]]
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, start = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(3))
+    levels, good, b = torch.tensor([0.5, 0.8, 1.0]), torch.tensor([0.9, 0.5, 0.1]), 0.3
+    v = start.clone().requires_grad_()
+    passing = types.SimpleNamespace(
+        args=types.SimpleNamespace(guidance_strength=b),
+        adapter=types.SimpleNamespace(adapter_disabled=contextlib.nullcontext),
+        forward=types.SimpleNamespace(enabled=contextlib.nullcontext),
+        denoising=types.SimpleNamespace(velocity=lambda *_: v),
+    )
+    nft.NFTTrainer._loss(passing, x0, noise, levels, [""] * 3, good).sum().backward()
+    s = levels[:, None, None, None]
+    miss = ((1 - s) * x0 + s * noise - s * start) - x0
+    weight = miss.abs().mean(dim=(1, 2, 3), keepdim=True)
+    expected = -2 * b * s * (2 * good[:, None, None, None] - 1) * miss / (x0[0].numel() * weight)
+    torch.testing.assert_close(v.grad, expected)

@@ -1,14 +1,15 @@
 """ES, DDPO, GRPO, Pref-GRPO and DPO with equal tuning, at equal images and at equal seconds, on the shipped model.
 
-Three stages, each run a process of its own with one thread: every method tries its settings of head_to_head.yaml on
-`tiny-train` and is judged on `tiny-validation` (stage tune); the best ones train with several seeds for as many images
-(stage images), for three rewards, and for as many processor seconds (stage seconds); and every method trains at the
-defaults of its config, which is what a user gets (stage untuned). Tables are on `tiny-test`.
+Stages, each run a process of its own with one thread: every method tries its settings of head_to_head.yaml on
+`tiny-train` and is judged on `tiny-validation` (tune); the best ones train with several seeds for as many images, for
+three rewards (images), and for as many processor seconds (seconds), and with the margin as objective or beside the
+reward (objectives); every method trains at the defaults of its config, which is what a user gets (untuned), ES for
+other budgets as well (budgets); rules of others train at their defaults (opponents). Tables are on `tiny-test`.
 
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head
     python recipes/benchmarks/head_to_head.py --output outputs/head_to_head --table > table.md
     python recipes/benchmarks/head_to_head.py --output outputs/quick --quick
-    python recipes/benchmarks/head_to_head.py --output outputs/untuned --stage untuned
+    python recipes/benchmarks/head_to_head.py --output outputs/head_to_head --stage untuned budgets --methods es
     es-trl compare outputs/head_to_head/runs/images-tiny-pickscore-* --output_dir outputs/page
 
 A finished run is one line of OUTPUT/results.jsonl and a run folder OUTPUT/runs/<name>. Finished runs are skipped; one
@@ -28,22 +29,15 @@ from pathlib import Path
 from statistics import median
 
 import yaml
+from head_to_head_tables import BASE, CALLS, HELD_OUT, PER_PROMPT, SCORERS, STAGES, TRAINED, read, tables
 
 
 logger = logging.getLogger("head_to_head")
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
-TRAINED, HELD_OUT = "tiny-pickscore", "tiny-clip-heldout"
-SCORERS = (
-    TRAINED,
-    "jpeg_compressibility",
-    HELD_OUT,
-)  # scored in every evaluation; a noisy reward is judged by TRAINED
-STAGES = ("images", "seconds", "untuned")
-BASE = "base"
+NEED_TRIALS = ("images", "seconds", "objectives")
 TUNING_SEED, EVALUATION_SEED = 100, 4321
-PER_PROMPT = "per_prompt.json"
 
 
 # ---- one run, in a process of its own ----
@@ -79,9 +73,7 @@ def train(job: dict, folder: Path):
     """The trained trainer, the processor seconds of its steps, and the memory that training took."""
     from peak_memory import training_megabytes
 
-    from es_trl.trainer import method_classes
-
-    config_class, trainer_class = method_classes(job["method"])
+    config_class, trainer_class = classes_of(job.get("of", job["method"]))
     config = config_class(output_dir=str(folder), seed=job["seed"], eval_reward_funcs=[HELD_OUT], **job["settings"])
     config.max_steps = max(1, job["budget_images"] // images_per_step(config))
     if job["stage"] != "tune":  # curves of the held-out prompts, for es-trl compare
@@ -98,6 +90,17 @@ def train(job: dict, folder: Path):
     trainer.rewards.load()
     megabytes = training_megabytes(trainer.train)
     return trainer, clock.seconds, megabytes
+
+
+def classes_of(method: str):
+    """Config and trainer of a method of the library, or of one that is here for comparison."""
+    from es_trl.trainer import method_classes
+
+    if method == "nft":
+        from nft import NFTConfig, NFTTrainer
+
+        return NFTConfig, NFTTrainer
+    return method_classes(method)
 
 
 def images_per_step(config) -> int:
@@ -147,7 +150,7 @@ def evaluated(adapter, prompts: list[str], job: dict, folder: Path, rows: list[t
     scores = {row.name: {name: result.of(row.name, name) for name in SCORERS} for row in rows}
     for row in rows:
         scores[row.name] |= result.judge_scores[row.name]
-    return write_per_prompt(scores, folder), {name: np.asarray(scores["base@1"][name]) for name in SCORERS}
+    return write_per_prompt(scores, folder), {name: np.asarray(values) for name, values in scores["base@1"].items()}
 
 
 def write_per_prompt(scores: dict, folder: Path) -> dict:
@@ -162,22 +165,36 @@ def write_per_prompt(scores: dict, folder: Path) -> dict:
 
 
 def base_line(job: dict, prompts: list[str], folder: Path) -> dict:
-    """The base with one step, and the best of its 4 and 8 images by the trained reward: no training at all."""
+    """The base with one step, the best of several of its images, and of as many of a search over the noise."""
     import numpy as np
     import torch
+    from noise_search import search_noise
 
+    from es_trl import RewardSet
+    from es_trl.evaluation import load_judge
     from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 
     names = ("guidance_scale", "max_sequence_length", "num_inference_steps")
     settings = CallSettings(**{name: job["settings"][name] for name in names})
     adapter = PipelineAdapter(load_pipeline("tiny-sana-sprint", torch.float32), settings=settings)
-    table, scores = evaluated(adapter, prompts, job, folder, [(False, 1)], images=8)
-    best = {}
-    for tries in (4, 8):
-        chosen = scores[job["reward"] if job["reward"] in SCORERS else TRAINED][:, :tries].argmax(axis=1)
-        picked = {name: values[np.arange(len(prompts)), chosen][:, None] for name, values in scores.items()}
-        best[f"best of {tries}"] = picked
-    return job | {"table": table | write_per_prompt({"base@1": scores} | best, folder)}
+    table, scores = evaluated(adapter, prompts, job, folder, [(False, 1)], images=max(CALLS))
+    trained, judge = job["reward"] if job["reward"] in SCORERS else TRAINED, load_judge(HELD_OUT, prompts)
+    reward = RewardSet(trained)
+    rows = {"base@1": scores}
+    for calls in CALLS:
+        chosen = scores[trained][:, :calls].argmax(axis=1)
+        rows[f"best of {calls}"] = {
+            name: values[np.arange(len(prompts)), chosen][:, None]
+            for name, values in scores.items()
+            if values.shape[1] == max(CALLS)
+        }
+    found = search_noise(adapter, prompts, lambda texts, images: reward(texts, images)[:, 0], CALLS, EVALUATION_SEED)
+    for calls, pictures in found.items():
+        values = RewardSet(list(SCORERS))(prompts, pictures)
+        searched = {name: values[:, [k]] for k, name in enumerate(SCORERS)}
+        searched |= judge.prompt_scores(prompts, judge.image_features(pictures)[:, None])
+        rows[f"noise search {calls}"] = searched
+    return job | {"table": table | write_per_prompt(rows, folder)}
 
 
 # ---- the plan ----
@@ -191,57 +208,78 @@ class Plan:
         settings (`dict`): head_to_head.yaml.
         size (`dict`): Its part `full` or `quick`.
         done (`dict[str, dict]`): Finished runs by name.
+        only (`Sequence[str]`): Stages to run, and what they need; all of them by default.
+        methods (`Sequence[str]`, *optional*): Methods to run; all of them by default.
     """
 
-    def __init__(self, settings: dict, size: dict, done: dict[str, dict]):
-        self.settings, self.size, self.done = settings, size, done
+    def __init__(self, settings: dict, size: dict, done: dict[str, dict], only=(), methods=None):
+        self.settings, self.size, self.done, self.only = settings, size, done, set(only)
+        self.methods = list(methods or settings["methods"])
+        self.entries = settings["methods"] | settings["opponents"] | {BASE: {"speed": {}}}
         self.rewards = list(settings["rewards"])[: size["rewards"]]
         self.first_reward = self.rewards[0]
 
     def stages(self):
         """Lists of jobs; those of a list do not depend on each other, but on the lists before."""
-        yield [self.job("tune", method, number, self.first_reward, TUNING_SEED, self.size["trial_images"])
-               for method, entry in self.settings["methods"].items()
-               for number in range(min(self.size["trials"], len(entry["trials"])))]  # fmt: skip
-        best = {method: self.best_trial(method) for method in self.settings["methods"]}
-        images = [
-            self.job("images", method, best[method], reward, seed, self.size["images"])
-            for reward in self.rewards
-            for seed in self.size["seeds"]
-            for method in best
-        ]
-        bases = [self.job(BASE, BASE, None, reward, 0, 0) for reward in self.rewards if reward in SCORERS]
-        yield bases + images
-        yield [self.job("seconds", method, best[method], self.first_reward, seed, self.images_in_time(method))
-               for seed in self.size["seeds"] for method in best]  # fmt: skip
-        yield self.untuned()
+        if self.wanted("tune", *NEED_TRIALS):
+            yield [self.job("tune", method, number, self.first_reward, TUNING_SEED, self.size["trial_images"])
+                   for method in self.methods
+                   for number in range(min(self.size["trials"], len(self.entries[method]["trials"])))]  # fmt: skip
+        if self.wanted("images", "seconds"):
+            bases = [self.job(BASE, BASE, None, reward, 0, 0) for reward in self.rewards if reward in SCORERS]
+            yield bases + self.jobs("images", self.rewards)
+        if self.wanted("seconds"):
+            yield self.jobs("seconds", self.rewards[:1])
+        if self.wanted("untuned"):
+            yield self.jobs("untuned", self.rewards)
+        if self.wanted("budgets"):
+            yield [self.job("budgets", method, None, self.first_reward, seed, images)
+                   for method, budgets in self.settings["budgets"].items() if method in self.methods
+                   for images in budgets[: self.size["budgets"]] for seed in self.size["seeds"]]  # fmt: skip
+        if self.wanted("objectives"):
+            yield self.jobs("objectives", list(self.settings["objectives"])[: self.size["objectives"]])
+        if self.wanted("opponents"):
+            yield [self.job("opponents", name, 0, self.first_reward, seed, self.size["images"])
+                   for name in list(self.settings["opponents"])[: self.size["opponents"]]
+                   for seed in self.size["seeds"]]  # fmt: skip
 
-    def untuned(self) -> list[dict]:
-        """Every method at its defaults; depends on no other stage."""
+    def wanted(self, *stages: str) -> bool:
+        """Whether one of `stages` is to be run."""
+        return not self.only or bool(self.only & set(stages))
+
+    def jobs(self, stage: str, rewards: list[str]) -> list[dict]:
+        """A stage of every method with every reward and seed: its best trial, or its defaults."""
+        best = {method: self.best_trial(method) if stage in NEED_TRIALS else None for method in self.methods}
+        images = dict.fromkeys(self.methods, self.size["images"])
+        if stage == "seconds":
+            images = {method: self.images_in_time(method) for method in self.methods}
         return [
-            self.job("untuned", method, None, reward, seed, self.size["images"])
-            for reward in self.rewards
+            self.job(stage, method, best[method], reward, seed, images[method])
+            for reward in rewards
             for seed in self.size["seeds"]
-            for method in self.settings["methods"]
+            for method in self.methods
         ]
 
     def job(self, stage: str, method: str, trial: int | None, reward: str, seed: int, images: int) -> dict:
         """One run as plain data."""
-        entry = self.settings["methods"].get(method, {"speed": {}, "trials": []})
+        entry = self.entries[method]
         settings = self.settings["shared"] | entry["speed"]
         if trial is not None:
             settings |= entry.get("fixed", {}) | entry["trials"][trial]
         tune = stage == "tune"
         parts = [stage, method, str(trial)] if tune else [stage, reward, method, str(seed)]
+        if stage == "budgets":
+            parts.insert(3, str(images))
         return {
             "name": "-".join(parts if stage != BASE else [BASE, reward]),
             "stage": stage,
             "method": method,
+            **({"of": entry["of"]} if "of" in entry else {}),
             "trial": trial,
             "tried": entry["trials"][trial] if trial is not None else {},
             "settings": settings,
             "reward": reward,
-            "reward_funcs": self.settings["rewards"][reward],
+            "reward_funcs": (self.settings["rewards"] | self.settings["objectives"])[reward],
             "seed": seed,
             "budget_images": images,
             "prompts": "tiny-validation" if tune else "tiny-test",
@@ -289,8 +327,7 @@ def everything(args) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     done = {row["name"]: row for row in read(results)}
     failed = 0
-    plan = Plan(settings, size, done)
-    for jobs in [plan.untuned()] if args.stage == "untuned" else plan.stages():
+    for jobs in filter(None, Plan(settings, size, done, args.stage, args.methods).stages()):
         waiting = [job for job in jobs if not is_done(job, done)]
         for name in {job["name"] for job in waiting} & set(done):
             logger.warning("%s: its settings have changed since it ran", name)
@@ -318,114 +355,13 @@ def is_done(job: dict, done: dict[str, dict]) -> bool:
     return {name: done.get(job["name"], {}).get(name) for name in job} == job
 
 
-def read(results: Path) -> list[dict]:
-    """The finished runs; a line that was cut off by a kill does not count."""
-    rows = []
-    for line in results.read_text().splitlines() if results.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logger.warning("passing over a line of %s that is not whole", results)
-    return rows
-
-
-# ---- tables ----
-
-
-def cell(runs: list[dict], row: str, name: str, others: list[dict] | None = None, other_row: str = "base@1") -> str:
-    """
-    Difference of a row of `runs` to a row of `others` (by default to the base with one step), with its 95 % interval
-    over training seeds and prompts.
-    """
-    from es_trl.evaluation import runs_difference
-
-    models = [run["per_prompt"][row][name] for run in runs]
-    references = [run["per_prompt"][other_row][name] for run in (runs[:1] if others is None else others)]
-    found = runs_difference(models, references)
-    if not found.low < found.high:  # too few prompts, or all differ alike: nothing to estimate a width from
-        return f"{found.delta:+.3f}"
-    return f"{found.delta:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def tables(output: Path) -> str:
-    """Markdown: per stage and reward a table of methods, and the trials."""
-    from es_trl.trainer import METHODS
-
-    order = [BASE, "tune", *STAGES, *METHODS]  # what was run again comes last in the file
-    rows = sorted(read(output / "results.jsonl"), key=lambda row: [order.index(row[k]) for k in ("stage", "method")])
-    for row in rows:
-        row["per_prompt"] = json.loads((output / "runs" / row["name"] / PER_PROMPT).read_text())
-    parts = []
-    for stage, reward in dict.fromkeys((row["stage"], row["reward"]) for row in rows if row["stage"] in STAGES):
-        runs = [row for row in rows if (row["stage"], row["reward"]) == (stage, reward)]
-        base = next((row for row in rows if row["stage"] == BASE and row["reward"] == reward), None)
-        parts += [f"### Equal {stage}, trained on {reward}", "", method_table(runs, base, reward), ""]
-        parts += [against_es(runs, reward), ""]
-    trials = [row for row in rows if row["stage"] == "tune"]
-    if trials:
-        parts += ["### Trials", "", trial_table(trials), ""]
-    return "\n".join(parts)
-
-
-def method_table(runs: list[dict], base: dict | None, reward: str) -> str:
-    """One line per method, over its seeds; the base with two steps and the best of several of its images."""
-    trained = reward if reward in SCORERS else TRAINED
-    header = ["method", "seeds", "images", "CPU s", "training MB", f"{trained}, 1 step", f"{HELD_OUT}, 1 step",
-              f"{trained}, 2 steps", f"{HELD_OUT}, 2 steps", "hard negatives", "diversity"]  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for method in dict.fromkeys(run["method"] for run in runs):
-        own = [run for run in runs if run["method"] == method]
-        numbers = [str(len(own)), f"{median(run['images'] for run in own):.0f}"]
-        numbers += [f"{median(run[name] for run in own):.0f}" for name in ("cpu_seconds", "training_megabytes")]
-        cells = [cell(own, f"adapter@{n}", name) for n in (1, 2) for name in (trained, HELD_OUT)]
-        judged = [mean_of(own, "adapter@1", name) for name in ("hard_negative_accuracy", "diversity")]
-        lines.append("| " + " | ".join([method, *numbers, *cells, *judged]) + " |")
-    judged = [
-        [mean_of(runs[:1], f"base@{n}", name) for name in ("hard_negative_accuracy", "diversity")] for n in (1, 2)
-    ]
-    two = [cell(runs[:1], "base@2", name) for name in (trained, HELD_OUT)]
-    lines.append("| " + " | ".join(["base", "", "0", "0", "", "0", "0", *two, *judged[0]]) + " |")
-    for name in ("best of 4", "best of 8") if base is not None else ():
-        cells = [cell([base], name, scorer) for scorer in (trained, HELD_OUT)]
-        lines.append("| " + " | ".join([f"base, {name}", "", "0", "0", "", *cells, "", "", "", ""]) + " |")
-    return "\n".join(lines)
-
-
-def against_es(runs: list[dict], reward: str) -> str:
-    """One line per other method: how far ES is ahead of it."""
-    trained = reward if reward in SCORERS else TRAINED
-    header = ["ES minus", *(f"{name}, {n} step{'s' * (n > 1)}" for n in (1, 2) for name in (trained, HELD_OUT))]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    own = [run for run in runs if run["method"] == "es"]
-    for method in dict.fromkeys(run["method"] for run in runs if run["method"] != "es"):
-        others = [run for run in runs if run["method"] == method]
-        rows = [(f"adapter@{n}", name) for n in (1, 2) for name in (trained, HELD_OUT)]
-        cells = [cell(own, row, name, others, row) for row, name in rows]
-        lines.append("| " + " | ".join([method, *cells]) + " |")
-    return "\n".join(lines)
-
-
-def mean_of(runs: list[dict], row: str, name: str) -> str:
-    values = [run["table"][row][name] for run in runs if name in run["table"][row]]
-    return f"{sum(values) / len(values):.3f}" if values else ""
-
-
-def trial_table(trials: list[dict]) -> str:
-    """Every trial on the validation prompts, so that the choice can be checked."""
-    lines = ["| method | trial | settings | " + " | ".join(SCORERS) + " | CPU s |", "|---" * (len(SCORERS) + 4) + "|"]
-    for row in sorted(trials, key=lambda row: (row["method"], row["trial"])):
-        scores = " | ".join(cell([row], "adapter@1", name) for name in SCORERS)
-        shown = ", ".join(f"{key} {value}" for key, value in row["tried"].items())
-        lines.append(f"| {row['method']} | {row['trial']} | {shown} | {scores} | {row['cpu_seconds']:.0f} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/head_to_head"))
     parser.add_argument("--settings", default=str(HERE.with_suffix(".yaml")), help="methods, trials and budgets")
     parser.add_argument("--quick", action="store_true", help="few images, one seed: shows that it runs, no more")
-    parser.add_argument("--stage", choices=["all", "untuned"], default="all", help="what to run")
+    parser.add_argument("--stage", nargs="+", choices=["tune", *STAGES], default=[], help="what to run; else all")
+    parser.add_argument("--methods", nargs="+", help="of the settings; all of them by default")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--table", action="store_true", help="print the tables of what has been run")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the name of one run: what the processes are started with
