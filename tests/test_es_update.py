@@ -15,6 +15,7 @@ from es_trl.es import (
     first_step,
     projections,
     slope,
+    travel_left,
 )
 
 
@@ -209,3 +210,10 @@ def test_a_turn_is_called_two_errors_below_the_maximum():
     assert turn.add(-0.15, 0.1) == "below"  # limit 0.2
     assert turn.add(-0.12, 0.1) == "below"  # 0.27 below, limit 2 sqrt(2) 0.1 = 0.283
     assert turn.add(-0.10, 0.1) == "turned"  # 0.37 below, limit 0.346
+
+
+def test_travel_left_is_the_sum_of_the_steps_to_come():
+    lengths = [first_step(0.7, 9) * (1 - step / 9) for step in range(9)]
+    for done in range(10):
+        assert travel_left(0.7, done, 9) == pytest.approx(sum(lengths[done:]))
+    assert travel_left(0.7, 12, 9) == 0

@@ -19,7 +19,7 @@ from es_trl.trainer import METHODS, method_classes
 sys.path.insert(0, str(FOLDER))  # as when the script is run
 head_to_head, tables = load("head_to_head"), load("head_to_head_tables")
 sys.path.remove(str(FOLDER))
-SETTINGS = yaml.safe_load((FOLDER / "head_to_head.yaml").read_text())
+SETTINGS = head_to_head.read_settings(FOLDER / "head_to_head.yaml")
 
 
 def plan(done=(), size="quick"):
@@ -133,7 +133,7 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     finished = len(started)
     assert head_to_head.everything(args) == 0
     assert len(started) == finished, "nothing is left to do"
-    changed = copy.deepcopy(SETTINGS)
+    changed = copy.deepcopy(SETTINGS) | {"opponents": "head_to_head_opponents.yaml"}
     changed["methods"]["es"]["trials"][0]["travel"] = 0.3
     args.settings = str(tmp_path / "changed.yaml")
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))

@@ -7,7 +7,7 @@ from .members import Population
 from .noise import Factors, NoiseBank
 from .population import PopulationForward, PopulationShapeError, Site
 from .slopes import Slope, Turn, projections, slope
-from .update import MeanUpdate, first_step, mean_step
+from .update import MeanUpdate, first_step, mean_step, travel_left
 
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "pair_snr",
     "projections",
     "slope",
+    "travel_left",
 ]

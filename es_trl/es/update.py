@@ -24,6 +24,12 @@ def first_step(travel: float, steps: int) -> float:
     return 2 * travel / (steps + 1)
 
 
+def travel_left(travel: float, done: int, steps: int) -> float:
+    """What is left of `travel` after `done` of `steps` steps of [`first_step`]."""
+    left = max(0, steps - done)
+    return travel * left * (left + 1) / (steps * (steps + 1))
+
+
 def mean_step(weighted_sums: Sequence[torch.Tensor], members: int, length: float) -> list[torch.Tensor]:
     """
     The step `length * believed * S / sqrt(n)` of every matrix, in units of sigma, where `believed` is

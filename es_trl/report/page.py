@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from . import charts, curves, pictures, wording
+from . import charts, curves, pictures, slopes, wording
 from .folder import Folder, read_folder
 from .headline import headline
 from .rendering import render
@@ -84,6 +84,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
             [],
         ),
         "curve_legend": _curve_legend(folder, learned),
+        "way": part(lambda: _way(folder), None),
         "tables": part(lambda: reward_tables(folder), []),
         "judge": part(lambda: judge_table(folder), None),
         "said": part(lambda: image_table(folder), None),
@@ -156,6 +157,21 @@ def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
         (name, charts.learning_curve(learned, name, name in trained if trained else None, _levels(folder, name)))
         for name in names
     ]
+
+
+def _way(folder: Folder) -> dict[str, Any] | None:
+    """Slopes and layers of an ES run: charts as (name, SVG), and facts; `None` for other methods."""
+    way = slopes.read_way(folder.history)
+    drawn = []
+    if names := slopes.shown_slopes(way, folder.settings.get("slope_reward_funcs") or ()):
+        last = ", ".join(f"{name} {wording.number(way.slopes[name][-1, 2], True)}" for name in names)
+        label = f"Slopes along the way against images drawn; the last ones: {last}."
+        drawn.append(("slopes", inline_svg(slopes.slope_chart(way, names), "slopes", label)))
+    if way.energy:
+        most = max(way.energy, key=way.energy.__getitem__)
+        label = f"Share of the signal by kind of layer; {most} has most, {wording.percent(way.energy[most])}."
+        drawn.append(("energy", inline_svg(slopes.energy_chart(way), "energy", label)))
+    return {"charts": drawn, "facts": slopes.facts(way)} if drawn or way.signal else None
 
 
 def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:

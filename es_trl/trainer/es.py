@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data import load_prompts
-from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, first_step, gradient, pair_snr
+from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, first_step, gradient, pair_snr, travel_left
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import calibrate_sigma
@@ -152,6 +152,13 @@ class ESTrainer(DiffusionTrainer):
         if self.args.update == "mean":  # the steps fall linearly to zero and add up to travel
             self.optimizer.param_groups[0]["lr"] = first_step(self.args.travel, num_training_steps)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in [`DiffusionTrainer`], plus how often the watched margin has turned, and the travel that is left."""
+        if self.watch is not None and "loss" in logs:
+            left = travel_left(self.args.travel, self.state.global_step, self.state.max_steps)
+            logs |= {"es/turns": self.watch.turns, "es/travel_left": left}
+        super().log(logs, start_time)
 
     def run_record(self) -> dict[str, Any]:
         return {"sigma": self.sigma, "scored": self.scored.record()}

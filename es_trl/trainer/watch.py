@@ -127,6 +127,11 @@ class Watch:
         return self._memory["stopped"]
 
     @property
+    def turns(self) -> int:
+        """How often what is watched has turned."""
+        return self._memory["turns"]
+
+    @property
     def restarted(self) -> bool:
         """Whether the objective is reward + margin by now."""
         return self._memory["turns"] > 0 and not self.stopped

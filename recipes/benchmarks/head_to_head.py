@@ -319,9 +319,15 @@ def execute(job: dict, output: Path) -> dict | None:
     return row
 
 
+def read_settings(path: Path) -> dict:
+    """Methods, trials, budgets, and the opponents, which have a file of their own."""
+    settings = yaml.safe_load(path.read_text())
+    return settings | {"opponents": yaml.safe_load((HERE.parent / settings["opponents"]).read_text())}
+
+
 def everything(args) -> int:
     """Runs what has not been run; returns the exit code."""
-    settings = yaml.safe_load(Path(args.settings).read_text())
+    settings = read_settings(Path(args.settings))
     size = settings["quick" if args.quick else "full"]
     results = args.output / "results.jsonl"
     args.output.mkdir(parents=True, exist_ok=True)
