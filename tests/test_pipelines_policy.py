@@ -4,12 +4,26 @@ import math
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SCMScheduler,
+    TCDScheduler,
+)
 from tiny_pipelines import PROMPTS, fresh_sprint, sana, stable_diffusion
 
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, Gaussian, PipelineAdapter, PolicySampler, PolicySettings
-from es_trl.pipelines.policy import flow_renoise_transition, flow_sde_transition, scm_transition
+from es_trl.pipelines.policy import flow_sde_transition
+from es_trl.pipelines.scheduler_steps import Step, gaussian_of
 
 
 def generators(tag="latents"):
@@ -62,13 +76,112 @@ def test_kl_is_the_mean_log_ratio():
     assert draws.mean().item() == pytest.approx(here.kl(other).item(), abs=4 * draws.std().item() / 200_000**0.5)
 
 
-def test_scm_transition_noises_the_prediction():
-    sample, output = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    s, t = torch.tensor(1.57080), torch.tensor(0.8)
-    gaussian = scm_transition(output, sample, s, t, 0.5)
-    clean = math.cos(1.57080) * sample - math.sin(1.57080) * output
-    torch.testing.assert_close(gaussian.mean, math.cos(0.8) * clean)
-    assert gaussian.std.item() == pytest.approx(0.5 * math.sin(0.8))
+VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def step_of(scheduler, place: int = 1, **kwargs) -> Step:
+    """A step in the middle of four, on random latents."""
+    scheduler.set_timesteps(4, **({"intermediate_timesteps": None} if isinstance(scheduler, SCMScheduler) else {}))
+    sample, output = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    time = scheduler.timesteps[place]
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(sample, time)
+    return Step(scheduler, scheduler.step, output, time, sample, kwargs=kwargs)
+
+
+def alphas(scheduler) -> tuple[float, float]:
+    """alpha_bar now and next, by the definition."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    bars = torch.cumprod(1 - betas, 0)
+    return tuple(float(bars[int(scheduler.timesteps[i])]) for i in (1, 2))
+
+
+def scm(step):
+    s, t = (float(step.scheduler.timesteps[i]) for i in (1, 2))
+    clean = math.cos(s) * step.sample - math.sin(s) * step.model_output
+    return math.cos(t) * clean, math.sin(t) * 0.5
+
+
+def ddim(step):
+    """arXiv 2010.02502, Eq. 12 and 16, eta = 0.7."""
+    now, following = alphas(step.scheduler)
+    sigma = 0.7 * math.sqrt((1 - following) / (1 - now) * (1 - now / following))
+    clean = (step.sample - math.sqrt(1 - now) * step.model_output) / math.sqrt(now)
+    return math.sqrt(following) * clean + math.sqrt(1 - following - sigma**2) * step.model_output, sigma
+
+
+def ddim_of_velocity(step):
+    now, following = alphas(step.scheduler)
+    sigma = 0.7 * math.sqrt((1 - following) / (1 - now) * (1 - now / following))
+    clean = math.sqrt(now) * step.sample - math.sqrt(1 - now) * step.model_output
+    noise = math.sqrt(now) * step.model_output + math.sqrt(1 - now) * step.sample
+    return math.sqrt(following) * clean + math.sqrt(1 - following - sigma**2) * noise, sigma
+
+
+def ddpm(step):
+    """arXiv 2006.11239, Eq. 6 and 7: the posterior of the forward process."""
+    now, following = alphas(step.scheduler)
+    ratio = now / following
+    clean = (step.sample - math.sqrt(1 - now) * step.model_output) / math.sqrt(now)
+    mean = math.sqrt(following) * (1 - ratio) * clean + math.sqrt(ratio) * (1 - following) * step.sample
+    return mean / (1 - now), math.sqrt((1 - following) / (1 - now) * (1 - ratio))
+
+
+def ancestral(step):
+    """Noise levels sqrt((1 - alpha_bar) / alpha_bar); down to the level that the new noise leaves room for."""
+    now, following = (math.sqrt((1 - bar) / bar) for bar in alphas(step.scheduler))
+    up = math.sqrt(following**2 * (now**2 - following**2) / now**2)
+    return step.sample + step.model_output * (math.sqrt(following**2 - up**2) - now), up
+
+
+def lcm(step):
+    """arXiv 2310.04378: the consistency function with its boundary, then noised again."""
+    now, following = alphas(step.scheduler)
+    scaled = 10.0 * float(step.timestep)
+    skip, out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+    clean = (step.sample - math.sqrt(1 - now) * step.model_output) / math.sqrt(now)
+    return math.sqrt(following) * (out * clean + skip * step.sample), math.sqrt(1 - following)
+
+
+def flow_again(step):
+    now, following = (float(step.scheduler.sigmas[i]) for i in (1, 2))
+    return (1 - following) * (step.sample - now * step.model_output), following
+
+
+STEPS = {
+    "consistency (TrigFlow)": (lambda: SCMScheduler(), {}, scm),
+    "DDIM, eta of the rollout": (lambda: DDIMScheduler(**VP, clip_sample=False), {}, ddim),
+    "DDIM, eta of the call": (lambda: DDIMScheduler(**VP, clip_sample=False), {"eta": 0.7}, ddim),
+    "DDIM of a v-prediction": (
+        lambda: DDIMScheduler(**VP, clip_sample=False, prediction_type="v_prediction"), {}, ddim_of_velocity,
+    ),
+    "DDPM": (lambda: DDPMScheduler(**VP, clip_sample=False), {}, ddpm),
+    "Euler ancestral": (lambda: EulerAncestralDiscreteScheduler(**VP, steps_offset=1), {}, ancestral),
+    "LCM": (lambda: LCMScheduler(**VP, clip_sample=False), {}, lcm),
+    "flow, noised again": (lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {}, flow_again),
+    "flow LCM": (lambda: FlowMatchLCMScheduler(), {}, flow_again),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_the_formula_of_its_paper(name):
+    make, kwargs, formula = STEPS[name]
+    step = step_of(make(), **kwargs)
+    before = {k: v for k, v in vars(step.scheduler).items() if k != "is_scale_input_called"}
+    gaussian = gaussian_of(step, noise_level=0.3 if kwargs else 0.7)
+    mean, std = formula(step)
+    x = mean + 1.3 * std
+    torch.testing.assert_close(gaussian.mean, mean, atol=2e-5, rtol=1e-5)
+    assert gaussian.std.item() == pytest.approx(std, rel=1e-5)
+    direct = torch.distributions.Normal(mean.double(), std).log_prob(x.double()).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(gaussian.log_prob(x).double(), direct, atol=1e-4, rtol=0)
+    assert all(vars(step.scheduler)[k] is v for k, v in before.items()), "the scheduler has not moved"
+    noise = torch.randn(step.sample.shape, generator=torch.Generator().manual_seed(3))
+    if name != "DDIM, eta of the rollout" and "v-prediction" not in name:
+        own = step.function(
+            step.model_output, step.timestep, step.sample, **kwargs, generator=torch.Generator().manual_seed(3)
+        )
+        torch.testing.assert_close(gaussian.sample(noise), own.prev_sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("noise_level", [0.0001, 0.3, 0.7, 1.0])
@@ -99,16 +212,6 @@ def test_without_noise_the_sde_is_the_euler_step():
         step = flow_sde_transition(v, x, torch.tensor(sigma), torch.tensor(following), torch.tensor(0.8), 1e-5)
         torch.testing.assert_close(step.mean, x + v * (following - sigma))
         assert step.std.item() < 1e-4
-
-
-def test_the_scheduler_that_noises_again_is_a_policy_as_it_is():
-    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
-    scheduler.set_timesteps(3)
-    x, v = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    stock = scheduler.step(v, scheduler.timesteps[0], x, generator=torch.Generator().manual_seed(3))[0]
-    gaussian = flow_renoise_transition(v, x, scheduler.sigmas[0], scheduler.sigmas[1])
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(gaussian.sample(noise), stock)
 
 
 # --- rollouts ---
@@ -155,6 +258,53 @@ def test_output_noise_makes_one_step_a_policy(sprint):
     assert (drawn - stock).std().item() == pytest.approx(0.1, rel=0.1), "latents are given out in units of sigma_data"
 
 
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
+def test_a_rollout_of_a_sampler_with_noise_of_its_own_is_the_stock_pipelines(scheduler):
+    adapter = diffusion(scheduler)
+    own = generators()
+    images, trajectory = sampler_of(adapter, 4).rollout(PROMPTS, own, own, output_type="pt")
+    torch.testing.assert_close(images, adapter.generate(PROMPTS, generators(), output_type="pt"), atol=1e-4, rtol=0)
+    assert trajectory.steps == [0, 1, 2]
+
+
+def diffusion(scheduler=DDIMScheduler, **config):
+    """Stable Diffusion with a scheduler made from its own."""
+    pipe = stable_diffusion()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **config)
+    return moved(PipelineAdapter(pipe, settings=CallSettings(num_inference_steps=4, guidance_scale=3.0)))
+
+
+@pytest.fixture(scope="module")
+def ddim_unet():
+    return diffusion()
+
+
+@pytest.fixture(scope="module")
+def ddpm_unet():
+    return diffusion(DDPMScheduler)
+
+
+@pytest.fixture(scope="module")
+def ancestral_unet():
+    return diffusion(EulerAncestralDiscreteScheduler, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="module")
+def lcm_unet():
+    return diffusion(LCMScheduler)
+
+
+@pytest.fixture(scope="module")
+def tcd_unet():
+    return diffusion(TCDScheduler)
+
+
+@pytest.fixture(scope="module")
+def pndm_unet():
+    """A deterministic sampler that remembers: its rollouts are DDIM's."""
+    return diffusion(PNDMScheduler, skip_prk_steps=True)
+
+
 # --- replays ---
 
 CASES = {
@@ -163,6 +313,15 @@ CASES = {
     "sprint, 1 step with output noise": ("sprint", 1, {"output_noise": 0.1}, None),
     "flow": ("flow", 4, {}, None),
     "flow, window": ("flow", 5, {}, [2, 3]),
+    "flow, output noise": ("flow", 1, {"output_noise": 0.1}, None),
+    "DDIM": ("ddim_unet", 4, {"noise_level": 1.0}, None),
+    "DDIM, window": ("ddim_unet", 5, {}, [2, 3]),
+    "DDPM": ("ddpm_unet", 4, {}, None),
+    "Euler ancestral": ("ancestral_unet", 4, {}, None),
+    "Euler ancestral, window": ("ancestral_unet", 5, {}, [1, 2]),
+    "LCM": ("lcm_unet", 4, {"output_noise": 0.1}, None),
+    "TCD": ("tcd_unet", 4, {}, None),
+    "PNDM": ("pndm_unet", 4, {}, None),
 }
 
 
@@ -174,16 +333,16 @@ def test_replayed_ratios_are_one_before_the_first_update(request, name):
     _, trajectory = sampler.rollout(PROMPTS, generators(), generators("n"), trained, output_type="latent")
     seen = []
 
-    def visit(index, gaussian, state, rows=slice(None)):
+    def visit(index, gaussian, state, rows=slice(None), limit=1e-6):
         seen.append(index)
         assert gaussian.mean.requires_grad
         ratio = torch.exp(gaussian.log_prob(state) - trajectory.log_probs[index][rows])
-        torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-6, rtol=0)
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=limit, rtol=0)
 
     sampler.replay(trajectory, generators(), visit)
     assert seen == trajectory.steps == (trained or sampler.stochastic_steps)
     # Other rows in the batch change rounding only.
-    sampler.replay(trajectory.rows(slice(1, 2)), generators()[1:2], lambda *a: visit(*a, rows=slice(1, 2)))
+    sampler.replay(trajectory.rows(slice(1, 2)), generators()[1:2], lambda *a: visit(*a, slice(1, 2), 5e-6))
     assert adapter.generate(PROMPTS[:1], generators()[:1], output_type="latent").isfinite().all()
 
 
@@ -293,12 +452,29 @@ def test_settings_that_cannot_work(sprint, steps, settings, message):
 
 
 def test_flow_models_refuse_what_is_for_consistency_models(flow):
-    with pytest.raises(ValueError, match="output_noise is for consistency models"):
-        sampler_of(flow, 4, output_noise=0.1)
     with pytest.raises(ValueError, match="intermediate_times is for consistency models"):
         sampler_of(flow, 2, intermediate_times=[0.5])
 
 
-def test_other_schedulers_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="DDIMScheduler, whose steps have no density here.*or use ESTrainer"):
-        sampler_of(PipelineAdapter(stable_diffusion()))
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_sampler_without_density_lends_its_noise_levels_to_one_that_has(scheduler, caplog):
+    adapter = diffusion(scheduler)
+    own = adapter.pipe.scheduler
+    sampler = sampler_of(adapter, 3)
+    assert isinstance(sampler.scheduler, DDIMScheduler)
+    assert f"Rollouts draw with DDIMScheduler, made from the pipeline's {scheduler.__name__}" in caplog.text
+    sampler.rollout(PROMPTS, generators(), generators("n"), output_type="latent")
+    assert adapter.pipe.scheduler is own and "step" not in vars(sampler.scheduler)
+
+
+def test_a_flow_with_a_higher_order_solver_draws_rollouts_by_euler():
+    adapter = PipelineAdapter(sana("dpm"), settings=CallSettings(num_inference_steps=4, max_sequence_length=16))
+    scheduler = sampler_of(adapter, 4).scheduler
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.config.shift == 3.0
+
+
+def test_schedulers_without_gaussian_steps_are_refused_with_the_way_out():
+    adapter = diffusion()
+    adapter.pipe.scheduler = CogVideoXDPMScheduler()
+    with pytest.raises(ValueError, match="CogVideoXDPMScheduler, whose step takes other things.*or use ESTrainer"):
+        sampler_of(adapter)

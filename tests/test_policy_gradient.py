@@ -21,6 +21,7 @@ from es_trl import DDPOConfig, DiffusionDPOConfig, GRPOConfig, PrefGRPOConfig
 from es_trl.rewards.preferences import win_rates
 from es_trl.run.processes import warn_if_idle
 from es_trl.trainer.group_rollout import GroupBatch, Rollout
+from recipes.benchmarks.tiny_models import MODELS
 
 
 class Gradients(TrainerCallback):
@@ -109,6 +110,19 @@ def test_ratios_are_one_on_the_first_update_and_move_after_it(tmp_path):
     assert trainer.state.global_step == 2 and trainer.images_drawn == 12
     steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
     assert steps == {8}, "four updates per step"
+
+
+@pytest.mark.parametrize("method", ["ddpo", "grpo"])
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_diffusion_unets_run_the_methods_that_were_born_there(tmp_path, method, name):
+    """SD with DDIM; SDXL with Euler, which has no density and lends its noise levels to DDIM."""
+    model = next(model for model in MODELS if model.name == name)
+    own = {"guidance_scale": 4.0, "max_sequence_length": None, "num_inference_steps": 3, "height": 32, "width": 32}
+    trainer = tiny_policy(tmp_path, method, model=model.pipeline(), max_steps=1, **own)
+    start = theta_of(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["policy/ratio_deviation"] < 1e-6
+    assert not same(start, theta_of(trainer))
 
 
 def test_every_pass_deals_all_blocks(tmp_path):

@@ -37,33 +37,6 @@ class Gaussian:
         return (self.mean - mean).square().flatten(1).mean(dim=1) / (2 * self.std**2)
 
 
-def scm_transition(
-    model_output: torch.Tensor, sample: torch.Tensor, s: torch.Tensor, t: torch.Tensor, sigma_data: float
-) -> Gaussian:
-    """
-    One step of a consistency model in TrigFlow's angles (SCMScheduler, arXiv 2410.11081): predict the clean latents,
-    then noise them to the next time.
-
-        x0 = cos(s) x_s - sin(s) F        x_t ~ N(cos(t) x0, (sin(t) sigma_data)^2)
-
-    Args:
-        model_output (`torch.Tensor`): `(B, ...)` F, as the scheduler gets it.
-        sample (`torch.Tensor`): `(B, ...)` x_s.
-        s, t (`torch.Tensor`): Time now and next, scalars with pi/2 > s > t > 0.
-        sigma_data (`float`): The scheduler's.
-    """
-    x0 = torch.cos(s) * sample.float() - torch.sin(s) * model_output.float()
-    return Gaussian(torch.cos(t) * x0, torch.sin(t) * sigma_data)
-
-
-def output_transition(
-    model_output: torch.Tensor, sample: torch.Tensor, s: torch.Tensor, sigma_data: float, output_noise: float
-) -> Gaussian:
-    """The last step of a consistency model, with noise on it: `x0 ~ N(f(x_s, s), (output_noise sigma_data)^2)`."""
-    x0 = torch.cos(s) * sample.float() - torch.sin(s) * model_output.float()
-    return Gaussian(x0, torch.as_tensor(output_noise * sigma_data, device=x0.device))
-
-
 def flow_sde_transition(
     velocity: torch.Tensor,
     sample: torch.Tensor,
@@ -92,14 +65,3 @@ def flow_sde_transition(
     g = noise_level * torch.sqrt(sigma / (1 - below))
     mean = x * (1 + g**2 / (2 * sigma) * dt) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * dt
     return Gaussian(mean, g * torch.sqrt(-dt))
-
-
-def flow_renoise_transition(
-    velocity: torch.Tensor, sample: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
-) -> Gaussian:
-    """
-    One step of a few-step flow model that noises its prediction again (`stochastic_sampling` of the Euler scheduler):
-    `x0 = x - sigma v`, `x' ~ N((1 - sigma_next) x0, sigma_next^2)`.
-    """
-    x0 = sample.float() - sigma * velocity.float()
-    return Gaussian((1 - sigma_next) * x0, sigma_next)

@@ -4,19 +4,22 @@ Both are the pipeline's own `__call__`: a wrapper around its scheduler's `step` 
 and rescaling already applied, so nothing of a pipeline is written down a second time here.
 """
 
-import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SCMScheduler
+from diffusers import SCMScheduler
 from PIL import Image
 
 from .adapter import PipelineAdapter
 from .differentiable import DifferentiableForward
-from .policy import Gaussian, flow_renoise_transition, flow_sde_transition, output_transition, scm_transition
+from .policy import Gaussian
+from .scheduler_steps import Step, gaussian_of, policy_scheduler, stepping
 
+
+logger = logging.getLogger(__name__)
 
 START = 1.57080  # Sana Sprint's first time, as in its pipeline
 Visit = Callable[[int, Gaussian, torch.Tensor], None]
@@ -31,9 +34,10 @@ class PolicySettings:
         num_inference_steps (`int`): Steps of a rollout.
         intermediate_times (`list[float]`, *optional*): Consistency models: the times between the first and the last
             step, falling, in (0, pi/2); `None` is the scheduler's own schedule.
-        noise_level (`float`): Flow models: `a` of the SDE.
-        output_noise (`float`): Consistency models: standard deviation, in units of sigma_data, of noise on the final
-            prediction. Above 0 the last step has a density too, and one step is enough.
+        noise_level (`float`): Flow models: `a` of the SDE. DDIM: `eta`, unless the pipeline is called with one. Other
+            schedulers draw noise of their own size.
+        output_noise (`float`): Standard deviation of noise on the final latents, for consistency models in units of
+            sigma_data. Above 0 the last step has a density too, and one step is enough.
     """
 
     num_inference_steps: int
@@ -85,7 +89,8 @@ class PolicySampler:
     Draws trajectories and replays them.
 
     Args:
-        adapter (`PipelineAdapter`): The model; its scheduler is SCM (Sana Sprint) or flow-matching Euler.
+        adapter (`PipelineAdapter`): The model. Rollouts draw with its own scheduler where that draws Gaussian noise or
+            can (DDIM, flow-matching Euler), else with one of those two for the same noise levels.
         settings (`PolicySettings`): How rollouts are drawn.
 
     Raises:
@@ -95,9 +100,15 @@ class PolicySampler:
     def __init__(self, adapter: PipelineAdapter, settings: PolicySettings):
         self.adapter, self.settings, self.pipe = adapter, settings, adapter.pipe
         self.differentiable = DifferentiableForward(adapter)
-        self.scheduler = self.pipe.scheduler
-        self.is_scm = isinstance(self.scheduler, SCMScheduler)
-        check_policy(self.pipe, settings)
+        self.scheduler = check_policy(self.pipe, settings)
+        if self.scheduler is not self.pipe.scheduler:
+            logger.warning(
+                "Rollouts draw with %s, made from the pipeline's %s, whose steps have no density. Evaluations and "
+                "samples keep to the pipeline's own.",
+                type(self.scheduler).__name__,
+                type(self.pipe.scheduler).__name__,
+            )
+        self._index = 0
         self._template: tuple[torch.Size, torch.dtype] | None = None
 
     @property
@@ -123,8 +134,8 @@ class PolicySampler:
             prompts (`Sequence[str]`): `B` prompts.
             generators (`Sequence[torch.Generator]`): One CPU generator per image for its initial latents.
             noise_generators (`Sequence[torch.Generator]`): One CPU generator per image for the noise of its steps.
-            steps (`Sequence[int]`, *optional*): Trained steps; all stochastic ones by default. A flow model takes the
-                noise-free step everywhere else; a consistency model draws noise at every step but the last.
+            steps (`Sequence[int]`, *optional*): Trained steps; all stochastic ones by default. Everywhere else flow
+                models and DDIM step without noise; schedulers with noise of their own draw it at every step.
             output_type (`str`): As in diffusers.
             columns (`Mapping`, *optional*): The prompts' columns; those that are keywords of the call go into it.
 
@@ -135,11 +146,11 @@ class PolicySampler:
         trajectory = Trajectory(list(prompts), {name: list(values) for name, values in (columns or {}).items()})
         kept = range(steps[0] - 1, steps[-1] + 1) if steps else range(0)
 
-        def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor | None:
-            gaussian = self._gaussian(index, model_output, sample) if self._draws_noise(index, steps) else None
+        def act(index: int, step: Step) -> torch.Tensor | None:
+            gaussian = self._gaussian(index, step, trained=index in steps)
             if gaussian is None:
                 return None
-            drawn = gaussian.sample(_noise(noise_generators, gaussian.mean)).to(model_output.dtype)
+            drawn = gaussian.sample(_noise(noise_generators, gaussian.mean)).to(step.model_output.dtype)
             if index in steps:
                 trajectory.log_probs[index] = gaussian.log_prob(drawn)
                 trajectory.means[index] = gaussian.mean
@@ -151,7 +162,7 @@ class PolicySampler:
 
         handle = self.adapter.denoiser.register_forward_hook(self._remember_output)
         try:
-            with self._stepping(step, keep):
+            with self._stepping(act, keep):
                 images = self._call(trajectory, generators, output_type)
         finally:
             handle.remove()
@@ -200,14 +211,14 @@ class PolicySampler:
         grad: bool,
         steps: Sequence[int],
     ) -> None:
-        def step(index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        def act(index: int, step: Step) -> torch.Tensor:
             if index in steps:
-                visit(index, self._gaussian(index, model_output, sample), trajectory.states[index])
+                visit(index, self._gaussian(index, step, trained=True), trajectory.states[index])
             if index >= steps[-1]:
                 raise _Done
-            return trajectory.states.get(index, sample)
+            return trajectory.states.get(index, step.sample)
 
-        with self._stepping(step, skip_before=steps[0]):
+        with self._stepping(act, skip_before=steps[0]):
             try:
                 if grad:
                     with self.differentiable.enabled(), torch.enable_grad():
@@ -229,8 +240,13 @@ class PolicySampler:
         adapter, number = self.adapter, self.settings.num_inference_steps
         adapter.write_back()
         kwargs = adapter.call_kwargs(trajectory.prompts, number, columns=trajectory.columns)
-        with self._schedule():
-            drawn = adapter.drawer.call(kwargs, generators, trajectory.prompts, output_type, with_graph=with_graph)
+        own = self.pipe.scheduler
+        self.pipe.scheduler = self.scheduler
+        try:
+            with self._schedule():
+                drawn = adapter.drawer.call(kwargs, generators, trajectory.prompts, output_type, with_graph=with_graph)
+        finally:
+            self.pipe.scheduler = own
         if adapter.drawer.last_watch.used_global_noise:
             raise ValueError(
                 f"{type(self.pipe).__name__} with {type(self.scheduler).__name__} takes noise from torch's global "
@@ -261,55 +277,30 @@ class PolicySampler:
     @contextmanager
     def _stepping(
         self,
-        step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None],
+        act: Callable[[int, Step], torch.Tensor | None],
         keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
         skip_before: int = 0,
     ) -> Iterator[None]:
-        """Inside, `step` may say what the next latents are; where it says None, the scheduler does."""
-        scheduler, original, self._index = self.scheduler, self.scheduler.step, 0
-        takes_generator = "generator" in inspect.signature(original).parameters
+        self._index = 0
 
-        # Pipelines look for `generator` in the signature: without it a scheduler draws from torch's global one.
-        def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, generator=None, **kwargs):
-            index = self._index
-            kwargs |= {"generator": generator} if takes_generator else {}
-            if scheduler.step_index is None:
-                scheduler._init_step_index(timestep)
-            drawn = step(index, model_output, sample)
-            if drawn is None:
-                output = original(model_output, timestep, sample, *args, return_dict=False, **kwargs)
-            else:
-                scheduler._step_index += 1
-                output = (drawn, drawn)[: 1 + self.is_scm]
-            keep(index, output[0])
-            self._index += 1
-            return _as_output(scheduler, output) if return_dict else output
+        def counting(index: int, step: Step) -> torch.Tensor | None:
+            self._index = index + 1
+            return act(index, step)
 
-        scheduler.step = wrapped
-        try:
-            with self._skipping(skip_before):
-                yield
-        finally:
-            del scheduler.step
+        with stepping(self.scheduler, counting, keep, self._is_last), self._skipping(skip_before):
+            yield
 
-    def _draws_noise(self, index: int, steps: Sequence[int]) -> bool:
-        if self.is_scm:
-            return index in self.stochastic_steps
-        return index in steps or (self.scheduler.config.stochastic_sampling and index in self.stochastic_steps)
+    def _is_last(self, index: int, step: Step) -> bool:
+        time = torch.as_tensor(step.timestep).flatten()[0]  # some pipelines pass it once per row
+        return index >= self.settings.num_inference_steps - 1 or bool(time == self.scheduler.timesteps[-1])
 
-    def _gaussian(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> Gaussian:
-        scheduler, settings = self.scheduler, self.settings
-        if self.is_scm:
-            s, t = scheduler.timesteps[scheduler.step_index], scheduler.timesteps[scheduler.step_index + 1]
-            s, t = s.to(sample.device), t.to(sample.device)
-            if index == settings.num_inference_steps - 1:
-                return output_transition(model_output, sample, s, scheduler.config.sigma_data, settings.output_noise)
-            return scm_transition(model_output, sample, s, t, scheduler.config.sigma_data)
-        sigmas = scheduler.sigmas.to(sample.device)
-        now, following = sigmas[scheduler.step_index], sigmas[scheduler.step_index + 1]
-        if scheduler.config.stochastic_sampling:
-            return flow_renoise_transition(model_output, sample, now, following)
-        return flow_sde_transition(model_output, sample, now, following, sigmas[1], settings.noise_level)
+    def _gaussian(self, index: int, step: Step, trained: bool) -> Gaussian | None:
+        if not self._is_last(index, step):
+            return gaussian_of(step, self.settings.noise_level if trained else 0.0)
+        if not self.settings.output_noise:
+            return None
+        std = self.settings.output_noise * self.scheduler.config.get("sigma_data", 1.0)
+        return Gaussian(step.tried(0.0), torch.as_tensor(std, device=step.sample.device))
 
     # ---- steps before the first one that a replay needs cost nothing ----
 
@@ -338,43 +329,31 @@ class PolicySampler:
             del denoiser.forward
 
 
-def check_policy(pipe, settings: PolicySettings) -> None:
-    """Raises `ValueError` if `pipe` has no Gaussian steps, or cannot follow `settings`."""
-    scheduler, number = pipe.scheduler, settings.num_inference_steps
-    is_scm = isinstance(scheduler, SCMScheduler)
-    if not is_scm and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+def check_policy(pipe, settings: PolicySettings):
+    """The scheduler of rollouts; raises `ValueError` if `pipe` has no Gaussian steps, or cannot follow `settings`."""
+    scheduler, number = policy_scheduler(pipe), settings.num_inference_steps
+    if settings.intermediate_times is not None and not isinstance(scheduler, SCMScheduler):
         raise ValueError(
-            f"{type(pipe).__name__} samples with {type(scheduler).__name__}, whose steps have no density here. Policy "
-            "gradients know SCMScheduler and FlowMatchEulerDiscreteScheduler: for a flow-matching model set "
-            "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=...), or use ESTrainer."
+            f"intermediate_times is for consistency models (SCMScheduler), not for {type(scheduler).__name__}."
         )
-    if not is_scm and (settings.intermediate_times is not None or settings.output_noise):
-        name = "intermediate_times" if settings.intermediate_times is not None else "output_noise"
-        raise ValueError(f"{name} is for consistency models (SCMScheduler), not for {type(scheduler).__name__}.")
     if number == 1 and not settings.output_noise:
         raise ValueError(
             "sample_num_steps=1 has no likelihood: one step is a function of its initial noise. Use 2 or more (the "
-            "adapter may still be evaluated with one step), or for consistency models output_noise above 0."
+            "adapter may still be evaluated with one step), or output_noise above 0."
         )
     times = settings.intermediate_times
     if times is None:
-        return
+        return scheduler
     if len(times) != number - 1:
         raise ValueError(
             f"intermediate_times has {len(times)} times for sample_num_steps={number}: give {number - 1}."
         )
     if any(not 0 < time < START for time in times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"intermediate_times must fall and lie between 0 and {START}, got {times}.")
+    return scheduler
 
 
 def _noise(generators: Sequence[torch.Generator], like: torch.Tensor) -> torch.Tensor:
     """Standard normal noise like `(B, ...)`, row b from generator b, on a CPU so that it is the same everywhere."""
     rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
     return torch.stack(rows).to(like.device)
-
-
-def _as_output(scheduler, output: tuple[torch.Tensor, ...]):
-    module = inspect.getmodule(type(scheduler))
-    if isinstance(scheduler, SCMScheduler):
-        return module.SCMSchedulerOutput(prev_sample=output[0], pred_original_sample=output[1])
-    return module.FlowMatchEulerDiscreteSchedulerOutput(prev_sample=output[0])

@@ -24,10 +24,11 @@ class PolicyGradientConfig(GradientConfig):
             in (0, pi/2); `None` is the scheduler's own, 1.3 for two steps. Lower ones give a stronger signal: the
             drawn latents depend on the prediction by cos(t) and on noise by sin(t).
         output_noise (`float`, *optional*, defaults to `0.0`):
-            Consistency models: noise on the final prediction of rollouts in units of sigma_data, so that the last (or
-            only) step has a density as well. Evaluations draw without it.
+            Noise on the final prediction of rollouts (consistency models: in units of sigma_data), so that the last
+            (or only) step has a density as well. Evaluations draw without it.
         noise_level (`float`, *optional*, defaults to `0.7`):
-            Flow-matching models: `a` of the rollout's SDE.
+            Flow-matching models: `a` of the rollout's SDE. DDIM: its `eta`, unless `pipeline_kwargs` has one.
+            Schedulers with noise of their own (DDPM, Euler ancestral, LCM) keep to it.
         eval_num_inference_steps (`list[int]`, *optional*):
             Step counts of the comparison with the base after training; by default `num_inference_steps`, and
             `sample_num_steps` if that is more.
@@ -42,8 +43,8 @@ class PolicyGradientConfig(GradientConfig):
         advantage_clip (`float`, *optional*, defaults to `5.0`):
             Largest absolute advantage.
         sde_window_size (`int`, *optional*):
-            Train only so many consecutive steps of a rollout, from a window that moves; flow models draw without
-            noise elsewhere (MixGRPO, Flow-GRPO-Fast). `None` trains all.
+            Train only so many consecutive steps of a rollout, from a window that moves; flow models and DDIM
+            draw without noise elsewhere (MixGRPO, Flow-GRPO-Fast). `None` trains all.
         sde_window_interval (`int`, *optional*, defaults to `25`):
             Training steps after which the window moves on by one.
         scale_rewards (`str`, *optional*, defaults to `"batch"`):
@@ -61,10 +62,8 @@ class PolicyGradientConfig(GradientConfig):
     intermediate_times: list[float] | None = field(
         default=None, metadata={"help": "Consistency models: times between the first and last step of the rollouts."}
     )
-    output_noise: float = field(
-        default=0.0, metadata={"help": "Consistency models: noise on the rollouts' final prediction."}
-    )
-    noise_level: float = field(default=0.7, metadata={"help": "Flow-matching models: noise of the rollouts' SDE."})
+    output_noise: float = field(default=0.0, metadata={"help": "Noise on the rollouts' final prediction."})
+    noise_level: float = field(default=0.7, metadata={"help": "Flow models: noise of the rollouts' SDE; DDIM: eta."})
     eval_num_inference_steps: list[int] | None = field(
         default=None,
         metadata={"help": Help("Step counts of the comparison with the base after training.", "measures")},

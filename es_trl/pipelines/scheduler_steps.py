@@ -1,0 +1,224 @@
+"""The steps of any scheduler as Gaussians: found by taking each of them with noise of known size, and without."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+from .policy import Gaussian, flow_sde_transition
+
+
+PASSED = ["model_output", "timestep", "sample"]  # by pipelines to a scheduler's step
+LOUD = 2.0**20  # noise of this size drowns the rest of a step, so that its factor is read off to 1e-7
+
+
+@dataclass
+class Step:
+    """
+    One call of a scheduler's `step`.
+
+    Args:
+        scheduler: Whose step it is; `function` is its own `step`.
+        model_output, timestep, sample: What the pipeline passes.
+        args, kwargs: And the rest of it.
+    """
+
+    scheduler: Any
+    function: Callable
+    model_output: torch.Tensor
+    timestep: Any
+    sample: torch.Tensor
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+
+    def take(self, noise: float | None = None):
+        """The scheduler's own step and output; with `noise`, every number of its noise is that one."""
+        with self._noise(noise):
+            return self.function(self.model_output, self.timestep, self.sample, *self.args, **self.kwargs)
+
+    def tried(self, noise: float, **kwargs) -> torch.Tensor:
+        """The next latents in fp32, for that noise; the scheduler stays where it is."""
+        state = dict(vars(self.scheduler))
+        try:
+            with self._noise(noise):
+                output = self.function(
+                    self.model_output.float(), self.timestep, self.sample.float(), *self.args, **self.kwargs | kwargs
+                )
+        finally:
+            vars(self.scheduler).clear()
+            vars(self.scheduler).update(state)
+        return output.prev_sample.float()
+
+    @contextmanager
+    def _noise(self, value: float | None) -> Iterator[None]:
+        """Inside, what the scheduler's module draws is constant."""
+        names = inspect.unwrap(self.function).__globals__
+        drawn = names.get("randn_tensor")
+        if value is None or drawn is None:
+            yield
+            return
+        names["randn_tensor"] = lambda shape, generator=None, **more: torch.full(
+            tuple(shape), value, **{name: more[name] for name in ("device", "dtype") if name in more}
+        )
+        try:
+            yield
+        finally:
+            names["randn_tensor"] = drawn
+
+
+def gaussian_of(step: Step, noise_level: float = 0.0) -> Gaussian | None:
+    """
+    What `step` draws the next latents from; `None` where it draws nothing.
+
+    Args:
+        step (`Step`): A step with noise: the last one has none.
+        noise_level (`float`): For samplers that draw noise on demand: `a` of the SDE of flow matching's Euler steps,
+            `eta` of DDIM's (arXiv 2010.02502, Eq. 16). 0 leaves them as they are.
+    """
+    scheduler = step.scheduler
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not scheduler.config.stochastic_sampling:
+        return _flow(step, noise_level) if noise_level else None
+    eta = {"eta": noise_level} if noise_level and _takes_eta(step) and not step.kwargs.get("eta") else {}
+    mean = step.tried(0.0, **eta)
+    with torch.no_grad():
+        stds = (step.tried(LOUD, **eta) - mean) / LOUD
+    std = stds.mean()
+    if (stds - std).abs().max() > 1e-4 * std.abs():
+        raise ValueError(
+            f"{type(scheduler).__name__} draws noise of another size for every number of the latents (a learned "
+            "variance), which the policy's densities do not follow. Use ESTrainer."
+        )
+    return None if std == 0 else Gaussian(mean, std)
+
+
+def _takes_eta(step: Step) -> bool:
+    return "eta" in inspect.signature(step.function).parameters
+
+
+def _flow(step: Step, noise_level: float) -> Gaussian:
+    scheduler = step.scheduler
+    if scheduler.step_index is None:
+        scheduler._init_step_index(step.timestep)
+    sigmas, i = scheduler.sigmas.to(step.sample.device), scheduler.step_index
+    return flow_sde_transition(step.model_output, step.sample, sigmas[i], sigmas[i + 1], sigmas[1], noise_level)
+
+
+# ---- which schedulers have such steps ----
+
+
+def policy_scheduler(pipe) -> Any:
+    """
+    The scheduler that rollouts of `pipe` draw with: its own if its steps can be Gaussian, else DDIM or flow matching's
+    Euler for the same model and noise levels, whose noise can be chosen.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    own = getattr(pipe, "scheduler", None)
+    reason = why_no_density(own)
+    if not reason:
+        return own
+    for other in _others(own):
+        if not why_no_density(other):
+            return other
+    raise ValueError(
+        f"{type(pipe).__name__} samples with {type(own).__name__}, {reason}, and neither DDIM nor flow matching's "
+        "Euler has its noise levels. Set pipe.scheduler to one whose steps are Gaussian, or use ESTrainer."
+    )
+
+
+def _others(own: Any) -> Iterator[Any]:
+    config = getattr(own, "config", {})
+    if is_flow(own):
+        shift = config.get("flow_shift", config.get("shift", 1.0))
+        yield FlowMatchEulerDiscreteScheduler(config.get("num_train_timesteps", 1000), shift=shift)
+    elif hasattr(own, "alphas_cumprod"):
+        made = DDIMScheduler.from_config(config)
+        if made.alphas_cumprod.shape == own.alphas_cumprod.shape:
+            if torch.allclose(made.alphas_cumprod, own.alphas_cumprod.to(made.alphas_cumprod.dtype), atol=1e-6):
+                yield made
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the model behind a scheduler predicts the velocity of a flow."""
+    config = getattr(scheduler, "config", {})
+    named = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return bool(named) or isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
+
+
+def why_no_density(scheduler: Any) -> str:
+    """Why a scheduler's steps cannot be Gaussian, from taking one; empty if they can."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return ""
+    parameters = inspect.signature(getattr(scheduler, "step", lambda: None)).parameters.values()
+    if [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD] != PASSED:
+        return "whose step takes other things than the model's output, a time and a sample"
+    if "randn_tensor" not in inspect.unwrap(scheduler.step).__globals__:
+        return "whose steps have no density: they draw no noise"
+    trial = copy.deepcopy(scheduler)
+    shifted = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
+    trial.set_timesteps(4, **({"intermediate_timesteps": None} if _has_intermediate(trial) else {}), **shifted)
+    sample, time = torch.ones(1, 4, 4, 4), trial.timesteps[0]
+    if hasattr(trial, "scale_model_input"):
+        trial.scale_model_input(sample, time)
+    step = Step(trial, trial.step, torch.zeros_like(sample), time, sample)
+    if gaussian_of(step, noise_level=1.0) is None:
+        return "whose steps have no density: they draw no noise"
+    before = _held(trial)
+    step.take(noise=0.0)
+    return (
+        "whose steps depend on those before, which a density of one step leaves out" if _held(trial) > before else ""
+    )
+
+
+def _has_intermediate(scheduler: Any) -> bool:
+    return "intermediate_timesteps" in inspect.signature(scheduler.set_timesteps).parameters
+
+
+def _held(scheduler: Any) -> int:
+    """How many tensors a scheduler keeps."""
+    values = [v for value in vars(scheduler).values() for v in (value if isinstance(value, list) else [value])]
+    return sum(isinstance(value, torch.Tensor) for value in values)
+
+
+# ---- inside a call of a pipeline ----
+
+
+@contextmanager
+def stepping(
+    scheduler: Any,
+    act: Callable[[int, Step], torch.Tensor | None],
+    keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
+    is_last: Callable[[int, Step], bool] = lambda _index, _step: False,
+) -> Iterator[None]:
+    """
+    Inside, `act(index, step)` may say what the next latents are; where it says None, the scheduler does, without noise
+    in the last step. `keep(index, latents)` sees them all.
+    """
+    original, done = scheduler.step, 0
+
+    def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, **kwargs):
+        nonlocal done
+        index, done = done, done + 1
+        step = Step(scheduler, original, model_output, timestep, sample, args, kwargs)
+        drawn, last = act(index, step), is_last(index, step)
+        output = step.take(noise=None if drawn is None and not last else 0.0)
+        if drawn is not None:
+            # Pipelines of consistency models decode the prediction beside the last latents.
+            for name in list(output) if last else ["prev_sample"]:
+                output[name] = drawn
+        keep(index, output.prev_sample)
+        return output if return_dict else output.to_tuple()
+
+    # Pipelines look for `generator` and `eta` in the signature.
+    wrapped.__signature__ = inspect.signature(original)
+    scheduler.step = wrapped
+    try:
+        yield
+    finally:
+        del scheduler.step
