@@ -20,6 +20,7 @@ from es_trl.pipelines import CallSettings, DenoisingModel, PipelineAdapter
 from es_trl.trainer import DiffusionDPOConfig
 from es_trl.trainer.dpo_loss import PairErrors, dpo_loss, draw_noise, pair_errors
 from es_trl.trainer.dpo_pairs import best_and_worst, check_pairs, pictures_of, totals
+from recipes.benchmarks.tiny_models import MODELS
 
 
 def picture(colour: str, size: int = 64) -> Image.Image:
@@ -150,7 +151,7 @@ def test_the_gradient_at_pure_noise_is_that_of_the_derivation(tmp_path):
             for draw in range(2):
                 noise, _ = draw_noise(trainer.args, block.chosen.shape[1:], (0, 0, 0, index, draw))
                 with trainer.forward.enabled():
-                    v = trainer.denoising.velocity(noise[None], torch.ones(1), block.prompts[i : i + 1])
+                    v = trainer.denoising.predict(noise[None], torch.ones(1), block.prompts[i : i + 1])
                     product = (v * (block.chosen[i] - block.rejected[i])).mean()
                     (trainer.args.beta / 2 * product / (2 * total)).backward()
     expected = torch.cat([p.grad.flatten() for p in trainer.adapter.theta.values()])
@@ -250,6 +251,20 @@ def test_sana_of_several_steps(tmp_path):
     trainer = tiny_policy(tmp_path, "dpo", model=sana(), max_steps=1, num_inference_steps=2, noise_draws=1)
     start = theta_of(trainer)
     trainer.train()
+    assert not same(start, theta_of(trainer))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "LatentConsistencyModelPipeline"])
+@pytest.mark.parametrize("online", [True, False])
+def test_models_of_other_kinds(tmp_path, name, online):
+    """SDXL predicts the noise, Flux a velocity on packed latents, LCM has its guidance as an input."""
+    model = next(model for model in MODELS if model.name == name)
+    own = model.call | {"max_steps": 1, "num_inference_steps": 2, "noise_draws": 1, "height": 32, "width": 32}
+    make, own = (tiny_policy, own | {"method": "dpo"}) if online else (offline, own)
+    trainer = make(tmp_path, model=model.pipeline(), **{"max_sequence_length": None, "guidance_scale": None} | own)
+    start = theta_of(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), "theta was the base's"
     assert not same(start, theta_of(trainer))
 
 

@@ -1,127 +1,279 @@
-"""The denoising error of a pipeline on given images: what it was pretrained on, in its own parameterisation.
+"""The denoising error of a pipeline on given latents: what it was pretrained on, in its own parameterisation."""
 
-Sana predicts the flow velocity `v = eps - z` at `x_s = (1 - s) z + s eps`, for noise level `s` in [0, 1]. Sana Sprint
-is the same network read as TrigFlow (arXiv 2503.09641): with `tan t = s / (1 - s)`, `x_t = cos t z + sin t eps` is
-`x_s` up to scale, and its prediction F errs from `cos t eps - sin t z` by `sqrt(s^2 + (1 - s)^2)` times the error of
-`v`.
-"""
-
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
+from diffusers import DDIMScheduler, SCMScheduler
 from PIL import Image
 
 from ..pictures import rgb
 from .adapter import PipelineAdapter
+from .parameterisation import Diffusion, Flow, TrigFlow
+from .scheduler_steps import SkippedSteps, is_flow
+from .self_check import rounding_limit
+from .watching import dtype_of
+
+
+# Guidance that calls the model a second time; pretraining has none.
+WITHOUT = {"true_cfg_scale": 1.0, "pag_scale": 0.0}
+
+
+class _Done(Exception):
+    """What was wanted of the call is known."""
 
 
 class DenoisingModel:
     """
-    Prediction and target of the denoiser at any noise level, for latents `z` of unit variance.
+    Prediction and error of the model at any noise level, by the pipeline's own call: its scheduler is made to hand out
+    given latents at a given time, so that packing, prompts and what else the model gets are the pipeline's.
+
+    Latents `z` are those that the pipeline's loop works on, of unit variance: packed where it packs them.
 
     Args:
-        adapter (`PipelineAdapter`): Sana Sprint, or Sana; its guidance and prompt settings apply. Classifier-free
-            guidance is off, as in pretraining.
+        adapter (`PipelineAdapter`): A model of a flow, a consistency model in TrigFlow's angles, or a diffusion model
+            that predicts the noise, v or the sample. Its settings apply, but classifier-free guidance is off.
 
     Raises:
-        `ValueError`: for another pipeline class, or a scheduler that is not of flow matching.
+        `ValueError`: for another kind of model.
     """
 
     def __init__(self, adapter: PipelineAdapter):
         self.adapter, self.pipe = adapter, adapter.pipe
-        self.trigflow = isinstance(self.pipe, SanaSprintPipeline)
-        if not isinstance(self.pipe, SanaSprintPipeline | SanaPipeline):
+        own = getattr(self.pipe, "scheduler", None)
+        if isinstance(own, SCMScheduler):
+            self.kind, self.scheduler = TrigFlow(own.config.sigma_data), copy.copy(own)
+        elif is_flow(own):
+            self.kind, self.scheduler = Flow(own.config.num_train_timesteps), copy.copy(own)
+        elif getattr(own, "alphas_cumprod", None) is not None:
+            self.kind = Diffusion(own.alphas_cumprod, own.config.prediction_type)
+            # Schedulers of sigmas scale what the model gets; this one does not.
+            self.scheduler = DDIMScheduler.from_config(own.config) if hasattr(own, "sigmas") else copy.copy(own)
+        else:
             raise ValueError(
-                f"The denoising loss knows Sana Sprint and Sana, not {type(self.pipe).__name__}: their pretraining "
-                "targets differ. Use ESTrainer, which works with any pipeline."
+                f"The denoising loss knows models of flows and of diffusion; {type(self.pipe).__name__} samples with "
+                f"{type(own).__name__}, which is neither. Use ESTrainer, which needs no loss."
             )
-        config = self.pipe.scheduler.config
-        flow = isinstance(self.pipe.scheduler, FlowMatchEulerDiscreteScheduler) or config.get("use_flow_sigmas")
-        if not (self.trigflow or flow):
-            raise ValueError(
-                f"{type(self.pipe).__name__} has a {type(self.pipe.scheduler).__name__} that is not of flow matching; "
-                "load the pipeline with its own scheduler."
-            )
+        self._skipped = SkippedSteps(adapter.denoiser)
+        self._takes_rows: bool | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._decoding: tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of one latent at the adapter's image size."""
-        height, width = self.adapter.settings.size(self.pipe)
-        factor = self.pipe.vae_scale_factor
-        return self.adapter.denoiser.config.in_channels, height // factor, width // factor
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, such as `(C, H, W)`."""
+        if self._shape is None:
+            with torch.no_grad():
+                self._call(None, torch.full((1,), 0.5), ["a cat"])
+        return self._shape
 
-    def velocity(self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """
-        The predicted flow velocity.
+        What the scheduler gets of the model, in the units of `z`.
 
         Args:
-            noisy (`torch.Tensor`): `(B, C, H, W)` fp32, `(1 - s) z + s eps`.
-            levels (`torch.Tensor`): `(B,)` noise levels `s` in [0, 1]; 1 is pure noise.
+            noisy (`torch.Tensor`): `(B, ...)` fp32 latents at noise `levels`, as [`noised`] makes them.
+            levels (`torch.Tensor`): `(B,)` noise levels in [0, 1]; 1 is pure noise.
             prompts (`Sequence[str]`): B prompts.
 
         Returns:
-            `(B, C, H, W)` fp32.
+            `(B, ...)` fp32.
         """
-        denoiser, dtype = self.adapter.denoiser, self.adapter.denoiser.dtype
-        embeds, mask, *_ = self.adapter.prompts.encoded(prompts)
-        inputs = {"encoder_hidden_states": embeds.to(dtype), "encoder_attention_mask": mask}
-        if self.trigflow:
-            scale = self._guidance() * denoiser.config.guidance_embeds_scale
-            inputs |= {"timestep": levels, "guidance": levels.new_full((len(levels),), scale).to(dtype)}
-        else:
-            steps = self.pipe.scheduler.config.num_train_timesteps
-            inputs["timestep"] = levels * steps * denoiser.config.timestep_scale
-        predicted = denoiser(noisy.to(dtype), **inputs, return_dict=False)[0].float()
-        return predicted.chunk(2, dim=1)[0] if predicted.shape[1] == 2 * noisy.shape[1] else predicted
+        unique, rows = levels.unique(return_inverse=True)
+        if len(unique) == 1 or self._can_take_rows(noisy, levels, prompts):
+            return self._call(noisy, levels if len(unique) > 1 else unique, prompts)
+        found: list[torch.Tensor] = [noisy] * len(noisy)
+        for i, level in enumerate(unique):
+            own = (rows == i).nonzero().flatten().tolist()
+            predicted = self._call(noisy[own], level[None], [prompts[j] for j in own])
+            for j, row in zip(own, predicted, strict=True):
+                found[j] = row
+        return torch.stack(found)
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """`(B, ...)` latents at noise `levels (B,)`, of `z` and `eps`, both `(B, ...)`."""
+        return self.kind.noised(latents, noise, _like(levels, latents))
 
     def error(
         self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]
     ) -> torch.Tensor:
         """
-        `(B,)` fp32: squared error of the denoiser, mean over a latent's entries, at latents `z`, noise `eps` (both
-        `(B, C, H, W)` fp32) and noise levels `(B,)`.
+        `(B,)` fp32: squared error of the model's own prediction, mean over a latent's entries, at latents `z`, noise
+        `eps` (both `(B, ...)` fp32) and noise levels `(B,)`.
         """
-        s = levels[:, None, None, None]
-        miss = self.velocity((1 - s) * latents + s * noise, levels, prompts) - (noise - latents)
-        return miss.square().mean(dim=(1, 2, 3)) * self.weight(levels)
+        predicted = self.predict(self.noised(latents, noise, levels), levels, prompts)
+        miss = predicted - self.kind.target(latents, noise, _like(levels, latents))
+        return miss.square().flatten(1).mean(dim=1)
 
-    def weight(self, levels: torch.Tensor) -> torch.Tensor:
-        """Factor between the squared error of `v` and that of the pipeline's own prediction."""
-        return levels**2 + (1 - levels) ** 2 if self.trigflow else torch.ones_like(levels)
+    # ---- the pipeline's call ----
 
-    def _guidance(self) -> float:
-        default = inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default
-        return default if self.adapter.settings.guidance_scale is None else self.adapter.settings.guidance_scale
+    def _can_take_rows(self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]) -> bool:
+        """Whether rows of one call may have times of their own; found out once, the last row being called alone."""
+        if self._takes_rows is None:
+            with torch.no_grad():
+                alone = self._call(noisy[-1:], levels[-1:], prompts[-1:])
+                try:
+                    together = self._call(noisy, levels, prompts)[-1:]
+                except (TypeError, ValueError, RuntimeError, IndexError):
+                    self._takes_rows = False
+                else:
+                    near = rounding_limit(dtype_of(self.adapter.denoiser)) * alone.abs().max()
+                    self._takes_rows = bool((together - alone).abs().max() <= near)
+        return self._takes_rows
 
-    # ---- latents ----
+    def _call(self, noisy: torch.Tensor | None, levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The model's output for all rows; with no `noisy` the first step's, of latents that the pipeline draws."""
+        found: list[torch.Tensor] = []
+
+        def step(model_output, timestep, sample, *_args, return_dict: bool = True, **_kwargs):
+            self._shape = tuple(sample.shape[1:])
+            if noisy is None or done:
+                found.append(model_output)
+                raise _Done
+            if noisy.shape != sample.shape:
+                raise ValueError(f"latents {tuple(noisy.shape)} are not the pipeline's {tuple(sample.shape)}")
+            done.append(True)
+            latents = (noisy * self.kind.unit).to(sample.dtype)
+            return SimpleNamespace(prev_sample=latents) if return_dict else (latents, latents)
+
+        done: list[bool] = []
+        with self._scheduler(step, self.kind.times(levels)), self._skipped(lambda: noisy is not None and not done):
+            self._run(prompts)
+        output = found[0].float() / self.kind.unit
+        if output.shape[1] == 2 * self._shape[0]:  # with a learned variance
+            output = output.chunk(2, dim=1)[0]
+        return output
+
+    def _run(self, prompts: Sequence[str], output_type: str = "latent") -> None:
+        """Calls the pipeline; ends where its stand-ins raise `_Done`."""
+        adapter = self.adapter
+        accepted = adapter.settings.parameters(self.pipe)
+        kwargs = adapter.call_kwargs(prompts, num_inference_steps=2) | {
+            k: v for k, v in WITHOUT.items() if k in accepted
+        }
+        config = adapter.denoiser.config
+        embedded = config.get("guidance_embeds") or config.get("time_cond_proj_dim")
+        if "guidance_scale" in accepted and not embedded:
+            kwargs["guidance_scale"] = 1.0
+        generators = [torch.Generator().manual_seed(0) for _ in prompts]
+        try:
+            adapter.drawer.call(kwargs, generators, prompts, output_type, with_graph=True)
+        except _Done:
+            pass
+
+    @contextmanager
+    def _scheduler(self, step, times: torch.Tensor) -> Iterator[None]:
+        """Inside, the pipeline's scheduler has two steps, both at `times`, and `step` takes them."""
+
+        def set_timesteps(num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None, **_kwargs):
+            self.scheduler.num_inference_steps, self.scheduler._step_index = 2, None
+            rows = times if len(times) > 1 else times[0]
+            self.scheduler.timesteps = torch.stack([rows, rows, *self.kind.ends(rows)]).to(device)
+
+        own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
+        step.draws_its_own_noise = True
+        self.scheduler.step, self.scheduler.set_timesteps = step, set_timesteps
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = own
+            del self.scheduler.step, self.scheduler.set_timesteps
+
+    # ---- latents of pictures ----
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """`(B, C, H, W)` fp32 latents of pictures, which are cut and resized to the adapter's image size."""
+        """
+        `(B, ...)` fp32 latents of pictures, which are cut and resized to the adapter's image size.
+
+        Raises:
+            `ValueError`: where the pipeline does more between its loop and its decoder than to sort and scale.
+        """
+        order, scale, shift, shape = self._decoding or self._look_at_decoding()
         height, width = self.adapter.settings.size(self.pipe)
-        fitted = [fit(image, height, width) for image in images]
         vae = self.pipe.vae
-        pixels = self.pipe.image_processor.preprocess(fitted).to(vae.device, vae.dtype)
-        return vae.encode(pixels, return_dict=False)[0].float() * vae.config.scaling_factor
+        pixels = self.pipe.image_processor.preprocess([fit(image, height, width) for image in images])
+        pixels = pixels.to(vae.device, vae.dtype)
+        encoded = vae.encode(pixels if len(shape) == 4 else pixels.unsqueeze(2))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
+        if latents.shape[1:] != shape[1:]:
+            raise ValueError(f"the autoencoder gives latents {tuple(latents.shape)}, its decoder takes {shape}")
+        sorted_ = torch.empty(len(latents), scale.numel(), device=scale.device)
+        sorted_[:, order] = ((latents.float() - shift) / scale).flatten(1)
+        return sorted_.view(-1, *self.latent_shape)
+
+    def _look_at_decoding(self):
+        """What a pipeline does to its latents before it decodes them: where each goes, its scale and its shift."""
+        size = torch.Size(self.latent_shape).numel()
+        places, base = torch.arange(size, dtype=torch.float32), 512
+        zeros, ones, low, high = (
+            self._decoder_input(value.view(1, *self.latent_shape))
+            for value in (torch.zeros(size), torch.ones(size), places % base / base, (places // base) / base)
+        )
+        scale, shift = ones - zeros, zeros
+        digits = [((value - shift) / scale).mul(base).round() for value in (low, high)]
+        order = (digits[0] + base * digits[1]).long().flatten()
+        if not torch.equal(order.sort().values.cpu(), torch.arange(size)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} does more to its latents than to sort and scale them before they are "
+                "decoded, so pictures cannot be brought to its latents. Draw the pairs: online=True."
+            )
+        self._decoding = order, scale, shift, tuple(zeros.shape)
+        return self._decoding
+
+    def _decoder_input(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(1, ...)` fp32: what the decoder is given for final latents."""
+        found: list[torch.Tensor] = []
+
+        def decode(given: torch.Tensor, *_args, **_kwargs):
+            found.append(given.float())
+            raise _Done
+
+        def step(_output, _timestep, sample, *_args, return_dict: bool = True, **_kwargs):
+            final = (latents.to(sample.device) * self.kind.unit).to(sample.dtype)
+            return SimpleNamespace(prev_sample=final) if return_dict else (final, final)
+
+        vae = self.pipe.vae
+        vae.decode = decode
+        try:
+            with self._scheduler(step, self.kind.times(torch.full((1,), 0.5))), self._skipped(lambda: True):
+                self._run(["a cat"], "pil")
+        finally:
+            del vae.decode
+        return found[0]
 
     @contextmanager
     def recording_latents(self) -> Iterator[list[torch.Tensor]]:
-        """Inside, the final latents of every drawn batch `(B, C, H, W)` fp32 are added to the list that is yielded."""
-        vae, drawn = self.pipe.vae, []
-        decode = vae.decode
+        """Inside, the final latents of every drawn batch `(B, ...)` fp32 are added to the list that is yielded."""
+        drawer, scheduler, drawn = self.adapter.drawer, self.pipe.scheduler, []
+        call, step = drawer.call, scheduler.step
 
-        def recorder(latents: torch.Tensor, *args, **kwargs):
-            drawn.append(latents.detach().float() * vae.config.scaling_factor)
-            return decode(latents, *args, **kwargs)
+        def recording_step(*args, **kwargs):
+            output = step(*args, **kwargs)
+            last[:] = [output[0]]
+            return output
 
-        vae.decode = recorder
+        def recording_call(*args, **kwargs) -> Any:
+            output = call(*args, **kwargs)
+            drawn.append(last[0].detach().float() / self.kind.unit)
+            return output
+
+        last: list[torch.Tensor] = []
+        recording_step.__signature__ = inspect.signature(step)
+        drawer.call, scheduler.step = recording_call, recording_step
         try:
             yield drawn
         finally:
-            del vae.decode
+            del drawer.call, scheduler.step
+
+
+def _like(levels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """`levels (B,)` with the dimensions of `latents`."""
+    return levels.view(-1, *[1] * (latents.ndim - 1))
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:

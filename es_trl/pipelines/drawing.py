@@ -220,9 +220,11 @@ class Drawer:
         """Inside, noise that the scheduler draws at a step comes from the pictures' generators, not torch's own."""
         scheduler = getattr(self.pipe, "scheduler", None)
         step = getattr(scheduler, "step", None)
-        if step is None or "step" in vars(scheduler) or "generator" not in inspect.signature(step).parameters:
+        own = getattr(step, "draws_its_own_noise", False)
+        if step is None or own or "generator" not in inspect.signature(step).parameters:
             yield
             return
+        watched = "step" in vars(scheduler)
 
         def step_with_noise(model_output, timestep, sample, *args, **kwargs):
             if len(sample) == (len(generators) if isinstance(generators, list) else 1) and not args:
@@ -233,7 +235,10 @@ class Drawer:
         try:
             yield
         finally:
-            del scheduler.step
+            if watched:
+                scheduler.step = step
+            else:
+                del scheduler.step
 
     # ---- what may be scored ----
 

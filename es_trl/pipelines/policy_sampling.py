@@ -16,7 +16,7 @@ from PIL import Image
 from .adapter import PipelineAdapter
 from .differentiable import DifferentiableForward
 from .policy import Gaussian
-from .scheduler_steps import Step, gaussian_of, policy_scheduler, stepping
+from .scheduler_steps import SkippedSteps, Step, gaussian_of, policy_scheduler, stepping
 
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class PolicySampler:
                 type(self.pipe.scheduler).__name__,
             )
         self._index = 0
-        self._template: tuple[torch.Size, torch.dtype] | None = None
+        self._skipped = SkippedSteps(adapter.denoiser)
 
     @property
     def stochastic_steps(self) -> list[int]:
@@ -160,12 +160,8 @@ class PolicySampler:
             if index in kept:
                 trajectory.states[index] = state
 
-        handle = self.adapter.denoiser.register_forward_hook(self._remember_output)
-        try:
-            with self._stepping(act, keep):
-                images = self._call(trajectory, generators, output_type)
-        finally:
-            handle.remove()
+        with self._stepping(act, keep):
+            images = self._call(trajectory, generators, output_type)
         return images, trajectory
 
     def replay(
@@ -287,7 +283,7 @@ class PolicySampler:
             self._index = index + 1
             return act(index, step)
 
-        with stepping(self.scheduler, counting, keep, self._is_last), self._skipping(skip_before):
+        with stepping(self.scheduler, counting, keep, self._is_last), self._skipped(lambda: self._index < skip_before):
             yield
 
     def _is_last(self, index: int, step: Step) -> bool:
@@ -301,32 +297,6 @@ class PolicySampler:
             return None
         std = self.settings.output_noise * self.scheduler.config.get("sigma_data", 1.0)
         return Gaussian(step.tried(0.0), torch.as_tensor(std, device=step.sample.device))
-
-    # ---- steps before the first one that a replay needs cost nothing ----
-
-    def _remember_output(self, _module, _inputs, output) -> None:
-        first = output[0] if isinstance(output, tuple) else None
-        if isinstance(first, torch.Tensor):
-            self._template = first.shape[1:], first.dtype
-
-    @contextmanager
-    def _skipping(self, before: int) -> Iterator[None]:
-        denoiser = self.adapter.denoiser
-        if not before or self._template is None or denoiser._compiled_call_impl is not None:
-            yield
-            return
-        original, (shape, dtype) = denoiser.forward, self._template
-
-        def forward(hidden_states: torch.Tensor, *args, **kwargs):
-            if self._index >= before:
-                return original(hidden_states, *args, **kwargs)
-            return (torch.zeros(len(hidden_states), *shape, dtype=dtype, device=hidden_states.device),)
-
-        denoiser.forward = forward
-        try:
-            yield
-        finally:
-            del denoiser.forward
 
 
 def check_policy(pipe, settings: PolicySettings):

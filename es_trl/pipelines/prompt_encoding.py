@@ -44,7 +44,6 @@ class PromptEncoder:
         self.whole_reason = "" if hasattr(pipe, "encode_prompt") else "it has no encode_prompt"
         self._splits: dict[str, RowSplit | None] = {}
         self._cache: dict[tuple, Any] = {}
-        self._last: tuple[Callable, dict, dict] | None = None
 
     @property
     def caches(self) -> bool:
@@ -97,14 +96,6 @@ class PromptEncoder:
             self._call_up_to_denoiser(kwargs, len(prompts[part]))
             if not self.caches:
                 return
-
-    def encoded(self, prompts: Sequence[str]) -> Any:
-        """What the pipeline's call gets from `encode_prompt` for `prompts`."""
-        if self._last is None:
-            self.encode(prompts[:1])
-        original, texts, others = self._last
-        rows = {name: list(prompts) if name == "prompt" else value[:1] * len(prompts) for name, value in texts.items()}
-        return self._serve(original, rows, others)
 
     def release(self) -> None:
         """
@@ -169,7 +160,6 @@ class PromptEncoder:
                 return original(*args, **kwargs)
             count = next(iter(lengths), 1)
             rows = {n: [v] * count if isinstance(v, str) else list(v) for n, v in texts.items()}
-            self._last = original, rows, others
             return self._serve(original, rows, others)
 
         return encode_prompt

@@ -217,8 +217,45 @@ def stepping(
 
     # Pipelines look for `generator` and `eta` in the signature.
     wrapped.__signature__ = inspect.signature(original)
+    wrapped.draws_its_own_noise = True
     scheduler.step = wrapped
     try:
         yield
     finally:
         del scheduler.step
+
+
+class SkippedSteps:
+    """Spares a pipeline the passes of its denoiser that nobody reads, once it is known what one looks like."""
+
+    def __init__(self, denoiser: torch.nn.Module):
+        self.denoiser = denoiser
+        self._template: tuple[torch.Size, torch.dtype] | None = None
+
+    @contextmanager
+    def __call__(self, now: Callable[[], bool]) -> Iterator[None]:
+        """Inside, the denoiser gives zeros whenever `now()` is true."""
+        if self.denoiser._compiled_call_impl is not None:
+            yield
+            return
+        original, hooked = self.denoiser.forward, "forward" in vars(self.denoiser)  # by offloading
+
+        def forward(*args, **kwargs):
+            rows = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor | list)), ())
+            if self._template is not None and now() and len(rows):
+                shape, dtype = self._template
+                return (torch.zeros(len(rows), *shape, dtype=dtype, device=rows[0].device),)
+            output = original(*args, **kwargs)
+            first = output[0] if isinstance(output, tuple) else None
+            if isinstance(first, torch.Tensor):
+                self._template = first.shape[1:], first.dtype
+            return output
+
+        self.denoiser.forward = forward
+        try:
+            yield
+        finally:
+            if hooked:
+                self.denoiser.forward = original
+            else:
+                del self.denoiser.forward

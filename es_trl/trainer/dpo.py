@@ -23,7 +23,8 @@ from .gradient_trainer import GradientTrainer
 
 class DiffusionDPOTrainer(GradientTrainer):
     """
-    Post-trains a LoRA on a frozen Sana Sprint or Sana pipeline by Diffusion-DPO (arXiv 2311.12908).
+    Post-trains a LoRA on a frozen diffusers pipeline by Diffusion-DPO (arXiv 2311.12908): a model of a flow, a
+    consistency model in TrigFlow's angles, or one that predicts the noise, v or the sample.
 
     Online, each step draws `num_generations` images of each prompt and makes a pair of the best and the worst one by
     the reward functions; offline the training data has the pairs. The adapter learns to denoise the chosen image
@@ -211,7 +212,7 @@ class DiffusionDPOTrainer(GradientTrainer):
     def _draw_and_score(
         self, rows: list[dict[str, Any]], keys: list[tuple[int, int]], step: int, micro: int
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Latents `(B, C, H, W)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
+        """Latents `(B, ...)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
         started = time.perf_counter()
         prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
         columns = {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"}

@@ -46,7 +46,7 @@ def pair_errors(
     prompts: list[str],
 ) -> PairErrors:
     """
-    Errors of n pairs, `(n, C, H, W)` latents each, at the same noise `(n, C, H, W)` and noise levels `(n,)` for both
+    Errors of n pairs, `(n, ...)` latents each, at the same noise `(n, ...)` and noise levels `(n,)` for both
     images of a pair. Differentiable in theta inside [`~es_trl.pipelines.DifferentiableForward`].
     """
     inputs = torch.cat([chosen, rejected]), torch.cat([noise, noise]), torch.cat([levels, levels]), prompts * 2

@@ -25,7 +25,7 @@ class Pairs:
     Attributes:
         prompts (`list[str]`): n prompts.
         indices (`list[int]`): Places of these prompts in the step's batch, which key their noise.
-        chosen, rejected (`torch.Tensor`): `(n, C, H, W)` fp32 latents.
+        chosen, rejected (`torch.Tensor`): `(n, ...)` fp32 latents.
     """
 
     prompts: list[str]
