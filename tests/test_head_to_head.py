@@ -12,6 +12,7 @@ import torch
 import yaml
 from test_benchmarks import FOLDER, load
 
+from es_trl.pipelines.parameterisation import TrigFlow
 from es_trl.rewards import RewardSet
 from es_trl.trainer import METHODS, method_classes
 
@@ -220,7 +221,7 @@ def test_noise_search_keeps_the_best_picture_seen(monkeypatch):
 
 
 def test_nft_pulls_towards_good_pictures_and_away_from_bad_ones(monkeypatch):
-    """On policy the gradient of the loss in v is 2 b s (2 r - 1) (x0 - x0(v)) / (n w) (arXiv 2509.16117)."""
+    """On policy the gradient of the loss in v is 2 b sin t (2 r - 1) (x0 - x0(v)) / (n w) (arXiv 2509.16117)."""
     monkeypatch.syspath_prepend(str(FOLDER))
     nft = load("nft")
     assert nft.optimality(np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]))[1].tolist() == [0.5] * 3
@@ -233,11 +234,15 @@ def test_nft_pulls_towards_good_pictures_and_away_from_bad_ones(monkeypatch):
         args=types.SimpleNamespace(guidance_strength=b),
         adapter=types.SimpleNamespace(adapter_disabled=contextlib.nullcontext),
         forward=types.SimpleNamespace(enabled=contextlib.nullcontext),
-        denoising=types.SimpleNamespace(velocity=lambda *_: v),
+        denoising=types.SimpleNamespace(
+            kind=TrigFlow(1.0),
+            predict=lambda *_: v,
+            noised=lambda z, eps, s: TrigFlow(1.0).noised(z, eps, s[:, None, None, None]),
+        ),
     )
     nft.NFTTrainer._loss(passing, x0, noise, levels, [""] * 3, good).sum().backward()
-    s = levels[:, None, None, None]
-    miss = ((1 - s) * x0 + s * noise - s * start) - x0
+    t = torch.atan2(levels, 1 - levels)[:, None, None, None]
+    miss = t.cos() * (t.cos() * x0 + t.sin() * noise) - t.sin() * start - x0
     weight = miss.abs().mean(dim=(1, 2, 3), keepdim=True)
-    expected = -2 * b * s * (2 * good[:, None, None, None] - 1) * miss / (x0[0].numel() * weight)
+    expected = -2 * b * t.sin() * (2 * good[:, None, None, None] - 1) * miss / (x0[0].numel() * weight)
     torch.testing.assert_close(v.grad, expected)

@@ -117,7 +117,8 @@ def slope_chart(way: Way, names: Sequence[str], title: str = "Slopes along the w
         axes.set_xlabel("images drawn in training", color=palette.muted, fontsize=9)
         axes.set_ylabel("deviations per unit of length", color=palette.muted, fontsize=9)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
-        axes.legend(labelcolor=palette.ink, fontsize=8.5, loc="best")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
+        axes.legend(labelcolor=palette.ink, fontsize=8.5, **below)
         if judged is not None:
             name, points = judged
             other = axes.twinx()

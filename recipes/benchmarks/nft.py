@@ -6,6 +6,7 @@ Forward-process reinforcement: the images of a step are noised again, and the ve
     r = 1/2 + clip(A, -5, 5) / 10,   v+ = (1 - b) v_old + b v,   v- = (1 + b) v_old - b v
     L = mean[ r |x0(v+) - x0|^2 / w+ + (1 - r) |x0(v-) - x0|^2 / w- ] + 1e-4 |v - v_ref|^2,   w = sg(mean |x0(v) - x0|)
 
+`v` is what Sana Sprint predicts, with `x0(v) = cos t x - sin t v`.
 Deviation: `v_old` is the adapter that drew the images (one update per step), not a moving average of adapters.
 """
 
@@ -72,15 +73,15 @@ class NFTTrainer(DiffusionDPOTrainer):
 
     def _loss(self, x0, noise, levels, prompts, good) -> torch.Tensor:
         """`(n,)` losses, differentiable in theta."""
-        s, b = levels[:, None, None, None], self.args.guidance_strength
-        noisy = (1 - s) * x0 + s * noise
+        t, b = self.denoising.kind.times(levels)[:, None, None, None], self.args.guidance_strength
+        noisy = self.denoising.noised(x0, noise, levels)
         with torch.no_grad(), self.adapter.adapter_disabled():
-            reference = self.denoising.velocity(noisy, levels, prompts)
+            reference = self.denoising.predict(noisy, levels, prompts)
         with self.forward.enabled():
-            v = self.denoising.velocity(noisy, levels, prompts)
+            v = self.denoising.predict(noisy, levels, prompts)
             old = v.detach()
-            towards = _miss(noisy - s * ((1 - b) * old + b * v), x0)
-            away = _miss(noisy - s * ((1 + b) * old - b * v), x0)
+            towards = _miss(t.cos() * noisy - t.sin() * ((1 - b) * old + b * v), x0)
+            away = _miss(t.cos() * noisy - t.sin() * ((1 + b) * old - b * v), x0)
             return good * towards + (1 - good) * away + 1e-4 * (v - reference).square().mean(dim=(1, 2, 3))
 
 
