@@ -322,8 +322,10 @@ def test_an_adapter_is_found_by_folder_file_and_hub_id(hub, tmp_path):
     assert Path(path).read_bytes() == b"lora" and not Path(folder, "other.bin").exists()
     assert sorted(os.listdir(folder)) == ["es_config.json", lora]
     assert find_adapter(folder) == path and find_adapter(path) == path
-    hub.create("someone/none", files={"README.md": b"x"})
+    hub.create("someone/none", files={"README.md": b"x", "four_steps.safetensors": b"fast"})
+    assert Path(find_adapter("someone/none/four_steps.safetensors")).read_bytes() == b"fast"
     for name, message in [
+        ("someone/none/five_steps.safetensors", "holds no five_steps.safetensors: look the name up"),
         ("someone/none", "holds no pytorch_lora"),
         ("someone/away", "cannot be had from the Hub .*hf auth login"),
         (str(tmp_path), "holds no pytorch_lora"),

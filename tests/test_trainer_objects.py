@@ -109,7 +109,14 @@ REVIEWED = {
         "eval_seed",
     },
     "output": {"log_images", "num_sample_prompts", "sample_steps"},
-    "run": {"max_invalid_fraction", "release_text_encoder", "reward_retries", "reward_timeout", "save_failure"},
+    "run": {
+        "max_invalid_fraction",
+        "release_text_encoder",
+        "reward_retries",
+        "reward_timeout",
+        "save_failure",
+        "text_encoder_device",
+    },
     "numbers": set(
         """
         adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices data_seed dataloader_drop_last
@@ -127,10 +134,11 @@ REVIEWED = {
         noise_level noise_level_sampling noise_rank noise_reuse num_generations num_inference_steps
         num_iterations online output_change output_noise pairwise_judge per_prompt_stat_tracking
         per_prompt_stat_tracking_buffer_size per_prompt_stat_tracking_min_count pipeline_kwargs
-        population_size prompts_per_member prompts_per_step quantization_config rejected_column reward_failure
-        reward_weights
-        sample_num_steps scale_rewards sde_window_interval sde_window_size sigma slope_reward_funcs
-        steps_per_generation travel update when_margin_turns width win_rate_temperature
+        population_size prompts_per_member prompts_per_step quantization_config rejected_column reward_device
+        reward_dtype reward_failure reward_weights sample_num_steps scale_rewards sde_window_interval sde_window_size
+        sigma slope_reward_funcs
+        scheduler_config steps_per_generation travel update vae_slicing vae_tiling when_margin_turns width
+        win_rate_temperature
         """.split()
     ),
 }

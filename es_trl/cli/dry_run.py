@@ -19,6 +19,7 @@ from ..run import peak_memory_gb
 from ..samples import still_of
 from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
 from .arguments import RunArguments, parse
+from .fitting import answer, split_gpu
 from .training import prepare, prompts_of
 
 
@@ -31,12 +32,16 @@ SMALL = {
 }  # fmt: skip
 
 HELP = """\
-usage: es-trl dry-run --config FILE [any option of es-trl train]
+usage: es-trl dry-run --config FILE [--gpu 12GB] [any option of es-trl train]
 
+With --gpu, says in seconds and before anything is downloaded what the config would take of such a card's memory, and
+which settings to change if it does not fit. Counted from the model's shapes; docs/scale.md has how near that is.
+
+Without it,
 Runs one pair of members on one prompt with the real model and the real rewards, saves the LoRA and loads it again,
 draws one full batch, and prints what the whole config would take: memory in GB, seconds per step, images, hours.
 Nothing is written to output_dir, no tracker is told, and the Hub is asked for the model, rewards and prompts only.
-Exit code: 0 if all of that worked, 1 if something failed, 2 if the config cannot work.
+Exit code: 0 if all of that worked (it fits), 1 if something failed (it does not), 2 if the config cannot work.
 """
 
 
@@ -91,9 +96,12 @@ def _evaluations(config: DiffusionConfig, steps: int) -> int:
 def main(argv: Sequence[str]) -> int:
     """Takes what `es-trl train` takes."""
     argv = list(argv)
+    gpu, argv = split_gpu(argv)
     if not argv or "-h" in argv or "--help" in argv:
         (sys.stdout if argv else sys.stderr).write(HELP)
         return 0 if argv else 2
+    if gpu is not None:
+        return answer(gpu, argv, print_row)
     with tempfile.TemporaryDirectory(prefix="es_trl-dry-run-") as folder:
         try:
             arguments, config = parse(args=argv)

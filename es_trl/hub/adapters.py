@@ -18,7 +18,7 @@ def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> s
 
     Args:
         name (`str`): A run folder or checkpoint, a folder of peft, a `.safetensors` file of any name, or a Hub id
-            (`"user/repo"`).
+            (`"user/repo"`), perhaps with the file in it (`"user/repo/lightning.safetensors"`).
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Returns:
@@ -35,6 +35,9 @@ def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> s
         return path
     if os.path.isdir(path):
         return _in_folder(name, path)
+    repo_id, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if file.endswith(".safetensors") and is_hub_id(repo_id):
+        return _download(repo_id, revision, file)
     if not is_hub_id(name) or path.endswith(".safetensors"):
         raise ValueError(
             f"adapter {name!r} is neither a folder nor a file nor a Hub id ('user/repo'); paths start at "
@@ -73,19 +76,22 @@ def _in_folder(name: str, path: str) -> str:
     )
 
 
-def _download(repo_id: str, revision: str | None) -> str:
+def _download(repo_id: str, revision: str | None, file: str = LORA_FILE) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
     try:
-        path = hf_hub_download(repo_id, LORA_FILE, revision=revision)
+        path = hf_hub_download(repo_id, file, revision=revision)
     except RemoteEntryNotFoundError as error:
-        raise ValueError(f"{repo_id!r} on the Hub holds no {LORA_FILE}: it is not an adapter of diffusers.") from error
+        hint = "it is not an adapter of diffusers" if file == LORA_FILE else "look the name up on its page"
+        raise ValueError(f"{repo_id!r} on the Hub holds no {file}: {hint}.") from error
     except Exception as error:
         raise ValueError(
             f"adapter {repo_id!r} cannot be had from the Hub ({reason_of(error)}): check the name, `revision` and the "
             "network, run `hf auth login` for a private one, or give a folder."
         ) from error
+    if file != LORA_FILE:
+        return path
     commit = os.path.basename(os.path.dirname(path))  # the same commit for both, whatever is pushed in between
     with suppress(EntryNotFoundError):  # other people's adapters have none
         hf_hub_download(repo_id, "es_config.json", revision=commit)

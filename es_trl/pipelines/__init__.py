@@ -5,17 +5,21 @@ from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
 from .digest import file_digest, tensor_digest
+from .empty import empty_pipeline, known_shapes, shorten, standing
 from .frozen import FrozenPipeline
 from .generators import Generator, GeneratorPipeline, as_pipeline
+from .live_bytes import LiveBytes
 from .loaded_adapters import LoadedAdapters
 from .loading import check_pipeline, empty_denoiser, load_pipeline
 from .lora_export import export_tensors
 from .lora_files import read_lora
 from .lora_loading import add_frozen, read_start
-from .output_change import calibrate_sigma, output_change
+from .output_change import calibrate_sigma, output_change, tensors_of
 from .policy import Gaussian
 from .policy_sampling import PolicySampler, PolicySettings, Trajectory, check_policy
+from .prompt_encoding import ENCODED_AT_ONCE
 from .self_check import check_members, numbers_of, rounding_limit, watching_layers
+from .set_up import set_up
 from .spaces import SPACES
 from .targets import DEFAULT_TARGETS
 from .verify import verify_population_forward
@@ -24,6 +28,7 @@ from .watching import dtype_of
 
 __all__ = [
     "DEFAULT_TARGETS",
+    "ENCODED_AT_ONCE",
     "LORA_WEIGHTS_NAME",
     "SPACES",
     "CallSettings",
@@ -47,15 +52,22 @@ __all__ = [
     "check_policy",
     "dtype_of",
     "empty_denoiser",
+    "empty_pipeline",
     "export_tensors",
     "file_digest",
+    "known_shapes",
+    "LiveBytes",
     "load_pipeline",
     "output_change",
     "numbers_of",
     "read_lora",
     "read_start",
     "rounding_limit",
+    "set_up",
+    "shorten",
+    "standing",
     "tensor_digest",
+    "tensors_of",
     "verify_population_forward",
     "watching_layers",
 ]

@@ -170,10 +170,11 @@ class PipelineAdapter(FrozenPipeline):
             self.space.write_back()
             self._written = state
 
-    def to(self, device: torch.device | str) -> "PipelineAdapter":
-        """Moves the pipeline, theta and its constants; returns itself."""
+    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None) -> "PipelineAdapter":
+        """As [`FrozenPipeline.to`], with theta and its constants."""
         self.space.to(torch.device(device))
-        return super().to(device)
+        super().to(device, encoders_first)
+        return self
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Theta and the constants it needs, fp32: enough to continue bit by bit on the same frozen model."""

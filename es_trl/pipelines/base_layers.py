@@ -53,6 +53,11 @@ def freeze(model: nn.Module) -> None:
             module.train()
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether bitsandbytes has packed it, which it does on the GPU, where it then is."""
+    return bool(getattr(module, "is_loaded_in_8bit", False) or getattr(module, "is_loaded_in_4bit", False))
+
+
 def is_placed(pipe: DiffusionPipeline) -> bool:
     """Whether the user has said where the pipeline's parts are: a device map, or any kind of offload."""
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]

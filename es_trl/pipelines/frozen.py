@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from diffusers import DiffusionPipeline
 
-from .base_layers import freeze, is_placed
+from .base_layers import freeze, is_packed, is_placed
 from .call_settings import CallSettings
 from .drawing import Drawer
 from .generators import GeneratorPipeline, as_pipeline
@@ -43,6 +43,7 @@ class FrozenPipeline:
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 freeze(module)
+        self._waits_for: torch.device | None = None
         pipe.set_progress_bar_config(disable=True)
         self.prompts = PromptEncoder(pipe, self.denoiser, self.settings)
         self.drawer = Drawer(pipe, self.denoiser, self.settings, self.prompts)
@@ -106,15 +107,45 @@ class FrozenPipeline:
         """
         if len(prompts) != len(generators):
             raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
+        self._bring_all()
         self.write_back()
         overrides = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return self.drawer.draw(prompts, generators, columns, output_type, keep_numbers, **overrides)
 
-    def to(self, device: torch.device | str):
-        """Moves the pipeline, unless its user has placed it (a device map, offloading); returns itself."""
-        if not is_placed(self.pipe):
+    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None):
+        """
+        Moves the pipeline, unless its user has placed it (a device map, offloading); returns itself.
+
+        Args:
+            device (`torch.device` or `str`): Where it draws.
+            encoders_first (`torch.device` or `str`, *optional*): Encode prompts on this device before the denoiser is
+                moved, which follows when the encoders have been released, or when something is drawn before.
+        """
+        if is_placed(self.pipe):
+            return self
+        self._waits_for = None
+        if encoders_first is None:
             self.pipe.to(device)
+            return self
+        self._waits_for = torch.device(device)
+        encoders = {name for name in self.pipe.components if name.startswith("text_encoder")}
+        if torch.device(encoders_first) == self._waits_for:  # what else a call needs on its way to the denoiser
+            encoders = {name for name in self.pipe.components if not name.startswith(("transformer", "unet"))}
+        for name in encoders - {self.denoiser_name}:
+            part = getattr(self.pipe, name)
+            if isinstance(part, torch.nn.Module) and not is_packed(part):
+                part.to(encoders_first)
         return self
+
+    def release_text_encoders(self) -> None:
+        """Frees them, as [`PromptEncoder.release`], and only then moves what waited for it."""
+        self.prompts.release()
+        self._bring_all()
+
+    def _bring_all(self) -> None:
+        if self._waits_for is not None:
+            device, self._waits_for = self._waits_for, None
+            self.pipe.to(device)
 
     def describe(self) -> dict:
         """How images are drawn, as plain data for cards and evaluation files."""

@@ -34,7 +34,7 @@ def output_change(
 
     def drawn(sigma: float) -> torch.Tensor:
         outputs: list[torch.Tensor] = []
-        hook = adapter.denoiser.register_forward_hook(lambda module, args, output: outputs.extend(_tensors(output)))
+        hook = adapter.denoiser.register_forward_hook(lambda module, args, output: outputs.extend(tensors_of(output)))
         try:
             for i in members:
                 with adapter.members(factors[i], torch.ones(1), sigma, 1):
@@ -84,9 +84,9 @@ def calibrate_sigma(
     return sigma
 
 
-def _tensors(output) -> list[torch.Tensor]:
+def tensors_of(output) -> list[torch.Tensor]:
     """Tensors of a denoiser's output: a tensor, a tuple or list of them, or an output object."""
     if isinstance(output, torch.Tensor):
-        return [output.detach()]
+        return [output]
     parts = output.values() if hasattr(output, "values") else output
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors_of(part)]

@@ -9,8 +9,10 @@ import torch
 
 from .call_settings import CallSettings
 from .prompt_rows import RowSplit, Unsplittable
+from .watching import device_of
 
 
+ENCODED_AT_ONCE = 4  # prompts per pass of a text encoder on a GPU
 # A short text and a long one: whether encoding them together is encoding them alone shows how they may be stored.
 PROBES = ("a cat", "a very long line of words about two red houses, a green tree and a small blue boat on a lake")
 
@@ -31,7 +33,8 @@ class PromptEncoder:
         pipe (`DiffusionPipeline`): The pipeline; its text encoders are used until `release`.
         denoiser (`nn.Module`): What the pipeline calls once prompts are encoded.
         settings (`CallSettings`): Text length, instruction and negative prompt.
-        batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder.
+        batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder; on a GPU at most
+            `ENCODED_AT_ONCE`, since more take memory that small cards do not have.
 
     Attributes:
         mixed (`bool`): Whether a call had texts that are encoded otherwise together than alone.
@@ -172,7 +175,8 @@ class PromptEncoder:
         if split is None:
             return original(**texts, **others)
         # Where an encoding depends on its company, each prompt is encoded alone, as it would be drawn alone.
-        size = self.batch_size if split.separable else 1
+        size = self.batch_size if self.pipe._execution_device.type == "cpu" else min(self.batch_size, ENCODED_AT_ONCE)
+        size = size if split.separable else 1
         missing = [row for row in unique if (settings, names, row) not in self._cache]
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
@@ -190,7 +194,15 @@ class PromptEncoder:
                 f"The text encoder was released, and {len(rows)} prompts were not encoded before, the first being "
                 f"{rows[0][0][:80]!r}. Set release_text_encoder=False, or pass these prompts to the trainer as well."
             )
-        return original(**{name: [row[i] for row in rows] for i, name in enumerate(names)}, **others)
+        texts = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        return original(**texts, **others | self._own_device(original))
+
+    def _own_device(self, original: Callable) -> dict:
+        """Where the text encoders are, if that is not where the pipeline draws."""
+        parts = [part for name, part in self.pipe.components.items() if name.startswith("text_encoder")]
+        devices = {device_of(part) for part in parts if isinstance(part, torch.nn.Module)}
+        apart = len(devices) == 1 and devices != {self.pipe._execution_device}
+        return {"device": devices.pop()} if apart and "device" in inspect.signature(original).parameters else {}
 
     def _split_of(self, original: Callable, texts: dict[str, list[str]], others: dict, key: str) -> RowSplit | None:
         if key in self._splits:

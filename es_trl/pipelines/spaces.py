@@ -204,6 +204,8 @@ def _master(weight: torch.Tensor) -> nn.Parameter:
 
 def _top_singular_vectors(W: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`U (m, r)`, `S (r,)`, `V (n, r)`; randomised above 512 rows, where a full decomposition takes seconds."""
+    if W.is_meta:  # there is nothing to decompose, and only shapes are asked for
+        return W.new_empty(W.shape[0], rank), W.new_empty(rank), W.new_empty(W.shape[1], rank)
     if min(W.shape) <= 512:
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         return U[:, :rank], S[:rank], Vh[:rank].T

@@ -121,7 +121,7 @@ class Results:
                 columns_of(dataset),
                 images_per_prompt=images_per_prompt,
                 seed=args.eval_seed + 1 if seed is None else seed,
-                judge=load_judge(judge, prompts, device=args.device) if judge else None,
+                judge=load_judge(judge, prompts, **args.scorer_place) if judge else None,
                 n_keep=num_pictures,
             )
         digest = trainer.adapter.lora_digest()

@@ -92,7 +92,7 @@ class DiffusionTrainer(Trainer):
     ):
         args = checked_args(self, args, model)
         calls = {"retries": args.reward_retries, "timeout": args.reward_timeout, "failure": args.reward_failure}
-        self.rewards = RewardSet(reward_funcs, args.reward_weights, device=args.device, **calls)
+        self.rewards = RewardSet(reward_funcs, args.reward_weights, **args.scorer_place, **calls)
         self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
         self.adapter = load_adapter(
@@ -135,7 +135,8 @@ class DiffusionTrainer(Trainer):
         return self.es_space
 
     def _set_up_pipeline(self) -> None:
-        self.adapter.to(self.args.device)
+        encoders = torch.device(self.args.text_encoder_device or self.args.device)
+        self.adapter.to(self.args.device, encoders_first=encoders if self.args.release_text_encoder else None)
         same_numbers(self.adapter.state_dict().values(), self.args.world_size)
         with self.peers.together("loading the rewards"):
             self.eval_rewards.load()  # a scorer that cannot be had ends the run now, not at the first evaluation
@@ -163,7 +164,7 @@ class DiffusionTrainer(Trainer):
             if dataset is not None:
                 self.prepare_prompts(dataset["prompt"], columns_of(dataset))
         if self.args.release_text_encoder and not self.adapter.prompts.released:
-            self.adapter.prompts.release()
+            self.adapter.release_text_encoders()
         self._micro_step = -1  # a step that a stopped run has begun is begun anew
         self.stopping.begin_update()  # until the loop has loaded what it continues from
         with self.stopping.signals, ExitStack() as stack:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from ..es.fitness import AGGREGATIONS, SCALE_REWARDS
@@ -14,6 +15,7 @@ from ..hub.methods import SETTINGS
 from ..names import checked
 from ..rewards.calling import function_name
 from ..run.facts import Help, changes_of, with_facts
+from .checked_arguments import CheckedArguments
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,31 +23,13 @@ EARLY_WARNING = ("off", "warn", "stop")
 REWARD_FAILURE = ("raise", "invalid")
 SAVE_FAILURE = ("raise", "warn")
 
-MAPPINGS = ("model_init_kwargs", "pipeline_kwargs", "quantization_config")
-
-# TrainingArguments that would act on a model the pipeline never calls, or on gradients that do not exist here.
-REJECTED = {
-    "bf16": 'it wraps the adapter in autocast, not the pipeline; use dtype="bfloat16"',
-    "fp16": 'it adds a gradient scaler; use dtype="float16"',
-    "bf16_full_eval": 'use dtype="bfloat16"',
-    "fp16_full_eval": 'use dtype="float16"',
-    "gradient_checkpointing": "nothing is kept for a backward pass, so there is nothing to save",
-    "activation_checkpointing": "nothing is kept for a backward pass, so there is nothing to save",
-    "torch_compile": "it compiles a copy that the pipeline never calls; use compile_denoiser=True",
-    "auto_find_batch_size": "halving batches would break prompt groups; lower the images drawn per forward instead",
-    "fsdp": "the adapter is small and the frozen model is replicated; launch with torchrun or accelerate",
-    "deepspeed": "the adapter is small and the frozen model is replicated; launch with torchrun or accelerate",
-    "enable_jit_checkpoint": "SIGTERM stops and saves anyway, between two micro-batches",
-    "neftune_noise_alpha": "there is no embedding to add noise to",
-    "use_liger_kernel": "Liger kernels are for language models",
-    "hub_token": "tokens do not belong into configs; run `hf auth login` or set HF_TOKEN",
-}
+MAPPINGS = ("model_init_kwargs", "pipeline_kwargs", "quantization_config", "scheduler_config")
 
 
 @checked
 @with_facts
 @dataclass
-class DiffusionConfig(TrainingArguments):
+class DiffusionConfig(CheckedArguments):
     r"""
     Settings shared by all trainers of es_trl, on top of [`~transformers.TrainingArguments`].
 
@@ -59,7 +43,16 @@ class DiffusionConfig(TrainingArguments):
         compile_denoiser (`bool`, *optional*, defaults to `False`):
             Compile the denoiser in place with `torch.compile`.
         release_text_encoder (`bool`, *optional*, defaults to `False`):
-            Free the text encoder once all prompts are encoded.
+            Free the text encoder once all prompts are encoded, before anything else is moved to the GPU.
+        text_encoder_device (`str`, *optional*):
+            Where it encodes them: `"cpu"` if it does not fit on the GPU even alone. With `release_text_encoder` only.
+        vae_slicing (`bool`, *optional*, defaults to `False`):
+            Decode one picture at a time.
+        vae_tiling (`bool`, *optional*, defaults to `False`):
+            Decode a picture in overlapping tiles; it may show where they meet.
+        scheduler_config (`dict`, *optional*):
+            What the scheduler has otherwise than the model's own (`timestep_spacing: trailing`); `_class_name` is
+            another class of diffusers.
         num_inference_steps (`int`, *optional*, defaults to `1`):
             Denoising steps per image, at least 1; `None` (YAML: null) is the pipeline's own number.
         guidance_scale (`float`, *optional*):
@@ -95,6 +88,10 @@ class DiffusionConfig(TrainingArguments):
             `False` `"none"`.
         multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
             `"sum_then_normalize"` or `"normalize_then_sum"`, for several reward functions.
+        reward_dtype (`str`, *optional*, defaults to `"float32"`):
+            Dtype of the rewards' own models: as `dtype`.
+        reward_device (`str`, *optional*):
+            Where they run, such as `"cpu"` or `"cuda:1"`; by default where the pipeline does.
         reward_retries (`int`, *optional*, defaults to `0`):
             How often a reward function that raises, or takes too long, is called again.
         reward_timeout (`float`, *optional*):
@@ -155,6 +152,14 @@ class DiffusionConfig(TrainingArguments):
     release_text_encoder: bool = field(
         default=False, metadata={"help": Help("Free the text encoder once all prompts are encoded.", "run")}
     )
+    text_encoder_device: str | None = field(
+        default=None, metadata={"help": Help("Where the text encoder that is released encodes, such as cpu.", "run")}
+    )
+    vae_slicing: bool = field(default=False, metadata={"help": "Decode one picture at a time."})
+    vae_tiling: bool = field(default=False, metadata={"help": "Decode a picture in overlapping tiles."})
+    scheduler_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "What the scheduler has otherwise than the model's own."}
+    )
     num_inference_steps: int | None = field(
         default=1, metadata={"help": "Denoising steps per image, at least 1; null is the pipeline's own number."}
     )
@@ -198,6 +203,10 @@ class DiffusionConfig(TrainingArguments):
     multi_objective_aggregation: str = field(
         default="sum_then_normalize",
         metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
+    )
+    reward_dtype: str = field(default="float32", metadata={"help": "Dtype of the rewards' own models: as dtype."})
+    reward_device: str | None = field(
+        default=None, metadata={"help": "Where they run, such as cpu; by default where the pipeline does."}
     )
     reward_retries: int = field(
         default=0,
@@ -276,19 +285,6 @@ class DiffusionConfig(TrainingArguments):
             self.metric_for_best_model, self.greater_is_better = "eval_reward", True
         super().__post_init__()
 
-    def _reject(self) -> None:
-        for name, reason in REJECTED.items():
-            if getattr(self, name, None):
-                shown = name if name == "hub_token" else f"{name}={getattr(self, name)!r}"
-                raise ValueError(f"{shown} is not supported: {reason}.")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be False: reward functions read the data set's columns.")
-        if self.per_device_train_batch_size != 1:
-            raise ValueError(
-                f"per_device_train_batch_size={self.per_device_train_batch_size} has no meaning here; set "
-                "prompts_per_step and images_per_prompt instead."
-            )
-
     def _read_json_fields(self) -> None:
         for name in MAPPINGS:
             value = getattr(self, name)
@@ -339,7 +335,9 @@ class DiffusionConfig(TrainingArguments):
             self.reward_weights = [float(weight) for weight in self.reward_weights]
             if not all(math.isfinite(weight) for weight in self.reward_weights):
                 raise ValueError(f"reward_weights must be finite, got {self.reward_weights}.")
-        self.require_choice("dtype", DTYPES)
+        for name in ("dtype", "reward_dtype"):
+            self.require_choice(name, DTYPES)
+        self._check_devices()
         self.require_choice("early_warning", EARLY_WARNING)
         self.require_choice("reward_failure", REWARD_FAILURE)
         self.require_choice("save_failure", SAVE_FAILURE)
@@ -347,6 +345,26 @@ class DiffusionConfig(TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         self.require_choice("scale_rewards", SCALE_REWARDS)
         self.require_choice("multi_objective_aggregation", AGGREGATIONS)
+
+    def _check_devices(self) -> None:
+        for name in ("text_encoder_device", "reward_device"):
+            if getattr(self, name) is not None:
+                try:
+                    torch.device(getattr(self, name))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{name} must name a device such as cpu or cuda:1, got {getattr(self, name)!r}."
+                    ) from error
+        if self.text_encoder_device is not None and not self.release_text_encoder:
+            raise ValueError(
+                f"text_encoder_device={self.text_encoder_device!r} acts with release_text_encoder=True only: without "
+                "it the text encoder stays with the pipeline."
+            )
+
+    @property
+    def scorer_place(self) -> dict[str, Any]:
+        """Where the rewards' own models run, and in which dtype."""
+        return {"device": self.reward_device or self.device, "dtype": self.reward_dtype}
 
     @classmethod
     def changes(cls) -> dict[str, str]:
@@ -363,31 +381,6 @@ class DiffusionConfig(TrainingArguments):
         shared = {*SETTINGS, "es_space"}  # the space is in what the adapter says of itself
         names = dict.fromkeys(name for base in bases for name in base.__annotations__ if name not in shared)
         return [name for name in names if cls.changes()[name] == "numbers"]
-
-    # ---- checks that subclasses use too ----
-
-    def require_integer(self, name: str, minimum: int) -> None:
-        """Raises `ValueError` unless the field `name` is a whole number of at least `minimum`."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
-
-    def require_number(
-        self, name: str, minimum: float = -math.inf, above: float = -math.inf, below: float = math.inf
-    ) -> None:
-        """Raises `ValueError` unless the field `name` is a finite number within the bounds."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}.")
-        if value < minimum or value <= above or value >= below:
-            bounds = [f"at least {minimum:g}"] * (minimum > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-            bounds += [f"below {below:g}"] * (below < math.inf)
-            raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}.")
-
-    def require_choice(self, name: str, allowed: tuple[str, ...]) -> None:
-        """Raises `ValueError` unless the field `name` is one of `allowed`."""
-        if getattr(self, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """

@@ -115,7 +115,7 @@ class ESTrainer(DiffusionTrainer):
         config = self.args
         calls = {name: getattr(config, f"reward_{name}") for name in ("retries", "timeout", "failure")}
         guards, others = config.guard_reward_funcs or [], config.slope_reward_funcs or []
-        return Scored.of(self.rewards, guards, others, device=config.device, **calls)
+        return Scored.of(self.rewards, guards, others, **config.scorer_place, **calls)
 
     def train(self, *args, **kwargs):
         if self.sigma is None:

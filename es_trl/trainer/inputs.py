@@ -20,6 +20,7 @@ from ..pipelines import (
     check_pipeline,
     load_pipeline,
     read_start,
+    set_up,
 )
 from ..pipelines.quantization import read_quantization
 from ..run.folder import check_writable
@@ -107,6 +108,7 @@ def load_adapter(
     if isinstance(model, str):
         init = {"quantization_config": quantization} if quantization else {}
         model = load_pipeline(model, getattr(torch, args.dtype), **init, **(args.model_init_kwargs or {}))
+    set_up(model, args.scheduler_config, args.vae_slicing, args.vae_tiling)
     add_frozen(model, frozen)
     factors = read_start(model, start) if start else None
     settings = CallSettings(

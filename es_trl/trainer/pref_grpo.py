@@ -61,7 +61,7 @@ class PrefGRPOTrainer(GRPOTrainer):
             self._judge = GroupJudge(
                 config.pairwise_judge,
                 config.win_rate_temperature,
-                config.device,
+                config.scorer_place["device"],
                 retries=config.reward_retries,
                 timeout=config.reward_timeout,
                 failure=config.reward_failure,

@@ -1,0 +1,136 @@
+"""Pipelines without weights: every class and every shape of a model, before anything large is downloaded."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from .. import assets
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{{ part['text'] }} {% endfor %}{% endif %}{% endfor %}"
+)
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def known_shapes() -> dict[str, dict[str, Any]]:
+    """The shapes that ship with the package, by the model's name: `pipeline`, `components` and their `source`."""
+    files = sorted(Path(assets.path("shapes")).glob("*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {shapes["model"]: shapes for shapes in found if "model" in shapes}
+
+
+def empty_pipeline(
+    model: str, dtype: torch.dtype = torch.float32, **model_init_kwargs
+) -> tuple[DiffusionPipeline, str]:
+    """
+    A pipeline on torch's "meta" device, and where its shapes are from.
+
+    Args:
+        model (`str`): A model whose shapes ship with the package; a shipped name, a folder, or a Hub id, of which
+            only the configuration files are read. The tokenizer is in any case the small one that ships.
+        dtype (`torch.dtype`, *optional*): Of the weights.
+        **model_init_kwargs: `revision` and the like.
+
+    Raises:
+        `ValueError`: if no configuration can be had.
+    """
+    shapes = known_shapes().get(model)
+    if shapes is None:
+        shapes = _read_shapes(model, {k: v for k, v in model_init_kwargs.items() if k in ("revision", "token")})
+    parts: dict[str, Any] = {}
+    for name, config in shapes["components"].items():
+        if not isinstance(config, Mapping):
+            parts[name] = config
+            continue
+        settings = {key: value for key, value in config.items() if key != "_class"}
+        parts[name] = _component(name, config["_class"], settings, dtype)
+    own = getattr(diffusers, shapes["pipeline"])
+    # Times and latents have numbers; a pipeline would make them where its weights are.
+    kind = type(own.__name__, (own,), {"_execution_device": property(lambda self: torch.device("cpu"))})
+    expected, _ = own._get_signature_keys(own)
+    parts |= {name: None for name in OPTIONAL if name in expected and name not in parts}
+    if "safety_checker" in expected:
+        parts["requires_safety_checker"] = False
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, shapes["source"]
+
+
+def shorten(module: nn.Module) -> dict[str, int]:
+    """
+    Keeps two of every long row of equal blocks; by the name of the second one, how often it stands there in truth.
+    What a block takes and does is the same for all of them, and two can be gone through in no time.
+    """
+    stands: dict[str, int] = {}
+    for name, blocks in list(module.named_modules()):
+        if isinstance(blocks, nn.ModuleList) and len(blocks) > 4 and len({_kind(block) for block in blocks}) == 1:
+            stands[f"{name}.1"] = len(blocks) - 1
+            del blocks[2:]
+    return stands
+
+
+def standing(name: str, stands: Mapping[str, int]) -> int:
+    """How often the part `name` of a shortened module stands in the whole one."""
+    return math.prod(count for block, count in stands.items() if name == block or name.startswith(f"{block}."))
+
+
+def _kind(block: nn.Module) -> tuple:
+    return (type(block), *((name, parameter.shape) for name, parameter in block.named_parameters()))
+
+
+def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.dtype) -> Any:
+    if name.startswith(("tokenizer", "processor")):
+        made = transformers.AutoTokenizer.from_pretrained(assets.resolve("tiny-pickscore"))
+        made.model_max_length, made.chat_template = config.get("model_max_length", 77), TEMPLATE
+        return made
+    kind = getattr(diffusers, class_name, None)
+    if name == "scheduler":
+        return kind.from_config(config)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            if kind is not None:
+                made = kind.from_config(config)
+            else:
+                kind = getattr(transformers, class_name)
+                made = kind(kind.config_class(**config))
+    finally:
+        torch.set_default_dtype(before)
+    return made.eval().requires_grad_(False)
+
+
+def _read_shapes(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """As the files that ship, of a folder or of the Hub, where only the small files are asked for."""
+    source = assets.resolve(model)
+    try:
+        index = DiffusionPipeline.load_config(source, **options)
+        components: dict[str, Any] = {}
+        for name, entry in index.items():
+            if not isinstance(entry, list | tuple) or len(entry) != 2 or entry[0] is None:
+                components |= {} if name.startswith("_") or isinstance(entry, list) else {name: entry}
+                continue
+            library, class_name = entry
+            config: dict[str, Any] = {}
+            if hasattr(getattr(diffusers, class_name, None), "load_config"):
+                config = dict(getattr(diffusers, class_name).load_config(source, subfolder=name, **options))
+            elif not name.startswith("tokenizer"):
+                config = transformers.AutoConfig.from_pretrained(source, subfolder=name, **options).to_dict()
+            components[name] = {"_class": class_name, **config}
+    except (OSError, KeyError, AttributeError) as error:
+        known = ", ".join(known_shapes())
+        raise ValueError(
+            f"The configuration of {model!r} cannot be read ({str(error).splitlines()[0]}). Shapes of these models "
+            f"ship with the package: {known}."
+        ) from error
+    return {"pipeline": index["_class_name"], "components": components, "source": "its configuration files"}
