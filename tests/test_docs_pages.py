@@ -27,7 +27,7 @@ def python_of(page: Path) -> str:
 # Pages whose Python runs here: as it stands, but for how much is drawn.
 FEW = "max_steps=1, prompts_per_step=1, num_generations=2, num_sample_prompts=1, use_cpu=True"
 SHORTER = dict.fromkeys(("ddpo", "grpo", "pref_grpo", "policy_gradient"), ("max_steps=20", FEW))
-HERE = ("hub", "reproducibility", "from_trl", "evaluation", "report", "pipelines", *SHORTER)
+HERE = ("hub", "cli", "reproducibility", "from_trl", "evaluation", "report", "pipelines", *SHORTER)
 ELSEWHERE = {
     "test_docs": ("README", "quickstart", "es_trainer", "dpo"),
     "test_rewards_docs": ("rewards", "prompts"),

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tiny_runs import PROMPTS, redness, tiny_trainer
 
+from es_trl.evaluation import first_look
 from es_trl.hub import adapter_digest, drawn_with
 from es_trl.hub.publishing import collect
 from es_trl.report import write_report
@@ -35,6 +36,15 @@ def test_memory_file_table_and_pictures_name_one_adapter(judged):
     for name in ("before_after.jpg", "adapter-000.jpg", "adapter-001.jpg"):
         assert drawn_with(folder / "samples" / name, digest)
         assert not drawn_with(folder / "samples" / name, "0" * 64)
+
+
+def test_the_cards_gallery_has_the_prompts_of_the_rule(judged):
+    folder, trainer = judged
+    pairs = first_look(json.loads((folder / "eval.json").read_text())["pictures"], 2)
+    assert [pair["kind"] for pair in pairs] == ["best", "worst"]
+    assert [prompt for prompt, _ in trainer.results.gallery] == [pair["prompt"] for pair in pairs]
+    drawn, shown = Image.open(folder / pairs[1]["files"]["adapter@1"]), Image.open(folder / "samples/adapter-001.jpg")
+    assert np.abs(np.asarray(shown.resize(drawn.size), float) - np.asarray(drawn, float)).mean() < 4
 
 
 def test_what_belongs_to_the_adapter_is_shown_and_published(judged, tmp_path):

@@ -57,9 +57,10 @@ def test_it_follows_the_run(watched):
     assert "The trained reward of the last batches is" in texts[2]
     assert seen[2].count('<svg class="chart"') >= 1 and "Sample pictures at step 2" in seen[2]
     assert "best member at step 2" in seen[2], "best and worst with their pictures"
+    assert "before training" not in texts[0] and "before training" in texts[1] and "nothing picked" in texts[1]
     assert "redness (trained)" in texts[2] and "held out" not in texts[2], "what is trained is known from the start"
     after = Page(fetched(page.url)[0]).text
-    assert "Not training" in after and "Step 3 of 3" not in after
+    assert "Not training" in after and "Step 3 of 3" not in after and "before training" not in after
 
 
 def test_the_run_leaves_its_log_and_nothing_that_says_it_still_runs(watched):

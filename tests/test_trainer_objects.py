@@ -1,6 +1,9 @@
 """What a trainer is made of: rewards loaded once, prompts encoded when drawn, one clock, facts on settings."""
 
+import io
 import json
+import sys
+import time
 
 import pytest
 from tiny_runs import PROMPTS, brightness, tiny_trainer
@@ -64,6 +67,23 @@ def test_blocks_do_not_depend_on_what_is_asked_for():
         blocks.encode(asked)
         calls.append(sorted(encoder.calls))
     assert calls == [[("a", "b"), ("c", "d")]] * 2
+
+
+@pytest.mark.parametrize("show, terminal, seen", [(True, True, True), (True, False, False), (False, True, False)])
+def test_encoding_that_takes_a_while_has_a_bar_on_a_terminal(monkeypatch, show, terminal, seen):
+    class Slow:
+        batch_size = 1
+
+        def encode(self, prompts, columns=None):
+            time.sleep(0.3)
+
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    blocks = PromptBlocks(Slow(), show)
+    blocks.plan(list("abcd"))
+    blocks.encode_rows([{"prompt": prompt} for prompt in "abcd"])
+    assert ("Encoding prompts" in screen.getvalue()) is seen
 
 
 def test_one_clock_counts_the_steps_before_a_resume(tmp_path):

@@ -1,7 +1,9 @@
 """`es-trl recipes`: the configs that come with the package, by name, for `--config` and for copying."""
 
 import argparse
+import itertools
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,6 +38,13 @@ def _file(name: str, known: dict[str, Path]) -> str:
     return name if os.path.isfile(name) else str(known.get(name, name))
 
 
+def _purpose(path: Path) -> str:
+    """The first sentence of the comment that the file begins with."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.lstrip("# ") for line in comment)
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+
+
 def main(argv: Sequence[str]) -> int:
     """Lists the recipes, or copies one to edit; what cannot be copied is one line and exit code 2."""
     parser = argparse.ArgumentParser("es-trl recipes", description=f"{__doc__}")
@@ -49,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
         known = recipes()
         width = max(map(len, known), default=0)
         for name, path in known.items():
-            first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-            sys.stdout.write(f"{name:<{width}}  {first}\n")
+            sys.stdout.write(f"{name:<{width}}  {_purpose(path)}\n")
         return 0
     try:
         with open(arguments.to, "xb") as file, open(recipes()[arguments.name], "rb") as source:

@@ -71,7 +71,7 @@ def prompts_of(arguments: RunArguments) -> tuple[Dataset, Dataset | None, Datase
 
 @contextlib.contextmanager
 def _live_page(trainer: DiffusionTrainer, arguments: RunArguments) -> Iterator[None]:
-    """With `live`, the page of the run is served meanwhile; its address is in the log."""
+    """With `live`, the page of the run is served until its results are on it; its address is in the log."""
     if not arguments.live or not trainer.is_world_process_zero():
         yield
         return
@@ -105,11 +105,11 @@ def _run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
         trainer.prepare_prompts(test["prompt"])
     with _live_page(trainer, arguments):
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_state()
-    if test is not None:
-        trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)
-    trainer.save_model(_internal_call=True)  # pushed once, below
-    page = write_report(config.output_dir) if trainer.is_world_process_zero() else None
+        trainer.save_state()
+        if test is not None:
+            trainer.compare_with_base(test, images_per_prompt=arguments.test_images_per_prompt, judge=arguments.judge)
+        trainer.save_model(_internal_call=True)  # pushed once, below
+        page = write_report(config.output_dir) if trainer.is_world_process_zero() else None
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
     logger.info(

@@ -137,7 +137,7 @@ class Results:
         """Its work is split over the processes of the run."""
         trainer, args = self.trainer, self.trainer.args
         trainer.prompt_blocks.plan(prompts, columns)
-        trainer.prompt_blocks.encode(prompts, show=trainer.is_world_process_zero() and not args.disable_tqdm)
+        trainer.prompt_blocks.encode(prompts)
         return evaluate(
             trainer.adapter,
             prompts,
@@ -168,7 +168,7 @@ class Results:
         self._save_pictures(result, num_pictures, comment)
 
     def _save_pictures(self, result: Evaluation, count: int, comment: bytes) -> None:
-        """The before/after sheet, chosen by rule, and the adapter's own pictures for the card's gallery."""
+        """The before/after sheet, chosen by rule, and the adapter's pictures in it alone, for the card's gallery."""
         output_dir = self.trainer.args.output_dir
         folder = os.path.join(output_dir, "samples")
         rows, shown = result.rows[:3], first_look(result.pictures, count)
@@ -184,11 +184,12 @@ class Results:
             sheet = contact_sheet(images, captions, labels, None, note, bold="columns")
             save_jpeg(sheet, os.path.join(folder, "before_after.jpg"), comment)
         self.gallery = []
-        for i, (prompt, (image, *_)) in enumerate(zip(result.prompts, result.images[rows[1].name], strict=False)):
+        for i, pair in enumerate(shown):
+            image = Image.open(os.path.join(output_dir, pair["files"][rows[1].name]))
             scale = max(1, 256 // max(image.size))
             image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
             save_jpeg(image, os.path.join(folder, f"adapter-{i:03d}.jpg"), comment)
-            self.gallery.append((prompt, f"samples/adapter-{i:03d}.jpg"))
+            self.gallery.append((pair["prompt"], f"samples/adapter-{i:03d}.jpg"))
 
     def _log(self, result: Evaluation, seconds: float) -> None:
         """One line per reward on the log, since this is what the run was for."""

@@ -98,7 +98,9 @@ class DiffusionTrainer(Trainer):
         self.adapter = load_adapter(
             model, lora_config_of(peft_config, args), args, self._space(args), quantization_config
         )
-        self.prompt_blocks = PromptBlocks(self.adapter.prompts)
+        self.prompt_blocks = PromptBlocks(
+            self.adapter.prompts, show=args.process_index == 0 and not args.disable_tqdm
+        )
         self.base_model = model if isinstance(model, str) else self.adapter.base_name
         self.dataset_name, self.test_dataset = None, None
         self._micro_step, self._micro = -1, -1
@@ -150,7 +152,7 @@ class DiffusionTrainer(Trainer):
         """
         self.prompt_blocks.plan(prompts, columns)
         if self.args.release_text_encoder:
-            self.prompt_blocks.encode(prompts, show=self.is_world_process_zero() and not self.args.disable_tqdm)
+            self.prompt_blocks.encode(prompts)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """

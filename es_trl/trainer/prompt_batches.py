@@ -60,10 +60,11 @@ class PromptBlocks:
 
     Args:
         encoder (`PromptEncoder`): `encode(prompts)`, and `batch_size`, its prompts per pass.
+        show (`bool`, *optional*, defaults to `False`): Whether a bar shows it on a terminal where it takes a while.
     """
 
-    def __init__(self, encoder):
-        self.encoder = encoder
+    def __init__(self, encoder, show: bool = False):
+        self.encoder, self.show = encoder, show
         self._block_of: dict[str, tuple[str, ...]] = {}
         self._columns: dict[str, dict[str, Any]] = {}
         self._encoded: set[tuple[str, ...]] = set()
@@ -78,11 +79,12 @@ class PromptBlocks:
             block = tuple(new[start : start + self.encoder.batch_size])
             self._block_of |= dict.fromkeys(block, block)
 
-    def encode(self, prompts: Sequence[str], show: bool = False) -> None:
-        """Encodes the blocks of `prompts`, with a bar if there are several to `show`."""
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encodes the blocks of `prompts` that are not yet, with a bar once this takes more than half a second."""
         blocks = dict.fromkeys(self._block_of[prompt] for prompt in prompts if prompt in self._block_of)
         missing = [block for block in blocks if block not in self._encoded]
-        for block in tqdm(missing, "Encoding prompts", disable=not show or len(missing) < 2, leave=False):
+        hidden = None if self.show and len(missing) > 1 else True  # None: shown where there is a terminal
+        for block in tqdm(missing, "Encoding prompts", disable=hidden, delay=0.5, leave=False):
             rows = [self._columns[prompt] for prompt in block]
             names = set.intersection(*map(set, rows))
             self.encoder.encode(block, {name: [row[name] for row in rows] for name in sorted(names)})

@@ -16,7 +16,7 @@
     if (!answer || !answer.ok) {
       gone += 1;
       const said = document.querySelector("[data-live] b");
-      if (gone > 2 && said) said.textContent = "The page is no longer served";
+      if (gone > 2 && said) said.textContent = "No longer served: the page of a finished run is its report/index.html";
       return;
     }
     gone = 0;
