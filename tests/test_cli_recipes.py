@@ -49,19 +49,36 @@ def test_an_unknown_name_says_where_the_names_are(capsys):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel without the models, which would take the time."""
+def source(tmp_path_factory):
+    """A clone without the models, which would take the time."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "VERSION"):
         shutil.copy(ROOT / name, source / name)
     ignored = shutil.ignore_patterns("*.safetensors", "__pycache__", "art")
     for name in ("es_trl", "recipes"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    return built(source, "build_wheel('.')")
+
+
+def built(source: Path, call: str) -> zipfile.ZipFile:
+    build = f"from setuptools import build_meta; print('built', build_meta.{call})"
     environment = {"ES_TRL_REPOSITORY": "https://example.org/us/es_trl", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", build], cwd=source, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return zipfile.ZipFile(next(source.glob("*.whl")))
+    return zipfile.ZipFile(source / done.stdout.split()[-1])
+
+
+def test_a_clone_beside_a_script_does_not_hide_the_editable_install(source):
+    """A script in the folder that holds the clone: `es_trl` beside it is a folder without an __init__.py."""
+    (path,) = [
+        name for name in built(source, "build_editable('.')").namelist() if name.endswith((".pth", "finder.py"))
+    ]
+    assert path.endswith(".pth"), "a finder comes after the folder, a path does not"
 
 
 def test_the_wheel_carries_the_recipes_and_nothing_of_the_clone(wheel):

@@ -98,9 +98,7 @@ class DiffusionTrainer(Trainer):
         self.adapter = load_adapter(
             model, lora_config_of(peft_config, args), args, self._space(args), quantization_config
         )
-        self.prompt_blocks = PromptBlocks(
-            self.adapter.prompts, show=args.process_index == 0 and not args.disable_tqdm
-        )
+        self.prompt_blocks = PromptBlocks(self.adapter.prompts, show=args.process_index == 0 and not args.disable_tqdm)
         self.base_model = model if isinstance(model, str) else self.adapter.base_name
         self.dataset_name, self.test_dataset = None, None
         self._micro_step, self._micro = -1, -1
