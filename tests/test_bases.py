@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from quantised import STORAGES, bnb_int8, quantised_sprint
 from tiny_pipelines import fresh_sprint
 from tiny_runs import tiny_trainer
 from torch import nn
@@ -15,6 +14,7 @@ import es_trl
 from es_trl.es import make_generator
 from es_trl.pipelines import SPACES, CallSettings, LoadedAdapters, PipelineAdapter, verify_population_forward
 from es_trl.pipelines.base_layers import compute_dtype, dense_weight
+from recipes.benchmarks.storages import STORAGES, bnb_int8, quantised_sprint
 
 
 CALL = CallSettings(1, 2.0, max_sequence_length=16)

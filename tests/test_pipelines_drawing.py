@@ -16,6 +16,8 @@ from es_trl.pipelines import CallSettings, PipelineAdapter
 from es_trl.rewards import RewardSet
 from es_trl.samples import is_black, mark_unscored, still_of, why_unscored
 from recipes.benchmarks import toy_pipeline as toys
+from recipes.benchmarks.models_table import measure
+from recipes.benchmarks.tiny_models import MODELS
 from recipes.benchmarks.toy_pipeline import TOKENS, WIDTH, ToyPipeline, ToyTransformer, redness, toy_pipeline
 
 
@@ -244,3 +246,18 @@ def test_keywords_that_go_on_to_a_parent_class_are_keywords():
     assert same(images, draw(toy_pipeline())[1])
     with pytest.raises(ValueError, match="OtherPipeline takes no strength"):
         draw(pipeline(call), settings=CallSettings(extra={"strength": 0.5}))
+
+
+@pytest.mark.parametrize("name", ["BriaFiboPipeline", "Kandinsky3Pipeline"])
+def test_prompts_that_lengthen_each_other_have_calls_of_their_own_which_members_share(name, caplog):
+    """Kandinsky 3 averages over the text's padding, Bria's encoder attends to it: a picture would know the others."""
+    model = next(model for model in MODELS if model.name == name)
+    row = measure(model)
+    assert row["how"] == "fused" and float(row["error"]) < 1e-4 and "length" in row["note"].replace("long", "length")
+    adapter = PipelineAdapter(model.pipeline(), LoraConfig(r=2), settings=model.settings())
+    prompts = ["a cat", "two blue cats on a big green mat", "a cat"]
+    together = adapter.generate(prompts, [make_generator(0, "t", i) for i in range(3)], output_type="pt")
+    assert "Every prompt has calls of its own" in caplog.text
+    for i, prompt in enumerate(prompts):
+        alone = adapter.generate([prompt], [make_generator(0, "t", i)], output_type="pt")
+        torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=0)

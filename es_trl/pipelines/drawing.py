@@ -37,13 +37,14 @@ class Drawer:
 
     Attributes:
         one_by_one (`str`): Why every picture has a call of its own; empty where pictures share calls.
+        by_prompt (`str`): Why a call has pictures of one prompt only; empty where prompts share calls.
         members (`int`): Members of a population that share a call now.
         pictures (`Counter`): Pictures drawn so far: "drawn", "not_finite", "flagged" and "black".
     """
 
     def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, prompts):
         self.pipe, self.denoiser, self.settings, self.prompts = pipe, denoiser, settings, prompts
-        self.one_by_one, self.members = "", 1
+        self.one_by_one, self.by_prompt, self.members = "", "", 1
         self.pictures: Counter[str] = Counter()
         self.last_watch: CallWatch | None = None
         self._batches_work, self._takes_text = False, False
@@ -71,14 +72,19 @@ class Drawer:
             **overrides: Of the settings: `num_inference_steps`, `guidance_scale`.
         """
         columns = self.settings.row_columns(self.pipe, columns or {})
+        if self.by_prompt and len(set(prompts)) > 1:
+            return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
         if not self.one_by_one and (len(prompts) > 1 or self.members > 1):
             states = [generator.get_state() for generator in generators]
             drawn = self._together(prompts, generators, states, columns, output_type, keep_numbers, overrides)
-            if not self.one_by_one:
+            if not self.one_by_one and not (self.by_prompt and len(set(prompts)) > 1):
                 return drawn
-            logger.warning("Every picture has a call of its own from here on (slower): %s", self.one_by_one)
+            what = "Every picture has a call of its own" if self.one_by_one else "Every prompt has calls of its own"
+            logger.warning("%s from here on (slower): %s", what, self.one_by_one or self.by_prompt)
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
+            if self.by_prompt:
+                return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
         if self.members > 1:
             raise PopulationShapeError(self.one_by_one)
         singles, numbers = [], []
@@ -93,13 +99,34 @@ class Drawer:
             return np.concatenate(singles)
         return [single[0] if len(single) == 1 else single for single in singles]
 
+    def _prompt_by_prompt(self, prompts, generators, columns, output_type, keep_numbers, overrides):
+        if self.members > 1:
+            raise PopulationShapeError(self.by_prompt)
+        found, numbers = {}, {}
+        for prompt in dict.fromkeys(prompts):
+            own = [i for i, other in enumerate(prompts) if other == prompt]
+            drawn = self.draw(
+                [prompt] * len(own),
+                [generators[i] for i in own],
+                {name: [values[i] for i in own] for name, values in columns.items()},
+                output_type, keep_numbers, **overrides,
+            )  # fmt: skip
+            found |= zip(own, drawn, strict=True)
+            kept = self.last_watch.numbers
+            numbers |= zip(own, kept, strict=True) if len(kept) == len(own) else ()
+        self.last_watch.numbers = [numbers[i] for i in range(len(prompts))] if len(numbers) == len(prompts) else []
+        pictures = [found[i] for i in range(len(prompts))]
+        return torch.stack(pictures) if all(isinstance(picture, torch.Tensor) for picture in pictures) else pictures
+
     def _together(self, prompts, generators, states, columns, output_type, keep, overrides):
         """
-        All pictures in one call; sets `one_by_one` where that cannot be. The first time, the last picture is drawn
-        alone beforehand, which also shows what is wrong with the call itself.
+        All pictures in one call; sets `one_by_one` or `by_prompt` where that cannot be. The first time, the last
+        picture and that of the shortest prompt, which others may lengthen, are drawn alone beforehand, which also
+        shows what is wrong with the call itself.
         """
         new = self.members == 1 and len(prompts) > 1 and not self._batches_work
-        alone = self._last_alone(prompts, states, columns, output_type, overrides) if new else None
+        checked = {len(prompts) - 1, min(range(len(prompts)), key=lambda i: len(prompts[i]))} if new else ()
+        alone = {i: self._alone(i, prompts, states, columns, output_type, overrides) for i in sorted(checked)}
         try:
             kwargs = self.settings.call_kwargs(self.pipe, **overrides)
             kwargs = self.settings.repeat_constants(kwargs, len(prompts)) | columns | self.prompts.rows(prompts)
@@ -109,7 +136,7 @@ class Drawer:
         except (PopulationShapeError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if self._batches_work or len(prompts) == 1:
+            if len(prompts) == 1:
                 raise
             self.one_by_one = f"{type(self.pipe).__name__} does not take {len(prompts)} prompts at once ({error})."
             return None
@@ -120,35 +147,45 @@ class Drawer:
                 "from torch's global generator, so that pictures of one call would not be repeatable."
             )
         elif self.prompts.mixed:
-            self.one_by_one = (
+            self.by_prompt = (
                 f"{type(self.pipe).__name__} encodes prompts of different lengths otherwise together than alone, so "
                 "that a picture would depend on what it is drawn with."
             )
         elif new:
-            self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone)
+            self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone, len(set(prompts)) > 1)
         return drawn
 
-    def _last_alone(self, prompts, states, columns, output_type, overrides) -> torch.Tensor:
+    def _alone(self, i, prompts, states, columns, output_type, overrides) -> torch.Tensor:
         counted, generator = self.pictures.copy(), torch.Generator()
-        generator.set_state(states[-1])
-        own = {name: values[-1] for name, values in columns.items()}
-        single = self._single(prompts[-1], generator, own, output_type, True, overrides)
+        generator.set_state(states[i])
+        own = {name: values[i] for name, values in columns.items()}
+        single = self._single(prompts[i], generator, own, output_type, True, overrides)
         self.pictures = counted
         return numbers_of(single, self.last_watch.numbers, 1)[0]
 
-    def _compare(self, together: torch.Tensor, alone: torch.Tensor) -> None:
-        if alone.shape != together[-1].shape:
-            spread, difference = 1.0, math.inf
+    def _compare(self, together: torch.Tensor, alone: dict[int, torch.Tensor], prompts_differ: bool) -> None:
+        worst = 0.0
+        last = alone[len(together) - 1]
+        if last.shape != together[-1].shape:
+            worst, self._batches_work = math.inf, True
         else:
             # Of equal prompts with one generator for all, only the one alone is what it should be.
-            spread = max(rms(together[-1] - together[0]), rms(alone - together[0]))
-            difference = rms(together[-1] - alone)
-        self._batches_work = spread > 0  # equal pictures say nothing: the next batch may
-        if difference > tolerance(together, spread, dtype_of(self.denoiser)):
+            spread = max(rms(together[-1] - together[0]), rms(last - together[0]))
+            self._batches_work = spread > 0  # equal pictures say nothing: the next batch may
+            limit = tolerance(together, spread, dtype_of(self.denoiser))
+            off = {i: rms(together[i] - picture) for i, picture in alone.items()}
+            # The last picture may be right only because its prompt is the longest.
+            if off[len(together) - 1] <= limit < max(off.values()) and prompts_differ:
+                self.by_prompt = (
+                    f"a picture of {type(self.pipe).__name__} depends on how long the prompts are that it is drawn "
+                    f"with (by {max(off.values()) / spread:.2g} of the difference between two pictures)."
+                )
+                return
+            worst = off[len(together) - 1] / spread if off[len(together) - 1] > limit else 0.0
+        if worst:
             self.one_by_one = (
-                f"a picture of {type(self.pipe).__name__} depends on what it is drawn with (by "
-                f"{difference / spread:.2g} of the difference between two pictures), as where one generator serves a "
-                "whole batch."
+                f"a picture of {type(self.pipe).__name__} depends on what it is drawn with (by {worst:.2g} of the "
+                "difference between two pictures), as where one generator serves a whole batch."
             )
 
     def _single(self, prompt, generator, columns, output_type, keep, overrides):

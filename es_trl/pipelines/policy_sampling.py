@@ -16,7 +16,7 @@ from PIL import Image
 from .adapter import PipelineAdapter
 from .differentiable import DifferentiableForward
 from .policy import Gaussian
-from .scheduler_steps import SkippedSteps, Step, gaussian_of, policy_scheduler, stepping
+from .scheduler_steps import SkippedSteps, Step, gaussian_of, policy_scheduler, stepping, why_no_density
 
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,11 @@ class PolicySampler:
         self.scheduler = check_policy(self.pipe, settings)
         if self.scheduler is not self.pipe.scheduler:
             logger.warning(
-                "Rollouts draw with %s, made from the pipeline's %s, whose steps have no density. Evaluations and "
-                "samples keep to the pipeline's own.",
+                "Rollouts draw with %s, made from the pipeline's %s, %s. Evaluations and samples keep to the "
+                "pipeline's own.",
                 type(self.scheduler).__name__,
                 type(self.pipe.scheduler).__name__,
+                why_no_density(self.pipe.scheduler),
             )
         self._index = 0
         self._skipped = SkippedSteps(adapter.denoiser)

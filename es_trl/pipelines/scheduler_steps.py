@@ -90,8 +90,8 @@ def gaussian_of(step: Step, noise_level: float = 0.0) -> Gaussian | None:
     std = stds.mean()
     if (stds - std).abs().max() > 1e-4 * std.abs():
         raise ValueError(
-            f"{type(scheduler).__name__} draws noise of another size for every number of the latents (a learned "
-            "variance), which the policy's densities do not follow. Use ESTrainer."
+            f"{type(scheduler).__name__} draws noise of another size for every number of the latents, which the "
+            "policy's densities do not follow. Use ESTrainer."
         )
     return None if std == 0 else Gaussian(mean, std)
 
@@ -134,7 +134,9 @@ def policy_scheduler(pipe) -> Any:
 
 def _others(own: Any) -> Iterator[Any]:
     config = getattr(own, "config", {})
-    if is_flow(own):
+    if "learned" in str(config.get("variance_type")):
+        yield type(own).from_config(config, variance_type="fixed_small")
+    elif is_flow(own):
         shift = config.get("flow_shift", config.get("shift", 1.0))
         yield FlowMatchEulerDiscreteScheduler(config.get("num_train_timesteps", 1000), shift=shift)
     elif hasattr(own, "alphas_cumprod"):
@@ -161,6 +163,8 @@ def why_no_density(scheduler: Any) -> str:
     if "randn_tensor" not in inspect.unwrap(scheduler.step).__globals__:
         return "whose steps have no density: they draw no noise"
     trial = copy.deepcopy(scheduler)
+    if "learned" in str(trial.config.get("variance_type")):
+        return "whose steps have a learned variance"
     shifted = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
     trial.set_timesteps(4, **({"intermediate_timesteps": None} if _has_intermediate(trial) else {}), **shifted)
     sample, time = torch.ones(1, 4, 4, 4), trial.timesteps[0]

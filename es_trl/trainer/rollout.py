@@ -272,6 +272,11 @@ class PopulationRollout:
         columns: range | None,
         keep_numbers: bool = False,
     ) -> list[Image.Image]:
+        shared = columns or self.population.columns(members[0], len(batch))
+        if self.adapter.drawer.by_prompt and len(shared) > 1 and len(members) > 1:
+            if columns is None and any(self.population.columns(i, len(batch)) != shared for i in members):
+                raise PopulationShapeError(self.adapter.drawer.by_prompt)
+            return self._draw_prompt_by_prompt(members, batch, factors, step, micro, shared, keep_numbers)
         directions = torch.tensor(self.population.directions(members))
         selected = {name: value.select(directions.to(value.U.device)) for name, value in factors.items()}
         drawn = self._columns(members, batch, columns)
@@ -281,6 +286,26 @@ class PopulationRollout:
             own = {name: [values[j] for j in drawn] for name, values in batch.columns.items()}
             prompts = [batch.prompts[j] for j in drawn]
             return self.adapter.generate(prompts, generators, columns=own, keep_numbers=keep_numbers)
+
+    def _draw_prompt_by_prompt(
+        self,
+        members: list[int],
+        batch: PromptBatch,
+        factors: dict[str, Factors],
+        step: int,
+        micro: int,
+        columns: range,
+        keep_numbers: bool,
+    ) -> list[Image.Image]:
+        """Members share calls, prompts do not."""
+        drawn, numbers = [], []
+        for j in columns:
+            drawn.append(self._draw_together(members, batch, factors, step, micro, range(j, j + 1), keep_numbers))
+            numbers.append(self.adapter.drawer.last_watch.numbers)
+        in_order = [(k, i) for i in range(len(members)) for k in range(len(columns))]
+        kept = all(len(part) == len(members) for part in numbers)
+        self.adapter.drawer.last_watch.numbers = [numbers[k][i] for k, i in in_order] if kept else []
+        return [drawn[k][i] for k, i in in_order]
 
     def _check_members(self, batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int) -> None:
         """Once: two members of a batch draw what each draws alone, and every layer with LoRA is used."""

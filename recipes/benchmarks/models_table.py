@@ -10,6 +10,7 @@ compared with their weights written into the model and drawn by the pipeline's o
 import argparse
 import json
 import logging
+import math
 import time
 import warnings
 from collections import Counter
@@ -19,9 +20,10 @@ import torch
 from peft import LoraConfig
 
 from es_trl.es import Factors, NoiseBank, Population, make_generator
-from es_trl.pipelines import CallSettings, PipelineAdapter, PolicySampler, PolicySettings, check_policy, numbers_of
+from es_trl.pipelines import PipelineAdapter, PolicySampler, PolicySettings, check_policy, numbers_of
 from es_trl.pipelines.drawing import pictures_of
 from es_trl.pipelines.self_check import AMPLIFIED, VISIBLE, rms, tolerance
+from es_trl.pipelines.targets import coverage
 from es_trl.pipelines.verify import merged_weights
 from es_trl.pipelines.watching import CallWatch
 from es_trl.rewards import RewardSet
@@ -46,6 +48,7 @@ that is not here is treated by the same rules, and a run checks itself at its fi
   texts of a call are encoded together, once; "every call" where nothing is kept.
 - **policy gradients**: whether DDPO, GRPO and Pref-GRPO find Gaussian steps, and how far the first ratio of
   probabilities is from 1. Evolution strategies train every class listed as fused, one by one or per picture.
+- **layers**: Linear and convolution layers that have LoRA by default, the attention projections, of all in the model.
 
 """
 
@@ -60,14 +63,13 @@ def measure(model: TinyModel) -> dict:
         "error": "",
         "prompts": "",
         "policy": "",
+        "targets": "",
         "note": "",
     }
     try:
-        fields = {name: value for name, value in model.call.items() if name in CallSettings.__dataclass_fields__}
-        extra = {name: value for name, value in model.call.items() if name not in fields}
-        settings = CallSettings(**{"num_inference_steps": 2} | fields, extra=extra)
-        adapter = PipelineAdapter(
-            model.pipeline(), LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS), settings=settings
+        adapter = PipelineAdapter(model.pipeline(), LoraConfig(r=2, lora_alpha=2), settings=model.settings())
+        row["targets"] = (
+            coverage(adapter.denoiser, adapter.space.layers).partition(" layers")[0].removeprefix("LoRA on ")
         )
         row |= draw_members(adapter, model)
         row["policy"] = policy(adapter, model)
@@ -75,9 +77,6 @@ def measure(model: TinyModel) -> dict:
         row["note"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     row["seconds"] = round(time.perf_counter() - started, 1)
     return row
-
-
-TARGETS = r".*(to_q|to_k|to_v|to_out\.0|to_query|to_key|to_value|out_layer)$"
 
 
 @torch.no_grad()
@@ -106,11 +105,16 @@ def draw_members(adapter: PipelineAdapter, model: TinyModel) -> dict:
     found = drawn([0, 1]) if how == "fused" else torch.cat([drawn([0]), drawn([1])])
     error = max(rms(a - b) for a, b in zip(found, truth, strict=True)) / spread if spread else float("nan")
     prompts = adapter.prompts.whole_reason
+    if not math.isfinite(error):
+        return {
+            "how": "no picture",
+            "note": "what the pipeline itself draws with these random weights is not made of numbers",
+        }
     return {
         "how": how if error * spread <= tolerance(truth[0], spread, torch.float32) else f"{how}, WRONG",
         "error": f"{error:.1e}",
         "prompts": "once" if not prompts else "together" if "depends" in prompts else "every call",
-        "note": adapter.drawer.one_by_one[:120],
+        "note": (adapter.drawer.one_by_one or adapter.drawer.by_prompt)[:120],
     }
 
 
@@ -159,13 +163,12 @@ def page(rows: list[dict]) -> str:
     lines += [f"| | {' | '.join(ways)} |", f"| --- |{' ---: |' * len(ways)}"]
     lines += [f"| {kind} | {' | '.join(str(counts[kind, way]) for way in ways)} |" for kind in kinds]
     for kind in kinds:
-        lines += ["", f"## {kind.capitalize()}", "", "| class | how | error | prompts | policy gradients | |"]
-        lines += ["| --- | --- | ---: | --- | ---: | --- |"]
+        lines += ["", f"## {kind.capitalize()}", "", "| class | how | error | prompts | policy gradients | layers | |"]
+        lines += ["| --- | --- | ---: | --- | ---: | ---: | --- |"]
         for row in (row for row in rows if row["kind"] == kind):
             note = row["note"].replace("|", "/")
-            lines.append(
-                f"| {row['name']} | {row['how']} | {row['error']} | {row['prompts']} | {row['policy']} | {note} |"
-            )
+            shown = [row[name] for name in ("name", "how", "error", "prompts", "policy", "targets")]
+            lines.append(f"| {' | '.join(shown)} | {note} |")
     return "\n".join(lines) + "\n"
 
 

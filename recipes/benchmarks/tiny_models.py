@@ -1,5 +1,6 @@
 """Tiny random pipelines of as many diffusers classes as can be built without a download, for the table of models."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +11,7 @@ import transformers as t
 from PIL import Image
 
 from es_trl import assets
+from es_trl.pipelines import CallSettings
 
 
 TEMPLATE = (
@@ -37,10 +39,18 @@ class TinyModel:
     call: dict = field(default_factory=dict)
     columns: dict = field(default_factory=dict)
 
+    def settings(self, steps: int = 2) -> CallSettings:
+        """How it is called."""
+        named = {name: value for name, value in self.call.items() if name in CallSettings.__dataclass_fields__}
+        extra = {name: value for name, value in self.call.items() if name not in named}
+        return CallSettings(**{"num_inference_steps": steps} | named, extra=extra)
+
     def pipeline(self):
         """The pipeline, with the same random weights every time; none are zero, as before training many are."""
         torch.manual_seed(0)
         pipe = getattr(d, self.name)(**self.build())
+        if hasattr(pipe, "prompt_template_encode_start_idx"):  # the tokens of a template that this tokenizer has not
+            pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}", 0
         for part in pipe.components.values():
             for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
                 if weight.ndim > 1 and not weight.any():
@@ -138,6 +148,23 @@ def qwen_vl(width: int = 16, model: str = "Qwen2_5_VLForConditionalGeneration", 
         vision_end_token_id=8,
     )
     return getattr(t, model)(config)
+
+
+def qwen3_vl(width: int = 16):
+    text = {
+        "vocab_size": vocabulary(),
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "mrope_interleaved": True},
+        **special_tokens(),
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    config = t.Qwen3VLConfig(text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0]})
+    return t.Qwen3VLModel(config)
 
 
 # ---- autoencoders and schedulers ----
@@ -326,12 +353,12 @@ def text_to_video() -> dict:
 # ---- transformers for pictures ----
 
 
-def sd3(**more) -> dict:
+def sd3(channels: int = 4, **more) -> dict:
     transformer = d.SD3Transformer2DModel(
         sample_size=16,
         patch_size=1,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -341,7 +368,7 @@ def sd3(**more) -> dict:
     )
     return {
         "transformer": transformer,
-        "vae": vae(shift_factor=0.06),
+        "vae": vae(channels, shift_factor=0.06),
         "text_encoder": clip(projection=True),
         "text_encoder_2": clip(projection=True),
         "text_encoder_3": t5(),
@@ -557,13 +584,13 @@ def kandinsky3() -> dict:
         time_embedding_dim=4,
         groups=2,
         attention_head_dim=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
+        layers_per_block=3,
+        block_out_channels=(32, 64),
         cross_attention_dim=4,
         encoder_hid_dim=32,
     )
     movq = d.VQModel(
-        block_out_channels=(8, 8),
+        block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
@@ -575,7 +602,7 @@ def kandinsky3() -> dict:
     return {"unet": made, "movq": movq, "text_encoder": t5(), "tokenizer": tokenizer(), "scheduler": d.DDPMScheduler()}
 
 
-def kandinsky5(video: bool = False) -> dict:
+def kandinsky5(video: bool = False, conditioned: bool = False) -> dict:
     transformer = d.Kandinsky5Transformer3DModel(
         in_visual_dim=16,
         in_text_dim=16,
@@ -588,7 +615,7 @@ def kandinsky5(video: bool = False) -> dict:
         num_text_blocks=1,
         num_visual_blocks=2,
         axes_dims=(1, 1, 2),
-        visual_cond=False,
+        visual_cond=conditioned,
         attention_type="regular",
     )
     return {
@@ -624,7 +651,7 @@ def krea2() -> dict:
     return {
         "transformer": transformer,
         "vae": qwen_vae(),
-        "text_encoder": decoder("Qwen3Model", "Qwen3Config"),
+        "text_encoder": qwen3_vl(),
         "tokenizer": tokenizer(),
         "text_encoder_select_layers": (0, 1, 2),
         "scheduler": flow(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
@@ -772,14 +799,14 @@ def deepfloyd() -> dict:
     made = d.UNet2DConditionModel(
         sample_size=16,
         layers_per_block=1,
-        block_out_channels=[8, 16],
+        block_out_channels=[32, 64],
         norm_num_groups=4,
         down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
         in_channels=3,
         out_channels=6,
-        cross_attention_dim=16,
+        cross_attention_dim=32,
         encoder_hid_dim=32,
         attention_head_dim=8,
         addition_embed_type="text",
@@ -1032,6 +1059,64 @@ def sana_video() -> dict:
     return sana_parts() | {"vae": wan_vae(), "transformer": transformer, "scheduler": scheduler}
 
 
+# ---- with further parts ----
+
+
+def with_controlnet(build: Callable[[], dict], denoiser: str = "unet", make: Callable | None = None, **more):
+    """Components of `build` and a control network made from its denoiser."""
+
+    def parts() -> dict:
+        made = build()
+        return made | {"controlnet": (make or controlnet)(made[denoiser])} | more
+
+    return parts
+
+
+def visible(network):
+    """Control networks start from zeros and would change nothing."""
+    for weight in network.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return network
+
+
+def transformer_controlnet(name: str, **more) -> Callable:
+    """Of SD3, Flux and Qwen-Image, from their transformer."""
+    return lambda source: visible(getattr(d, name).from_transformer(source, **more))
+
+
+def sana_controlnet(source) -> d.SanaControlNetModel:
+    names = inspect.signature(d.SanaControlNetModel.__init__).parameters
+    same = {name: value for name, value in source.config.items() if name in names and not name.startswith("_")}
+    return visible(d.SanaControlNetModel(**same | {"num_layers": 1}))
+
+
+def animated(build: Callable[[], dict] = sd, **more) -> Callable[[], dict]:
+    def parts() -> dict:
+        made = build() | {"motion_adapter": motion_adapter()} | more
+        for name in ("safety_checker", "requires_safety_checker"):
+            made.pop(name, None)
+        return made
+
+    return parts
+
+
+def upscale() -> dict:
+    parts = sd() | {"unet": unet(channels=7, num_class_embeds=1000), "low_res_scheduler": d.DDPMScheduler()}
+    del parts["requires_safety_checker"]
+    return parts | {"watermarker": None}
+
+
+def deepfloyd_upscale() -> dict:
+    made = deepfloyd()
+    old = made["unet"].config
+    settings = {k: v for k, v in old.items() if not k.startswith("_")} | {
+        "in_channels": 6,
+        "class_embed_type": "timestep",
+    }
+    return made | {"unet": d.UNet2DConditionModel(**settings), "image_noising_scheduler": d.DDPMScheduler()}
+
+
 TEXT, IMAGE, VIDEO = "text to image", "image input", "video"
 SMALL = {"height": 32, "width": 32}
 GUIDED = {"guidance_scale": 4.0}
@@ -1085,10 +1170,10 @@ def _models() -> list[TinyModel]:
         TinyModel("StableDiffusionXLInpaintPipeline", IMAGE, sdxl, GUIDED | EDIT | SMALL, hole),
         TinyModel("StableDiffusionXLControlNetPipeline", IMAGE, sdxl_controlnet, GUIDED | SMALL, one),
         TinyModel("StableDiffusion3Img2ImgPipeline", IMAGE, sd3, GUIDED | EDIT | SMALL | SHORT, one),
-        TinyModel("StableDiffusion3InpaintPipeline", IMAGE, sd3, GUIDED | EDIT | SMALL | SHORT, hole),
+        TinyModel("StableDiffusion3InpaintPipeline", IMAGE, lambda: sd3(16), GUIDED | EDIT | SMALL | SHORT, hole),
         TinyModel("FluxImg2ImgPipeline", IMAGE, flux, EDIT | SMALL | SHORT, one),
         TinyModel("FluxInpaintPipeline", IMAGE, flux, EDIT | SMALL | SHORT, hole),
-        TinyModel("FluxKontextPipeline", IMAGE, flux, SMALL | SHORT | {"max_area": 1024}, one),
+        TinyModel("FluxKontextPipeline", IMAGE, flux, SMALL | SHORT | {"max_area": 1024, "_auto_resize": False}, one),
         TinyModel("FluxControlPipeline", IMAGE, lambda: flux(8), SMALL | SHORT, {"control_image": pictures()}),
         TinyModel("ChromaImg2ImgPipeline", IMAGE, chroma, GUIDED | EDIT | SMALL | SHORT, one),
         TinyModel("QwenImageImg2ImgPipeline", IMAGE, qwen_image, EDIT | SMALL | SHORT, one),
@@ -1148,4 +1233,201 @@ def _models() -> list[TinyModel]:
     return models
 
 
-MODELS = _models()
+def _further() -> list[TinyModel]:
+    one, control = {"image": pictures()}, {"control_image": pictures()}
+    hole = one | {"mask_image": masks()}
+    pag = GUIDED | {"pag_scale": 2.0}
+    flux_net = transformer_controlnet(
+        "FluxControlNetModel", num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+    sd3_net = transformer_controlnet("SD3ControlNetModel", num_layers=1, num_extra_conditioning_channels=0)
+    qwen_net = transformer_controlnet(
+        "QwenImageControlNetModel", num_layers=1, attention_head_dim=16, num_attention_heads=3
+    )
+    models = [
+        TinyModel("StableDiffusionPanoramaPipeline", TEXT, sd, GUIDED | SMALL),
+        TinyModel(
+            "StableDiffusionControlNetImg2ImgPipeline", IMAGE, with_controlnet(sd), GUIDED | EDIT, one | control
+        ),
+        TinyModel(
+            "StableDiffusionControlNetInpaintPipeline",
+            IMAGE,
+            with_controlnet(sd),
+            GUIDED | EDIT | SMALL,
+            hole | control,
+        ),
+        TinyModel("StableDiffusionControlNetPAGPipeline", IMAGE, with_controlnet(sd), pag, one),
+        TinyModel(
+            "StableDiffusionControlNetPAGInpaintPipeline",
+            IMAGE,
+            with_controlnet(sd),
+            pag | EDIT | SMALL,
+            hole | control,
+        ),
+        TinyModel("StableDiffusionUpscalePipeline", IMAGE, upscale, GUIDED, {"image": pictures(16)}),
+        TinyModel(
+            "StableDiffusionXLControlNetImg2ImgPipeline", IMAGE, with_controlnet(sdxl), GUIDED | EDIT, one | control
+        ),
+        TinyModel(
+            "StableDiffusionXLControlNetInpaintPipeline",
+            IMAGE,
+            with_controlnet(sdxl),
+            GUIDED | EDIT | SMALL,
+            hole | control,
+        ),
+        TinyModel("StableDiffusionXLControlNetPAGPipeline", IMAGE, with_controlnet(sdxl), pag | SMALL, one),
+        TinyModel(
+            "StableDiffusionXLControlNetPAGImg2ImgPipeline", IMAGE, with_controlnet(sdxl), pag | EDIT, one | control
+        ),
+        TinyModel("StableDiffusionXLInstructPix2PixPipeline", IMAGE, lambda: sdxl(8), GUIDED | SMALL, one),
+        TinyModel("StableDiffusionXLPAGImg2ImgPipeline", IMAGE, sdxl, pag | EDIT, one),
+        TinyModel("StableDiffusionXLPAGInpaintPipeline", IMAGE, sdxl, pag | EDIT | SMALL, hole),
+        TinyModel(
+            "StableDiffusion3PAGImg2ImgPipeline",
+            IMAGE,
+            lambda: sd3(pag_applied_layers=["blocks.1"]),
+            pag | EDIT | SMALL | SHORT,
+            one,
+        ),
+        TinyModel(
+            "StableDiffusion3ControlNetPipeline",
+            IMAGE,
+            with_controlnet(sd3, "transformer", sd3_net),
+            GUIDED | SMALL | SHORT,
+            control,
+        ),
+        TinyModel("FluxControlImg2ImgPipeline", IMAGE, lambda: flux(8), EDIT | SMALL | SHORT, one | control),
+        TinyModel("FluxControlInpaintPipeline", IMAGE, lambda: flux(8), EDIT | SMALL | SHORT, hole | control),
+        TinyModel(
+            "FluxControlNetPipeline", IMAGE, with_controlnet(flux, "transformer", flux_net), SMALL | SHORT, control
+        ),
+        TinyModel(
+            "FluxControlNetImg2ImgPipeline",
+            IMAGE,
+            with_controlnet(flux, "transformer", flux_net),
+            EDIT | SMALL | SHORT,
+            one | control,
+        ),
+        TinyModel(
+            "FluxControlNetInpaintPipeline",
+            IMAGE,
+            with_controlnet(flux, "transformer", flux_net),
+            EDIT | SMALL | SHORT,
+            hole | control,
+        ),
+        TinyModel("FluxFillPipeline", IMAGE, lambda: flux(24), EDIT | SMALL | SHORT, hole),
+        TinyModel(
+            "FluxKontextInpaintPipeline",
+            IMAGE,
+            flux,
+            EDIT | SMALL | SHORT | {"max_area": 1024, "_auto_resize": False},
+            hole,
+        ),
+        TinyModel(
+            "Flux2KleinInpaintPipeline",
+            IMAGE,
+            flux2,
+            GUIDED | EDIT | SMALL | {"text_encoder_out_layers": (1, 2, 3), **SHORT},
+            hole,
+        ),
+        TinyModel(
+            "Flux2KleinKVPipeline",
+            IMAGE,
+            flux2,
+            {"height": 64, "width": 64} | {"text_encoder_out_layers": (1, 2, 3), **SHORT},
+            {"image": pictures(64)},
+        ),
+        TinyModel("ChromaInpaintPipeline", IMAGE, chroma, GUIDED | EDIT | SMALL | SHORT, hole),
+        TinyModel("ZImageInpaintPipeline", IMAGE, z_image, GUIDED | EDIT | SMALL | SHORT, hole),
+        TinyModel(
+            "QwenImageControlNetPipeline",
+            IMAGE,
+            with_controlnet(qwen_image, "transformer", qwen_net),
+            SMALL | SHORT,
+            control,
+        ),
+        TinyModel("Kandinsky3Img2ImgPipeline", IMAGE, kandinsky3, GUIDED | EDIT, one),
+        TinyModel("IFImg2ImgPipeline", IMAGE, deepfloyd, GUIDED | EDIT, one),
+        TinyModel("IFInpaintingPipeline", IMAGE, deepfloyd, GUIDED | EDIT, hole),
+        TinyModel("IFSuperResolutionPipeline", IMAGE, deepfloyd_upscale, GUIDED | SMALL, {"image": pictures(16)}),
+        TinyModel(
+            "SanaControlNetPipeline",
+            IMAGE,
+            with_controlnet(sana, "transformer", sana_controlnet),
+            GUIDED | SMALL | SHORT,
+            control,
+        ),
+        TinyModel(
+            "AnimateDiffControlNetPipeline",
+            VIDEO,
+            animated(with_controlnet(sd)),
+            GUIDED | {"num_frames": 2},
+            {"conditioning_frames": clips(2, 32)},
+        ),
+        TinyModel("AnimateDiffSDXLPipeline", VIDEO, animated(sdxl), GUIDED | SMALL | {"num_frames": 2}),
+        TinyModel(
+            "AnimateDiffVideoToVideoControlNetPipeline",
+            VIDEO,
+            animated(with_controlnet(sd)),
+            GUIDED | EDIT,
+            {"video": clips(2, 32), "conditioning_frames": clips(2, 32)},
+        ),
+        TinyModel("PIAPipeline", VIDEO, animated(lambda: sd(channels=9)), GUIDED | SMALL | {"num_frames": 2}, one),
+        TinyModel(
+            "SanaImageToVideoPipeline",
+            VIDEO,
+            sana_video,
+            GUIDED | SMALL | SHORT | {"frames": 9, "use_resolution_binning": False},
+            one,
+        ),
+        TinyModel(
+            "CogVideoXImageToVideoPipeline",
+            VIDEO,
+            lambda: cogvideox(8),
+            GUIDED | {"height": 16, "width": 16, "num_frames": 8} | SHORT,
+            {"image": pictures(16)},
+        ),
+        TinyModel(
+            "CogVideoXFunControlPipeline",
+            VIDEO,
+            lambda: cogvideox(8),
+            GUIDED | {"height": 16, "width": 16} | SHORT,
+            {"control_video": clips(8)},
+        ),
+        TinyModel(
+            "SkyReelsV2DiffusionForcingPipeline", VIDEO, skyreels, GUIDED | FILM | SHORT | {"base_num_frames": 9}
+        ),
+        TinyModel(
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+            VIDEO,
+            skyreels,
+            GUIDED | FILM | SHORT | {"base_num_frames": 9},
+            {"image": pictures(16)},
+        ),
+        TinyModel(
+            "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+            VIDEO,
+            skyreels,
+            GUIDED | FILM | SHORT | {"base_num_frames": 9, "overlap_history": 1},
+            {"video": clips()},
+        ),
+        TinyModel(
+            "HunyuanSkyreelsImageToVideoPipeline",
+            VIDEO,
+            lambda: hunyuan_video(8),
+            FILM | SHORT | {"prompt_template": {"template": "{}", "crop_start": 0}},
+            {"image": pictures(16)},
+        ),
+        TinyModel("LucyEditPipeline", VIDEO, lambda: wan(32), GUIDED | FILM | SHORT, {"video": clips()}),
+        TinyModel(
+            "Kandinsky5I2VPipeline",
+            VIDEO,
+            lambda: kandinsky5(True, True),
+            GUIDED | SMALL | {"num_frames": 5} | SHORT,
+            one,
+        ),
+    ]
+    return models
+
+
+MODELS = _models() + _further()

@@ -5,9 +5,10 @@ import gguf
 import torch
 from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
 from optimum import quanto
-from tiny_pipelines import fresh_sprint
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+from es_trl.pipelines import load_pipeline
 
 
 def torchao_int8(pipe):
@@ -66,7 +67,9 @@ def _replace(model: nn.Module, build, fits=lambda layer: True) -> None:
 STORAGES = (torchao_int8, quanto_int8, gguf_q8_0, bnb_int8, bnb_nf4, fp8_casting)
 
 
-def quantised_sprint(storage):
-    pipe = fresh_sprint()
-    storage(pipe)
+def quantised_sprint(storage=None):
+    """The shipped model with its denoiser in a storage; as it is without one."""
+    pipe = load_pipeline("tiny-sana-sprint", torch.float32)
+    if storage is not None:
+        storage(pipe)
     return pipe
