@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from test_export import by_the_rule
 from test_lora_files import diffusers_names, kohya_names, mixed, pairs_of
-from tiny_pipelines import fresh_sprint
+from tiny_pipelines import flux, fresh_sprint
 from tiny_runs import tiny_trainer
 
 import es_trl
+from es_trl.cli import main
 from es_trl.es import make_generator
 from es_trl.pipelines import (
     LORA_WEIGHTS_NAME,
@@ -145,3 +148,43 @@ def test_what_cannot_work_is_said_before_a_model_loads(style, tmp_path, monkeypa
 def test_a_space_that_starts_at_the_base_starts_from_nothing_else(style, tmp_path):
     with pytest.raises(ValueError, match="init_adapter needs es_space 'lora' or 'lora_b', got 'lora_xs'"):
         tiny_trainer(tmp_path, init_adapter=str(style[0]), es_space="lora_xs")
+
+
+def test_a_foreign_lora_continued_exported_and_merged_draws_what_was_trained(tmp_path, capsys):
+    """Kohya's names at half strength, ES, ComfyUI's names, merged by the loaders' rule: equal to the picture."""
+    parts = {"img": ("to_q", "to_k", "to_v"), "txt": ("add_q_proj", "add_k_proj", "add_v_proj")}
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for part in parts:
+        name = f"lora_unet_double_blocks_0_{part}_attn_qkv"
+        tensors[f"{name}.lora_down.weight"] = 0.3 * torch.randn(8, 32, generator=generator)
+        tensors[f"{name}.lora_up.weight"] = 0.3 * torch.randn(96, 8, generator=generator)
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    flux().save_pretrained(tmp_path / "base")
+    size = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.5}
+    options = {"init_adapter": str(tmp_path / "foreign.safetensors"), "reward_funcs": bright, **size}
+    options |= {"es_space": "lora", "update": "optimizer", "learning_rate": 0.3}
+    trainer = tiny_trainer(tmp_path / "run", model=str(tmp_path / "base"), **options)
+    foreign = draw(trainer.adapter)
+    trainer.train()
+    trainer.save_model()
+    trained = draw(trainer.adapter)
+    with trainer.adapter.adapter_disabled():
+        base = draw(trainer.adapter)
+    moved = float((trained - foreign).abs().max())
+    assert moved > 1e-2 < (foreign - base).abs().max()
+
+    given = ["export", str(tmp_path / "run"), "--format", "comfyui", "--model", str(tmp_path / "base")]
+    assert main([*given, "--output", str(tmp_path / "comfy.safetensors")]) == 0
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "base")
+    changes = by_the_rule(load_file(tmp_path / "comfy.safetensors"))
+    assert changes.keys() == {f"diffusion_model.double_blocks.0.{part}_attn.qkv" for part in parts}
+    with torch.no_grad():
+        for part, names in parts.items():
+            joined = changes[f"diffusion_model.double_blocks.0.{part}_attn.qkv"]
+            for name, rows in zip(names, joined.chunk(3), strict=True):
+                getattr(pipe.transformer.transformer_blocks[0].attn, name).weight += rows
+    pipe.set_progress_bar_config(disable=True)
+    generators = [make_generator(0, "existing", i) for i in range(2)]
+    merged = pipe(PROMPTS, generator=generators, output_type="latent", max_sequence_length=16, **size).images
+    assert (merged - trained).abs().max() < 1e-4 * moved

@@ -175,7 +175,7 @@ def page(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--only", nargs="*", help="names of classes; the other rows are taken from --rows")
-    parser.add_argument("--rows", help="a JSON file of rows, read and written again, so that classes can be added")
+    parser.add_argument("--rows", help="a JSON file of rows, kept and added to; without --only, what it has is left")
     parser.add_argument("--output", help="where the page goes, of all rows")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -186,6 +186,8 @@ def main() -> None:
         if args.only and model.name not in args.only:
             continue
         key = f"{model.name} {model.kind} {[m.name for m in MODELS[:i]].count(model.name)}"
+        if key in rows and not args.only:
+            continue
         rows[key] = row = measure(model)
         print(" | ".join(str(value) for value in row.values()), flush=True)
         if kept:

@@ -31,6 +31,7 @@ class TinyModel:
         build (`Callable`): Makes its components.
         call (`dict`): Keywords of the call beside the prompt.
         columns (`dict`): Keywords of the call with one value per row.
+        attributes (`dict`): What to set on the pipeline, where its own would draw large pictures.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TinyModel:
     build: Callable[[], dict]
     call: dict = field(default_factory=dict)
     columns: dict = field(default_factory=dict)
+    attributes: dict = field(default_factory=dict)
 
     def settings(self, steps: int = 2) -> CallSettings:
         """How it is called."""
@@ -51,6 +53,8 @@ class TinyModel:
         pipe = getattr(d, self.name)(**self.build())
         if hasattr(pipe, "prompt_template_encode_start_idx"):  # the tokens of a template that this tokenizer has not
             pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}", 0
+        for name, value in self.attributes.items():
+            setattr(pipe, name, value)
         for part in pipe.components.values():
             for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
                 if weight.ndim > 1 and not weight.any():
@@ -1146,9 +1150,9 @@ def _models() -> list[TinyModel]:
         TinyModel("ChromaPipeline", TEXT, chroma, GUIDED | SMALL | SHORT),
         TinyModel("AuraFlowPipeline", TEXT, aura_flow, GUIDED | SMALL | SHORT),
         TinyModel("CogView4Pipeline", TEXT, cogview4, GUIDED | SMALL | SHORT),
-        TinyModel("HiDreamImagePipeline", TEXT, hidream, GUIDED | SMALL | SHORT),
+        TinyModel("HiDreamImagePipeline", TEXT, hidream, GUIDED | SMALL | SHORT, {}, {"default_sample_size": 16}),
         TinyModel("Kandinsky3Pipeline", TEXT, kandinsky3, GUIDED | SMALL),
-        TinyModel("Kandinsky5T2IPipeline", TEXT, kandinsky5, GUIDED | {"height": 64, "width": 64} | SHORT),
+        TinyModel("Kandinsky5T2IPipeline", TEXT, kandinsky5, GUIDED | SMALL | SHORT, {}, {"resolutions": [(32, 32)]}),
         TinyModel("Krea2Pipeline", TEXT, krea2, GUIDED | SMALL | SHORT),
         TinyModel("Lumina2Pipeline", TEXT, lumina2, GUIDED | SMALL | SHORT),
         TinyModel("PRXPipeline", TEXT, prx, GUIDED | SMALL | {"use_resolution_binning": False}),
