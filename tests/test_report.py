@@ -128,14 +128,27 @@ def test_what_got_worse_is_called_a_loss(tmp_path, without_png):
     page = opened(write_report(run_folder(tmp_path / "run", gain=-1.0)))
     assert "Training made the scores worse" in page.text
     assert "Smallest losses" in page.text and "Largest losses" in page.text
+    assert "smallest loss," in page.text and "largest loss," in page.text and "largest gain" not in page.text
     assert "Largest gains" not in page.text and "Smallest gains" not in page.text and "The gain is" not in page.text
+
+
+def test_a_curve_stands_beside_a_level_of_its_own_prompts(tmp_path, without_png):
+    """The base on the test prompts says nothing of a curve on others: where the run began, its start is the level."""
+    folder = run_folder(tmp_path / "run")
+    assert "base model on the test prompts" in opened(write_report(folder)).text
+    state = json.loads((folder / "trainer_state.json").read_text())
+    first = {f"eval_rewards/{name}/mean": -3.0 for name in (TRAINED, HELD_OUT)}
+    state["log_history"].insert(0, {**first, "step": 0, "num_images": 0, "train_time": 0.0})
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    text = opened(write_report(folder)).text
+    assert "before the first step, on the same prompts" in text and "base model on the test prompts" not in text
 
 
 def test_a_slider_shows_the_base_on_the_left_and_the_adapter_on_the_right(finished):
     page = opened(finished[1])
     images = [a for a in page.of("img") if "data-row" in a]
     assert len(images) == 3 * len(PROMPTS)
-    first = page.text.index("largest change"), page.text.index("typical change"), page.text.index("smallest change")
+    first = page.text.index("largest gain"), page.text.index("typical,"), page.text.index("smallest gain")
     assert first == tuple(sorted(first)) and "Chosen by rule" in page.text
     assert {a["class"] for a in images if a["data-row"] == "base@1"} == {"left"}
     assert {a["class"] for a in images if a["data-row"] == "adapter@1"} == {"right"}

@@ -78,7 +78,7 @@ def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, cou
 
 
 def first_look(pairs: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """By rule, what to look at first: of the first ranking the largest, the middle and the smallest changes."""
+    """By rule, what to look at first: the two ends and the middle of the first ranking."""
     ranked = [pair for pair in pairs if pair["reward"] == pairs[0]["reward"]]
     if len(ranked) <= count:
         return ranked

@@ -136,7 +136,15 @@ def _trained_on(folder: Folder) -> str | None:
     return wording.weighted(weights) if any(weight != 1 for weight in weights.values()) else ", ".join(weights) or None
 
 
-def _levels(folder: Folder, reward: str) -> list[charts.Level]:
+def _starts(learned):
+    """What was evaluated before the first step: the one level that is of the curve's own prompts."""
+    return learned[(learned["kind"] == curves.VALIDATION) & (learned["step"] == 0)]
+
+
+def _levels(folder: Folder, learned, reward: str) -> list[charts.Level]:
+    starts = _starts(learned)
+    if len(starts):
+        return [charts.Level("start", v, None, None, False) for v in starts[starts["name"] == reward]["value"]]
     if folder.evaluation is None:
         return []
     model, base = wording.main_rows(folder.evaluation)
@@ -154,7 +162,10 @@ def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
     trained = folder.trained
     names = curves.reward_names(learned, trained)[:MAX_CHARTS]
     return [
-        (name, charts.learning_curve(learned, name, name in trained if trained else None, _levels(folder, name)))
+        (
+            name,
+            charts.learning_curve(learned, name, name in trained if trained else None, _levels(folder, learned, name)),
+        )
         for name in names
     ]
 
@@ -181,7 +192,9 @@ def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
         entries.append(("solid", "evaluation prompts during training, the adapter alone"))
     if curves.TRAINING in kinds:
         entries.append(("faint", "training batches, as they come"))
-    if folder.evaluation is not None and len(learned):
+    if len(_starts(learned)):
+        entries.append(("dashed", "before the first step, on the same prompts"))
+    elif folder.evaluation is not None and len(learned):
         entries.append(("dashed", "base model on the test prompts, with its interval"))
         entries.append(("diamond", "trained model on the test prompts, with its interval"))
     return entries
@@ -229,12 +242,16 @@ def _heading(kind: str, members: list[pictures.Pair]) -> str:
     return "Typical" if kind == "typical" else "Largest losses" if min(changes) < 0 else "Smallest gains"
 
 
+ONE = {"Largest gains": "largest gain", "Smallest losses": "smallest loss", "Typical": "typical",
+       "Largest losses": "largest loss", "Smallest gains": "smallest gain"}  # fmt: skip
+
+
 def _first_look(groups: list[dict[str, Any]]) -> list[tuple[str, pictures.Pair]]:
-    """For the top of the page, by rule: the largest, the middle and the smallest change under the first ranking."""
+    """For the top of the page, by rule: the two ends and the middle of the first ranking."""
     found = {kind: members for group in groups[:1] for kind, _, members in group["kinds"]}
     chosen = [("best", 0), ("typical", len(found.get("typical", ())) // 2), ("worst", -1)]
-    names = {"best": "largest change", "typical": "typical change", "worst": "smallest change"}
-    return [(names[kind], found[kind][place]) for kind, place in chosen if found.get(kind)]
+    shown = [(kind, found[kind][place]) for kind, place in chosen if found.get(kind)]
+    return [(ONE[_heading(kind, [pair])], pair) for kind, pair in shown]
 
 
 def protocol(folder: Folder) -> list[tuple[str, str]]:
@@ -282,8 +299,10 @@ def _trained(folder: Folder) -> list[tuple[str, Any]]:
             ("optimised", wording.weighted(folder.weights) if len(rewards) > 1 else ", ".join(map(str, rewards))),
             ("measured only", ", ".join(map(str, folder.config.get("eval_reward_funcs") or [])) or "nothing"),
         ]
-        shown = ("max_steps", "population_size", "prompts_per_step", "sigma", "learning_rate", "lora_rank", "es_space")
-        found += [("settings", ", ".join(f"{name} = {_short(settings[name])}" for name in shown if name in settings))]
+        shown = ("max_steps", "population_size", "prompts_per_step", "output_change", "sigma", "travel")
+        shown += ("learning_rate", "lora_rank", "es_space")
+        given = {name: settings[name] for name in shown if settings.get(name) is not None}
+        found += [("settings", ", ".join(f"{name} = {_short(value)}" for name, value in given.items()))]
     packages = folder.env.get("packages") or {}
     if folder.env:
         versions = [f"{name} {packages[name]}" for name in ("torch", "diffusers", "transformers") if name in packages]

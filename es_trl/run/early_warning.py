@@ -83,8 +83,8 @@ class EarlyWarningCallback(TrainerCallback):
         if fallen:
             text = (
                 f"Early warning at step {state.global_step}: the trained reward rises and what was not trained falls "
-                f"({'; '.join(fallen)}). The run may be hacking its reward: look at samples/, lower the learning "
-                "rate, or add a reward."
+                f"({'; '.join(fallen)}). The run may be hacking its reward: look at samples/, go less far (travel, "
+                "or the learning rate), or add a reward."
             )
             stops = " Stopping, as early_warning='stop' asks." if args.early_warning == "stop" else ""
             logger.warning("%s%s", text, stops)

@@ -177,9 +177,8 @@ class Results:
             captions = [f"{pair['prompt']} ({number(pair['change'], sign=True)})" for pair in shown]
             steps = [(row, row.num_inference_steps) for row in rows]
             labels = [f"{'adapter' if row.adapter else 'base'}, {n} step{'s' if n > 1 else ''}" for row, n in steps]
-            note = (
-                f"The largest, middle and smallest changes of {shown[0]['reward']} over {len(result.prompts)} prompts."
-            )
+            ends = f"The two ends and the middle of {len(result.prompts)} prompts"
+            note = f"{ends}, sorted by the change of {shown[0]['reward']}."
             images = [[Image.open(path) for path in paths] for paths in files]
             sheet = contact_sheet(images, captions, labels, None, note, bold="columns")
             save_jpeg(sheet, os.path.join(folder, "before_after.jpg"), comment)

@@ -268,7 +268,7 @@ class DiffusionTrainer(Trainer):
         """
         Draws test prompts with the base, the adapter, and the base with twice the steps, from the same latents, scores
         all of them with every reward function, and writes `eval.json`, `eval.md`, `scores.parquet`, `prompts.jsonl`,
-        the pictures of the largest, the typical and the smallest changes (`images/`), and `samples/before_after.jpg`.
+        the pictures of both ends and the middle (`images/`), and `samples/before_after.jpg`.
 
         Args:
             test_dataset: Prompts that training never saw, in any form [`load_prompts`] takes.
