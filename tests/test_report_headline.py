@@ -64,6 +64,14 @@ def test_a_hacked_reward_says_what_fell_though_steps_are_a_yardstick(tmp_path):
     assert title == "pick rose, held fell" and "But held" not in lede[0]
 
 
+@pytest.mark.parametrize("second, held", [(0.8, -20.0), (0.8, -1.0), (0.4, 8.0)])
+def test_a_loss_closes_no_gap_and_a_hair_of_a_gap_has_no_ruler(tmp_path, second, held):
+    folder = folder_of(tmp_path, BLUE | {"held": (0.0, held, second)}, {"blue": 1.0}, rising=["held"])
+    assert folder.evaluation["gap_closure_ci"]["held"] is not None
+    assert headline(folder)["gaps"] == [] and "Gap closure" not in write_report(tmp_path).read_text()
+    assert ("of the gain" in model_card({}, {}, folder.evaluation).text) is (held > 0)
+
+
 def test_a_held_out_reward_has_the_word_where_its_gap_is_real(tmp_path):
     levels = {"pick": (0.0, 2.0, 0.8)} | BETTER
     title, lede = said(folder_of(tmp_path, levels, {"pick": 1.0}, rising=["pick", "held"]))

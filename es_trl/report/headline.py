@@ -12,6 +12,7 @@ from .wording import NBSP, count, interval, number, percent, range_of, signed, w
 
 
 MAX_GAPS = 8
+MIN_GAP = 15.0  # per cent of the ruler: below, the labels of its two ends would lie on each other
 ROLES = {
     None: "",
     "trained": "the reward it was trained on",
@@ -197,7 +198,12 @@ def _share(gaps: Sequence[dict[str, Any]]) -> str:
 
 
 def _gap_figure(folder: Folder, gaps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Only of what rose or may have: a loss closes no gap. Nothing where the gap is a hair beside the change."""
+    gaps = [gap for gap in gaps if gap["high"] > 0]
     scale = ruler([v for gap in gaps for v in (0.0, 1.0, gap["value"], gap["low"], gap["high"])])
+    zero, one = scale(0.0)["at"], scale(1.0)["at"]
+    if not gaps or one - zero < MIN_GAP:
+        return {}
     labels, several = row_labels(folder.evaluation), len({gap["row"] for gap in gaps}) > 1
     trained = folder.trained
     return {
@@ -210,6 +216,6 @@ def _gap_figure(folder: Folder, gaps: Sequence[dict[str, Any]]) -> dict[str, Any
             }
             for gap in gaps[:MAX_GAPS]
         ],
-        "zero": scale(0.0)["at"],
-        "one": scale(1.0)["at"],
+        "zero": zero,
+        "one": one,
     }

@@ -195,6 +195,8 @@ class Results:
         for entry in self.comparison["paired"]:
             if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
                 closure = self.comparison["gap_closure"].get(entry["reward"])
+                if closure is not None and self.comparison["gap_closure_ci"][entry["reward"]][1] <= 0:
+                    closure = None  # a loss closes no gap
                 text = f"{entry['reward']}: {entry['row']} {number(entry['delta'], sign=True)}"
                 text += interval(entry["ci_low"], entry["ci_high"]) or ", on too few prompts for an interval,"
                 text += f" against {entry['against']}"
