@@ -130,7 +130,17 @@ def tidiness(prompts: list[str], images: list[Image.Image], **_) -> list[float]:
     for prompt, image in zip(prompts, images, strict=True):
         small = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
         wanted = palette[drawing(prompt)].tolist()
-        scores.append(sum(list(a) == b for a, b in zip(small.getdata(), wanted, strict=True)) / len(wanted))
+        scores.append(
+            sum(
+                list(a) == b
+                for a, b in zip(
+                    small.get_flattened_data() if hasattr(small, "get_flattened_data") else small.getdata(),
+                    wanted,
+                    strict=True,
+                )
+            )
+            / len(wanted)
+        )
     return scores
 
 
@@ -143,10 +153,11 @@ def main() -> None:
     config = ESConfig(
         output_dir=args.output_dir,
         max_steps=args.max_steps,
-        population_size=16,
-        members_per_forward=16,
-        prompts_per_step=4,
-        sigma=0.05,
+        population_size=64,
+        members_per_forward=64,
+        prompts_per_step=8,
+        lora_rank=4,
+        lora_target_modules=["attention", "head"],  # how sure the model is of a pixel is the head's business
         sample_steps=args.max_steps,
         report_to="none",
         use_cpu=True,

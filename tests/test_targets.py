@@ -10,6 +10,7 @@ from tiny_pipelines import fresh_sprint, stable_diffusion
 
 from es_trl.pipelines import PipelineAdapter
 from es_trl.pipelines.targets import coverage, resolve_targets
+from recipes.autoregressive_es import PixelWriter
 
 
 JOINT = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v"]
@@ -67,3 +68,9 @@ def test_what_has_no_lora_is_said(caplog):
     text = coverage(adapter.denoiser, adapter.space.layers)
     assert re.fullmatch(r"LoRA on 32 of \d+ layers; none in conv_in, time_embedding, .*", text), text
     assert text in caplog.text
+
+
+def test_a_block_that_has_its_projections_itself_is_an_attention_module():
+    """The autoregressive recipe's model: no class of it is called attention, and its MLPs are left out."""
+    targets = resolve_targets(PixelWriter(), None)
+    assert targets == ["to_k", "to_out.0", "to_q", "to_v"]

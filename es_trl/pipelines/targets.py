@@ -15,6 +15,7 @@ DEFAULT_TARGETS = (ATTENTION,)
 
 _ATTENTION_CLASS = re.compile(r"Attention|Attn")
 _FEED_FORWARD_PART = re.compile(r"ff|ffn|mlp|feed_forward|.*_(ff|ffn|mlp)|(ff|mlp|feed_forward)_.*|proj_mlp")
+_QKV = (("q", "uery"), ("k", "ey"), ("v", "alue"))
 _NORM_PART = re.compile(r"norm|ada_?ln|modulation")
 
 
@@ -49,13 +50,18 @@ def resolve_targets(denoiser: nn.Module, targets: Sequence[str] | str | None) ->
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
-    """Linear layers of the innermost attention modules of numbered blocks, but for those in norms."""
+    """
+    Linear layers of the innermost attention modules of numbered blocks, but for those in norms. A block that has its
+    queries, keys and values itself is its own attention module, without its MLP.
+    """
     modules = dict(denoiser.named_modules())
     inside: dict[str, list[str]] = {}
     for name in _block_layers(denoiser):
         parts = name.split(".")
         parents = [".".join(parts[:i]) for i in range(1, len(parts))]
         attention = [parent for parent in parents if _ATTENTION_CLASS.search(type(modules[parent]).__name__)]
+        if not attention and not any(_FEED_FORWARD_PART.fullmatch(part) for part in parts):
+            attention = [parent for parent in parents if _has_queries(modules[parent])]
         if attention and not any(_NORM_PART.search(part) for part in parts):
             inside.setdefault(attention[-1], []).append(name)
     # A block whose class is named after attention holds more than attention.
@@ -70,6 +76,12 @@ def feed_forward_layers(denoiser: nn.Module) -> list[str]:
     single = {name.removesuffix("proj_mlp") for name in found if name.endswith("proj_mlp")}
     found += [f"{block}proj_out" for block in sorted(single) if f"{block}proj_out" in layers]
     return [name for name in found if name not in attention]
+
+
+def _has_queries(module: nn.Module) -> bool:
+    """Whether a module has a layer each for queries, keys and values."""
+    names = [name.lower() for name, _ in module.named_children()]
+    return all(any(re.search(rf"(^|_){letter}({word})?(_|$)", name) for name in names) for letter, word in _QKV)
 
 
 def coverage(denoiser: nn.Module, adapted: Iterable[str]) -> str:

@@ -50,6 +50,9 @@ that is not here is treated by the same rules, and a run checks itself at its fi
   probabilities is from 1. Evolution strategies train every class listed as fused, one by one or per picture.
 - **layers**: Linear and convolution layers that have LoRA by default, the attention projections, of all in the model.
 
+Counted in the same way before pipelines were watched (122 classes; not repeated here): 20 of 26 text-to-image classes
+fused and exact, 13 of all fused and silently wrong, 22 video classes stopped at `.images`, prompts encoded once per
+member in all but two.
 """
 
 
@@ -127,7 +130,9 @@ def merged(adapter: PipelineAdapter, model: TinyModel, batch: PromptBatch, facto
             kwargs = adapter.settings.call_kwargs(adapter.pipe) | {n: v[i] for n, v in model.columns.items()}
             kwargs |= {"prompt": prompt} | adapter.settings.text_kwargs(adapter.pipe)
             watch = CallWatch(adapter.pipe, adapter.denoiser, 1, keep=True)
-            with watch.watching():
+            seed = torch.randint(2**31, (), generator=batch.generator(i, 0, 0, 0)).item()
+            with watch.watching(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)  # as a run does where a pipeline takes noise from torch's own generator
                 samples = pictures_of(adapter.pipe(**kwargs, generator=batch.generator(i, 0, 0, 0)))
             numbers.append(numbers_of(samples, watch.numbers, 1))
     return torch.cat(numbers).view(-1)
