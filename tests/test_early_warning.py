@@ -33,13 +33,13 @@ class Distance:
 
 
 class Level:
-    """A value that the test sets, with a little of the picture in it."""
+    """A value that the test sets: all prompts differ alike, so there is no interval, and yet no doubt."""
 
     def __init__(self, name):
         self.__name__, self.value = name, 0.0
 
     def __call__(self, images, **_):
-        return [self.value + 0.001 * (1 + self.value) * value for value in brightness(images)]  # differs by prompt
+        return [self.value] * len(images)
 
 
 def watched_trainer(folder, factor, **options):

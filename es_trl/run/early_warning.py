@@ -7,6 +7,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ..evaluation import LOOKS, MIN_PROMPTS, Evaluation, paired_difference
+from ..evaluation.statistics import PairedDifference
 from .trackers import send_alert
 
 
@@ -110,7 +111,7 @@ class EarlyWarningCallback(TrainerCallback):
         reward = paired_difference(
             now.reward, self.measures(base, "base", 0).reward, resamples=RESAMPLES, confidence=CONFIDENCE
         )
-        if not reward.low > 0:
+        if not _rose(reward):
             return []
         lines = []
         for i, (name, (less, more)) in enumerate(LOOKS.items()):
@@ -129,12 +130,20 @@ class EarlyWarningCallback(TrainerCallback):
         seed = {"resamples": RESAMPLES, "confidence": CONFIDENCE}
         reward = paired_difference(now.reward, before.reward, **seed)
         watched = paired_difference(now.watched[name], before.watched[name], **seed)
-        if not (reward.low > 0 and watched.high < 0):
+        fell = paired_difference(before.watched[name], now.watched[name], **seed)
+        if not (_rose(reward) and _rose(fell)):
             return None
-        return (
-            f"{name} {watched.delta:+.4g} [{watched.low:.4g}, {watched.high:.4g}] while reward {reward.delta:+.4g} "
-            f"[{reward.low:.4g}, {reward.high:.4g}] since step {before.step}"
-        )
+        return f"{name} {_shown(watched)} while reward {_shown(reward)} since step {before.step}"
+
+
+def _shown(found: PairedDifference) -> str:
+    interval = f" [{found.low:.4g}, {found.high:.4g}]" if np.isfinite(found.low) else " on every prompt"
+    return f"{found.delta:+.4g}{interval}"
+
+
+def _rose(found: PairedDifference) -> bool:
+    """Surely above zero: by its interval, or where all prompts differ alike and it has none, by their share."""
+    return found.low > 0 or (not np.isfinite(found.low) and found.win_low > 0.5)
 
 
 def _mean(values: np.ndarray) -> float:
