@@ -24,7 +24,7 @@ from peak_memory import peak_megabytes
 import es_trl
 
 
-BATCH, SIZE, PROMPTS = 4, 256, ["a red apple"]
+BATCH, SIZE, PROMPTS = 2, 256, ["a red apple"]
 WIDTHS = {  # layers, heads of 32, cross-attention heads, their width
     "10M": {
         "num_layers": 4,
