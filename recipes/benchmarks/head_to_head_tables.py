@@ -67,24 +67,17 @@ def tables(output: Path) -> str:
         row["per_prompt"] = json.loads((folder / PER_PROMPT).read_text())
         row["judge"] = judged(folder)
     parts = []
-    for stage, reward, images in dict.fromkeys(map(table_of, rows)):
-        runs = [row for row in rows if table_of(row) == (stage, reward, images)]
-        if stage not in STAGES:
-            continue
-        base = next((row for row in rows if row["stage"] == BASE and row["reward"] == reward), None)
-        title = f"### {TITLES[stage]}" + (f" ({images})" if images else "")
-        parts += [f"{title}, trained on {reward}", "", method_table(runs, base, reward), ""]
+    for stage, reward in dict.fromkeys((row["stage"], row["reward"]) for row in rows if row["stage"] in STAGES):
+        runs = [row for row in rows if (row["stage"], row["reward"]) == (stage, reward)]
+        searched = stage in ("images", "untuned")
+        base = next((row for row in rows if searched and row["stage"] == BASE and row["reward"] == reward), None)
+        parts += [f"### {TITLES[stage]}, trained on {reward}", "", method_table(runs, base, reward), ""]
         if len({run["method"] for run in runs}) > 1:
             parts += [against_es(runs, reward), ""]
     trials = [row for row in rows if row["stage"] == "tune"]
     if trials:
         parts += ["### Trials", "", trial_table(trials), ""]
     return "\n".join(parts)
-
-
-def table_of(row: dict) -> tuple[str, str, int | None]:
-    """Stage, reward and, where it differs within a stage, budget: the runs of one table."""
-    return row["stage"], row["reward"], row["budget_images"] if row["stage"] == "budgets" else None
 
 
 def judged(folder: Path) -> dict[str, dict[str, float]]:
@@ -95,13 +88,14 @@ def judged(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def method_table(runs: list[dict], base: dict | None, reward: str) -> str:
-    """One line per method, over its seeds; the base with two steps and the best of several of its images."""
+    """One line per method and budget, over the seeds; the base with two steps, and what searches without training."""
     trained = reward if reward in SCORERS else TRAINED
     header = ["method", "seeds", "images", "CPU s", "training MB", f"{trained}, 1 step", f"{HELD_OUT}, 1 step",
               f"{trained}, 2 steps", f"{HELD_OUT}, 2 steps", *JUDGED, "Frechet by seed"]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for method in dict.fromkeys(run["method"] for run in runs):
-        own = [run for run in runs if run["method"] == method]
+    budget = "budget_images" if runs[0]["stage"] == "budgets" else "method"
+    for method, of in dict.fromkeys((run["method"], run[budget]) for run in runs):
+        own = [run for run in runs if (run["method"], run[budget]) == (method, of)]
         numbers = [str(len(own)), f"{median(run['images'] for run in own):.0f}"]
         numbers += [f"{median(run[name] for run in own):.0f}" for name in ("cpu_seconds", "training_megabytes")]
         cells = [cell(own, f"adapter@{n}", name) for n in (1, 2) for name in (trained, HELD_OUT)]
