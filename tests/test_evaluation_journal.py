@@ -4,20 +4,21 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from forks import fork, wait
 from PIL import Image
 from tiny_pipelines import sana
 
 from es_trl.cli import commands
 from es_trl.evaluation import evaluate
+from es_trl.evaluation.journal import Journal
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 from es_trl.rewards import RewardSet
 
@@ -125,33 +126,28 @@ def test_the_scores_and_pictures_are_on_disk(whole):
     assert "base@1 best of 2" in page and "<b>" not in page
 
 
-KILLED = """
-import os, signal, sys
-from es_trl.cli import commands
-from es_trl.evaluation.journal import Journal
-write = Journal.write
+def evaluate_and_die(words: list[str]) -> None:
+    """`kill -9` before the second row is on disk."""
+    write = Journal.write
 
-def write_then_die(self, draw, *arrays):
-    if draw.weights == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, draw, *arrays)
+    def write_then_die(self, draw, *arrays):
+        if draw.weights == "es-2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, draw, *arrays)
 
-Journal.write = write_then_die
-commands.main(sys.argv[2:])
-"""
+    Journal.write = write_then_die
+    commands.main(words)
 
 
 def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(adapters, tmp_path, capsys, caplog):
-    """`kill -9` before the second row is on disk: the first one is taken, the others are drawn; the same table."""
+    """The first row is taken, the others are drawn; the same table."""
     command = ["eval", "--adapter", f"es={adapters[0]}", f"es={adapters[1]}", "--prompts", "tiny-test",
                "--max_prompts", "5", "--images_per_prompt", "2", "--rewards", "jpeg_compressibility,tiny-pickscore",
                "--trained_rewards", "jpeg_compressibility", "--best_of", "2", "--use_cpu", "--steps", "1", "2",
                "--judge", "tiny-clip-heldout", "--save_images", "2"]  # fmt: skip
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, "es-2", *command, "--output_dir", str(killed)], capture_output=True
-    )
-    assert process.returncode == -signal.SIGKILL
+    process = fork(evaluate_and_die, [*command, "--output_dir", str(killed)], output=tmp_path / "killed.log")
+    assert wait(process) == -signal.SIGKILL
     assert sorted(path.name for path in (killed / "journal").iterdir()) == [
         "base-1.safetensors", "es-1-1.safetensors", "settings.json",
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """The GPU hour, rehearsed small on the CPU: every stage runs, what is done is skipped, what is torn is passed over."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,22 +9,29 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "recipes" / "benchmarks" / "gpu"
 
 
-def run(*words: str):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(RUNNER / "run.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+@pytest.fixture(scope="module")
+def run():
+    """The runner's `main`, in this process."""
+    spec = importlib.util.spec_from_file_location("gpu_run", RUNNER / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *words: module.main(list(map(str, words)))
 
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
+    """In a process of its own, as on a card."""
     folder = tmp_path_factory.mktemp("gpu")
-    done = run("--rehearse", "--output", str(folder))
+    command = [sys.executable, str(RUNNER / "run.py"), "--rehearse", "--output", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder
 
@@ -35,7 +43,7 @@ def entries(folder: Path) -> list[dict]:
 
 def test_every_stage_finds_something(rehearsal):
     found = {(entry["stage"], entry["item"]): entry["result"] for entry in entries(rehearsal)}
-    assert {stage for stage, _ in found} == {"suite", "speed", "memory", "quantised", "small"}
+    assert {stage for stage, _ in found} == {"suite", "speed", "memory", "quantised", "models", "small"}
     assert found["suite", "resumed = uninterrupted"] == {"bit-identical": True}
     assert found["suite", "noise = that of a CPU"] == {"bit-identical": True}
     assert found["suite", "GRPO's first ratio, float32"]["ratio"] == pytest.approx(1, abs=1e-3)
@@ -43,30 +51,44 @@ def test_every_stage_finds_something(rehearsal):
     assert {item for stage, item in found if stage == "memory"} == {
         f"{method}, tiny, 64 px" for method in ("inference", "ES", "GRPO", "DiffusionDPO")
     }
+    steps = [result for (stage, _), result in found.items() if stage == "models"]
+    assert len(steps) == 3 and all(result["dry-run's GB"] > 0 for result in steps)
 
 
-def test_what_is_done_is_skipped_and_what_was_torn_is_not(rehearsal):
+def test_what_is_done_is_skipped_and_what_was_torn_is_not(rehearsal, run, capsys):
     path = rehearsal / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"noise = that of a CPU"' not in line) + '{"stage": "sui')
-    done = run("--rehearse", "--output", str(rehearsal), "--stages", "suite")
-    assert done.returncode == 0 and done.stdout.count("\n") == 1 and "noise = that of a CPU: " in done.stdout
+    assert run("--rehearse", "--output", rehearsal, "--stages", "suite") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "noise = that of a CPU: " in line
 
 
-def test_time_that_is_up_is_said_and_what_was_cut_off_twice_is_passed_over(tmp_path):
-    done = run("--rehearse", "--output", str(tmp_path), "--seconds", "1")
-    assert done.returncode == 3 and "no time left; run the same command again" in done.stdout
+def test_time_that_is_up_is_said_and_what_was_cut_off_twice_is_passed_over(tmp_path, run, capsys):
+    assert run("--rehearse", "--output", tmp_path, "--seconds", "1") == 3
+    assert "no time left; run the same command again" in capsys.readouterr().out
     card = json.loads((tmp_path / "results.jsonl").read_text()) if (tmp_path / "results.jsonl").exists() else None
     assert card is None, "nothing was begun"
 
 
-def test_the_page_says_not_measured_until_it_is(tmp_path):
+def test_the_page_says_not_measured_until_it_is(tmp_path, run):
     page = tmp_path / "gpu.md"
     page.write_text((ROOT / "docs" / "gpu.md").read_text())
-    assert run("--output", str(tmp_path / "none"), "--docs", str(page)).returncode == 0
+    assert run("--output", tmp_path / "none", "--docs", page) == 0
     text = page.read_text()
     assert text.count("| not measured |") > 30 and "No card has been measured yet." in text
     assert text.split("<!-- results")[0] == (ROOT / "docs" / "gpu.md").read_text().split("<!-- results")[0]
+
+
+def test_models_of_true_shape_have_it(run):
+    """The published numbers of parameters; on the meta device nothing is allocated."""
+    import true_shape
+
+    for shape in true_shape.SHAPES.values():
+        with torch.device("meta"):
+            parts = shape.build()
+        denoiser = parts.get("transformer") or parts["unet"]
+        assert sum(p.numel() for p in denoiser.parameters()) / 1e9 == pytest.approx(shape.parameters, abs=0.01)
 
 
 def test_only_what_the_image_lacks_is_carried(tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
 """What rewards say through `log_extra` stands in a table beside the run, in the trackers, for every method."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas
 import pytest
+from forks import ranks
 from tiny_policies import tiny_policy
 from tiny_runs import PROMPTS, brightness, redness, tiny_trainer
 
@@ -125,24 +123,14 @@ def test_a_tracker_gets_the_first_rows(tmp_path, monkeypatch):
     )
 
 
-TWO = """
-import sys
-sys.path.insert(0, "tests")
-from test_image_table import talkative
-from tiny_runs import brightness, tiny_trainer
-tiny_trainer(sys.argv[1], [talkative, brightness], max_steps=2, members_per_forward=1).train()
-"""
+def train_talking(folder: Path) -> None:
+    tiny_trainer(folder, [talkative, brightness], max_steps=2, members_per_forward=1).train()
 
 
 def test_two_processes_write_the_table_of_one(tmp_path):
-    tiny_trainer(tmp_path / "one", [talkative, brightness], max_steps=2, members_per_forward=1).train()
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    root = Path(__file__).parents[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, str(tmp_path / "two")], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_talking(tmp_path / "one")
+    codes, outputs = ranks(2, train_talking, tmp_path / "two", folder=tmp_path)
+    assert codes == [0, 0], outputs
     one, two = tables(tmp_path / "one"), tables(tmp_path / "two")
     assert list(one) == list(two)
     for name in one:

@@ -252,9 +252,13 @@ def test_a_new_method_is_two_files_and_a_line(tmp_path):
         f"test_dataset_name: tiny-train\nmax_test_prompts: 2\noutput_dir: {tmp_path / 'run'}\n"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "es_trl.cli.commands", "train", "--config", "config.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    code = (
+        "from es_trl.cli.commands import main; assert main(['train', '--config', 'config.yaml']) == 0\n"
+        "from es_trl import trainer; print(trainer.RandomWalkTrainer.__name__, trainer.METHODS['random_walk'][0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "RandomWalkTrainer random_walk_config:RandomWalkConfig"
     settings = json.loads((tmp_path / "run" / "es_config.json").read_text())
     assert (settings["method"], settings["config"]["stride"], settings["about"]["settings"]) == (
         "random_walk", 0.5, ["stride"],
@@ -263,6 +267,3 @@ def test_a_new_method_is_two_files_and_a_line(tmp_path):
     assert "[a random walk](https://huggingface.co/papers/0000.00001)" in card and "@article{me1900walking," in card
     assert "| `stride` | 0.5 |" in card and "- random-walk" in card
     assert "Walk" in (tmp_path / "run" / "report" / "index.html").read_text()
-    code = "from es_trl import trainer; print(trainer.RandomWalkTrainer.__name__, trainer.METHODS['random_walk'][0])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "RandomWalkTrainer random_walk_config:RandomWalkConfig"

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import ranks
 from tiny_pipelines import sana
 from tiny_policies import tiny_policy
 from tiny_runs import PROMPTS, brightness, redness, same, theta_of
@@ -408,30 +406,23 @@ LOGGED = {
     "loss", "grad_norm", "reward", "reward_std", "policy/approx_kl", "policy/clip_fraction", "rewards/margins",
     "rewards/accuracies", "dpo/reward_gap", "dpo/update_norm", "policy/update_norm",
 }  # fmt: skip
-SCRIPT = """
-import json, sys
-sys.path[:0] = {paths!r}
-from test_policy_gradient import RUNS
-from tiny_policies import tiny_policy
-for method, options in RUNS.items():
-    trainer = tiny_policy({folder!r} + "/" + method, method, **options)
-    trainer.train()
-    theta = {{name: value.tolist() for name, value in trainer.adapter.theta.items()}}
-    with open({folder!r} + "/%s-%d.json" % (method, trainer.args.process_index), "w") as file:
-        json.dump({{"theta": theta, "log": trainer.state.log_history, "world": trainer.args.world_size}}, file)
-"""
+
+
+def run_all(folder: Path) -> None:
+    for method, options in RUNS.items():
+        trainer = tiny_policy(folder / method, method, **options)
+        trainer.train()
+        theta = {name: value.tolist() for name, value in trainer.adapter.theta.items()}
+        found = {"theta": theta, "log": trainer.state.log_history, "world": trainer.args.world_size}
+        (folder / f"{method}-{trainer.args.process_index}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Three blocks for two processes: one of them draws twice as much."""
-    folder, here = tmp_path_factory.mktemp("two"), Path(__file__).parent
-    script = folder / "two.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(folder)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path_factory.mktemp("two")
+    codes, outputs = ranks(2, run_all, folder, folder=folder)
+    assert codes == [0, 0], outputs
     return folder
 
 

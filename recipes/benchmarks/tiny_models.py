@@ -84,17 +84,19 @@ def special_tokens() -> dict:
 # ---- text encoders ----
 
 
-def clip(width: int = 16, projection: bool = False, layers: int = 2):
-    config = t.CLIPTextConfig(
-        vocab_size=vocabulary(),
-        hidden_size=width,
-        intermediate_size=24,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        projection_dim=width,
+def clip(width: int = 16, projection: bool = False, layers: int = 2, **more):
+    settings = {
+        "vocab_size": vocabulary(),
+        "hidden_size": width,
+        "intermediate_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+        "projection_dim": width,
         **special_tokens(),
-    )
+        **more,
+    }
+    config = t.CLIPTextConfig(**settings)
     return (t.CLIPTextModelWithProjection if projection else t.CLIPTextModel)(config)
 
 

@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from forks import fork, wait
 from safetensors import SafetensorError
 from tiny_runs import PROMPTS, same, theta_of
-from toy_runs import fork, history, toy_trainer, train, wait
+from toy_runs import history, toy_trainer, train
 
 from es_trl import ESConfig, ESTrainer
 from es_trl.files import read_lines

@@ -5,8 +5,9 @@ import shutil
 import signal
 
 import pytest
+from forks import fork, wait
 from tiny_runs import same, theta_of
-from toy_runs import fork, history, redness, toy_trainer, train, wait
+from toy_runs import history, redness, toy_trainer, train
 
 from es_trl.files import read_lines
 from es_trl.replay import verify_run

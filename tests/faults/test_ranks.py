@@ -9,9 +9,10 @@ import signal
 import time
 
 import pytest
+from forks import ranks
 from safetensors.torch import load_file
 from tiny_runs import same, theta_of
-from toy_runs import PROMPTS, history, ranks, redness, toy_trainer, train
+from toy_runs import PROMPTS, history, redness, toy_trainer, train
 from transformers import TrainerCallback
 
 from es_trl.files import read_lines
@@ -105,7 +106,7 @@ def befalls(how):
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "hangs":
-        time.sleep(8)
+        time.sleep(6)
     if how == "raises":
         raise OSError("the server is gone")
 

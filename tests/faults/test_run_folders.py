@@ -7,8 +7,9 @@ import socket
 import time
 
 import pytest
+from forks import fork, wait
 from tiny_runs import PROMPTS, same, theta_of
-from toy_runs import RUN, fork, redness, toy_trainer, train, wait
+from toy_runs import RUN, redness, toy_trainer, train
 
 from es_trl import ESConfig, ESTrainer
 from es_trl.replay import verify_run

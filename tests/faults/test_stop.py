@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
+from forks import fork, wait
 from tiny_policies import tiny_policy
 from tiny_runs import same, theta_of
-from toy_runs import fork, history, redness, toy_trainer, train, wait
+from toy_runs import history, redness, toy_trainer, train
 
 from es_trl.cli import main
 from es_trl.run import TrainingStopped

@@ -1,7 +1,11 @@
 """The stages of `run.py`: what is asked of a card, one function an item. Each returns figures as plain data."""
 
+import contextlib
+import gc
 import importlib
+import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +20,10 @@ import throughput
 import torch
 from build_random_sana_sprint import build
 from peak_memory import peak_megabytes
+from true_shape import SHAPES
 
 import es_trl
+from es_trl.cli import commands
 from es_trl.es import NoiseBank
 from es_trl.pipelines import CallSettings, load_pipeline, verify_population_forward
 
@@ -294,6 +300,48 @@ def quantised(place: Place) -> list[Item]:
     return [Item(way, 90, partial(quantised_step, way=way)) for way in (["int8"] if place.rehearse else WAYS)]
 
 
+# ---- models: other models of true shape, one ES step each ----
+
+
+def step_of(place: Place, name: str) -> dict:
+    """Peak memory and seconds per image of an ES step, and the peak that `es-trl dry-run` tells for it."""
+    shape, es = SHAPES[name], {"population_size": 4, "members_per_forward": 4, "prompts_per_step": 1, "max_steps": 1}
+    call = shape.call | {"dtype": "bfloat16", "use_cpu": place.device == "cpu"}
+    if place.rehearse:
+        call |= {"num_inference_steps": 2, "dtype": "float32"} | shape.small
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        shape.pipeline(place.rehearse, place.device).save_pretrained(model)
+        told = io.StringIO()
+        settings = {"model_name_or_path": model, "reward_funcs": "jpeg_compressibility", "dataset_name": "tiny-train",
+                    "output_dir": Path(folder, "dry")} | es | call  # fmt: skip
+        words = [w for k, v in settings.items() for w in (f"--{k}", json.dumps(v) if isinstance(v, dict) else str(v))]
+        fresh_peak(place)
+        with contextlib.redirect_stdout(told):
+            code = commands.main(["dry-run", *words])
+        estimate = re.search(r"^memory +([0-9.]+) GB", told.getvalue(), re.MULTILINE)
+        if code or estimate is None:
+            raise RuntimeError(f"es-trl dry-run: exit code {code}: {told.getvalue()[-300:]}")
+        fresh_peak(place)
+        trainer = trainer_of(place, str(Path(folder, "run")), "ES", str(model), **es | call)
+        began = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - began
+    return {"peak GB": round(peak_megabytes(place.device) / 1000, 2), "dry-run's GB": float(estimate[1]),
+            "seconds per image": round(seconds / trainer.images_drawn, 3)}  # fmt: skip
+
+
+def fresh_peak(place: Place) -> None:
+    gc.collect()
+    if place.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def models(place: Place) -> list[Item]:
+    return [Item(f"{name}, {shape.parameters} B", 240, partial(step_of, name=name)) for name, shape in SHAPES.items()]
+
+
 # ---- small: the model that ships with es_trl, in minutes ----
 
 
@@ -330,5 +378,6 @@ STAGES: dict[str, Callable[[Place], list[Item]]] = {
     "speed": speed,
     "memory": memory,
     "quantised": quantised,
+    "models": models,
     "small": small_model,
 }
