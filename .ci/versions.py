@@ -19,8 +19,9 @@ OF_TORCH = ("torch", "nvidia-", "cuda-", "triton")  # which torch is the machine
 
 
 def floors() -> dict[str, str]:
-    """Name -> oldest version, of each package that is always installed."""
-    listed = map(Requirement, tomllib.loads(PROJECT.read_text())["project"]["dependencies"])
+    """Name -> oldest version, of what is always installed and of what has to go with the torch there."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    listed = map(Requirement, project["dependencies"] + project["optional-dependencies"]["quantised"])
     return {canonicalize_name(r.name): next(s.version for s in r.specifier if s.operator == ">=") for r in listed}
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -71,13 +72,16 @@ def test_time_that_is_up_is_said_and_what_was_cut_off_twice_is_passed_over(tmp_p
     assert card is None, "nothing was begun"
 
 
-def test_the_page_says_not_measured_until_it_is(tmp_path, run):
-    page = tmp_path / "gpu.md"
-    page.write_text((ROOT / "docs" / "gpu.md").read_text())
-    assert run("--output", tmp_path / "none", "--docs", page) == 0
-    text = page.read_text()
-    assert text.count("| not measured |") > 30 and "No card has been measured yet." in text
-    assert text.split("<!-- results")[0] == (ROOT / "docs" / "gpu.md").read_text().split("<!-- results")[0]
+def test_the_pages_say_not_measured_until_it_is(tmp_path, run):
+    pages = [Path(shutil.copy(ROOT / name, tmp_path)) for name in ("docs/gpu.md", "README.md")]
+    before = [page.read_text() for page in pages]
+    assert run("--output", tmp_path / "none", "--docs", *pages) == 0
+    gpu, readme = (page.read_text() for page in pages)
+    assert gpu.count("| not measured |") > 30 and "No card has been measured yet." in gpu
+    assert readme.count("| not measured |") == 6
+    for old, new, name in ((before[0], gpu, "results"), (before[1], readme, "status")):
+        assert [text.split(f"<!-- {name}")[0] for text in (old, new)] == [old.split(f"<!-- {name}")[0]] * 2
+        assert new.endswith(old.split(f"<!-- end of {name} -->")[1])
 
 
 def test_models_of_true_shape_have_it(run):

@@ -4,7 +4,7 @@ Everything the project wants to know about a GPU, in stages that fit nine minute
     python recipes/benchmarks/gpu/run.py --output outputs/gpu                      # all stages, in order
     python recipes/benchmarks/gpu/run.py --output outputs/gpu --stages speed       # one of them
     python recipes/benchmarks/gpu/run.py --output outputs/gpu --table              # what was measured, as Markdown
-    python recipes/benchmarks/gpu/run.py --output outputs/gpu --docs docs/gpu.md   # the same, into the page
+    python recipes/benchmarks/gpu/run.py --output outputs/gpu --docs docs/gpu.md README.md
     python recipes/benchmarks/gpu/run.py --output /tmp/rehearsal --rehearse        # every stage small, on a CPU
 
 A finished item is one line of OUTPUT/results.jsonl. What is there is skipped; an item that was cut off is tried once
@@ -29,11 +29,11 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]  # stages beside this file, and the benchmarks it shares
 
-from stages import STAGES, Item, Place  # noqa: E402
+from stages import ASKS, STAGES, Item, Place  # noqa: E402
 
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
-BEGIN, END = "<!-- results: written by recipes/benchmarks/gpu/run.py --docs -->", "<!-- end of results -->"
+BLOCK = "<!-- {}: written by recipes/benchmarks/gpu/run.py --docs -->", "<!-- end of {} -->"
 TRIES = 2  # of an item that was cut off
 
 
@@ -138,9 +138,24 @@ def table(place: Place, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_docs(path: Path, text: str) -> None:
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+def summary(place: Place, results: Results) -> str:
+    """How much of each stage has been measured."""
+    lines = ["| on a CUDA card | state |", "|---|---|"]
+    for stage, items in STAGES.items():
+        keys = [(stage, item.name) for item in items(place)]
+        found = sum("result" in results.finished.get(key, ()) for key in keys)
+        lines.append(f"| {ASKS[stage]} | {f'{found} of {len(keys)} items measured' if found else 'not measured'} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_docs(path: Path, blocks: dict[str, str]) -> None:
+    """Writes those of the blocks that the page has."""
+    text = path.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        begin, end = (mark.format(name) for mark in BLOCK)
+        if begin in text:
+            text = f"{text.partition(begin)[0]}{begin}\n\n{block}\n{end}{text.partition(end)[2]}"
+    path.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=540, help="start nothing that would end later than this")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, as small as it goes")
     parser.add_argument("--table", action="store_true", help="print what has been measured, run nothing")
-    parser.add_argument("--docs", type=Path, help="write that table into this page, run nothing")
+    parser.add_argument("--docs", type=Path, nargs="+", help="write that table into these pages, run nothing")
     parser.add_argument("--card", help="with --table or --docs: of this card, as results.jsonl names it")
     arguments = parser.parse_args(argv)
     place = Place("cpu" if arguments.rehearse or not torch.cuda.is_available() else "cuda", arguments.rehearse)
@@ -160,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     results = Results(arguments.output, arguments.card or card_name(place))
     if arguments.docs:
-        write_docs(arguments.docs, table(place, results))
+        for page in arguments.docs:
+            write_docs(page, {"results": table(place, results), "status": summary(place, results)})
     elif arguments.table:
         print(table(place, results))
     else:

@@ -381,3 +381,11 @@ STAGES: dict[str, Callable[[Place], list[Item]]] = {
     "models": models,
     "small": small_model,
 }
+ASKS = {
+    "suite": "fused = merged in every space, fp32 and bf16; compiled = eager; GRPO's first ratio; resume bit by bit",
+    "speed": "throughput of a fused population against plain inference with the adapter loaded",
+    "memory": "memory and time per image: drawing, ES, GRPO, DPO",
+    "quantised": "an ES step on int8, fp8 and nf4 bases",
+    "models": "an ES step of Z-Image, FLUX.2 klein and SDXL of true shape, and the dry-run's estimate",
+    "small": "the demo and the long budget of the shipped model, three seeds",
+}
