@@ -9,6 +9,7 @@ from tiny_pipelines import PROMPTS, flux, fresh_sprint, sana, stable_diffusion
 
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, PipelineAdapter
+from recipes.benchmarks.tiny_models import MODELS
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
@@ -132,6 +133,17 @@ def test_any_class_s_encoders_can_be_released():
         adapter.prompts.release()
         assert not [name for name, part in pipe.components.items() if name.startswith("text_enc") and part is not None]
         assert torch.equal(draw(adapter, PROMPTS[:2]), before)
+
+
+def test_a_mask_that_is_there_for_some_lengths_only():
+    """Qwen-Image has none for texts that are as long as each other."""
+    pipe = next(model for model in MODELS if model.name == "QwenImagePipeline").pipeline()
+    adapter = PipelineAdapter(pipe, settings=CallSettings(1, height=32, width=32, max_sequence_length=16))
+    expected = stock(pipe, num_inference_steps=1, height=32, width=32, max_sequence_length=16)
+    torch.testing.assert_close(draw(adapter), expected, atol=1e-5, rtol=0)
+    adapter.prompts.release()
+    torch.testing.assert_close(draw(adapter), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(draw(adapter, PROMPTS[:1] * 2)[:1], expected[:1], atol=1e-4, rtol=0)
 
 
 def test_what_encodes_no_prompts_ahead_cannot_be_released():

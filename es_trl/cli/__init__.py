@@ -8,6 +8,7 @@ from ..lazy import attach
 if TYPE_CHECKING:
     from .arguments import RunArguments, load_config, parse
     from .commands import main
+    from .memory_plan import MemoryPlan, plan_memory
     from .training import prepare, run
 
 __all__, __getattr__, __dir__, _ = attach(__name__, __file__)

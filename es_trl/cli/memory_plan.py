@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -69,6 +69,10 @@ class MemoryPlan:
         return max(self.moments, key=lambda moment: moment.total)
 
 
+class _Stop(Exception):
+    """Far enough."""
+
+
 def plan_memory(arguments: RunArguments, config: DiffusionConfig) -> MemoryPlan:
     """
     The memory that a run needs at its moments, counted on tensors without numbers.
@@ -90,8 +94,9 @@ def plan_memory(arguments: RunArguments, config: DiffusionConfig) -> MemoryPlan:
     images, drawing = run.drawing()
     moments = []
     if not (config.release_text_encoder and (config.text_encoder_device or "").startswith("cpu")):
-        # bitsandbytes has the denoiser on the GPU as soon as it is loaded
-        before = others | ({"denoiser": denoiser} if run.stored(run.adapter.denoiser_name) is not None else {})
+        packed = "bitsandbytes" in (config.quantization_config or {}).get("quant_backend", "")
+        early = {"denoiser": denoiser} if packed and run.stored(run.adapter.denoiser_name) is not None else {}
+        before = others | early  # bitsandbytes has it on the GPU as soon as it is loaded
         before = before if config.release_text_encoder else resident
         moments.append(Moment("encoding prompts", before | encoders | {"activations": drawing["encode"]}))
     for phase, name in (("denoise", "denoising"), ("decode", "decoding")):
@@ -199,7 +204,7 @@ class _Run:
             images, members = others, 1
         return images, self._draw(images, members)[0]
 
-    def _draw(self, images: int, members: int = 1) -> tuple[dict[str, float], tuple]:
+    def _draw(self, images: int, members: int = 1, up_to_denoiser: bool = False) -> tuple[dict[str, float], tuple]:
         """GB by phase of drawing `images`, and what the denoiser was called with."""
         live, found, calls = LiveBytes(), dict.fromkeys(("encode", "denoise", "decode"), 0.0), []
 
@@ -210,6 +215,8 @@ class _Run:
         def before(_module, args, kwargs):
             into("denoise" if calls else "encode")
             calls.append((args, kwargs))
+            if up_to_denoiser:
+                raise _Stop
 
         settings = self.adapter.settings
         kwargs = settings.repeat_constants(settings.call_kwargs(self.pipe, num_inference_steps=1), images)
@@ -217,7 +224,7 @@ class _Run:
         kwargs["generator"] = [make_generator(0, "memory_plan", i) for i in range(images)]
         perturbed = self._members(members, images // members) if isinstance(self.config, ESConfig) else nullcontext()
         with torch.no_grad(), live, perturbed, _watched(self.adapter.denoiser, before):
-            with _decoding(self.pipe, lambda: into("denoise")):
+            with _decoding(self.pipe, lambda: into("denoise")), suppress(_Stop):
                 type(self.pipe).__call__(self.pipe, **kwargs, output_type="pt")
         into("decode")
         found["encode"] *= ENCODED_AT_ONCE / images
@@ -242,7 +249,7 @@ class _Run:
 
     def backward(self) -> float:
         """GB of the activations of a backward pass: those of the shortened model, and what its other blocks keep."""
-        _, (args, kwargs) = self._draw(self.per_backward)
+        _, (args, kwargs) = self._draw(self.per_backward, up_to_denoiser=True)
         denoiser, live, kept = self.adapter.denoiser, LiveBytes(), {}
         if self.config.checkpoint_activations:
             denoiser.enable_gradient_checkpointing()
@@ -282,19 +289,26 @@ def _watched(module: nn.Module, before: Callable) -> Iterator[None]:
 
 @contextmanager
 def _decoding(pipe, before: Callable[[], None]) -> Iterator[None]:
-    """Inside, `before` is called when the autoencoder decodes."""
+    """Inside, `before` is called when the autoencoder decodes; one of several equal slices or tiles speaks for all."""
     vae = next(getattr(pipe, name) for name in ("vae", "movq") if hasattr(pipe, name))
-    own = vae.decode
+    own, decoder, found = vae.decode, vae.decoder.forward, {}
 
     def decode(*args, **kwargs):
         before()
         return own(*args, **kwargs)
 
-    vae.decode = decode
+    def decode_part(latents, *args, **kwargs):
+        if latents.shape not in found:
+            out = decoder(latents, *args, **kwargs)
+            found[latents.shape] = out.shape
+            return out
+        return latents.new_empty(found[latents.shape])
+
+    vae.decode, vae.decoder.forward = decode, decode_part
     try:
         yield
     finally:
-        del vae.decode
+        del vae.decode, vae.decoder.forward
 
 
 def _numbers(tensors: dict[str, torch.Tensor], stands: dict[str, int]) -> int:

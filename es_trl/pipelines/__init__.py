@@ -5,7 +5,7 @@ from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
 from .digest import file_digest, tensor_digest
-from .empty import empty_pipeline, known_shapes, shorten, standing
+from .empty import build_pipeline, empty_pipeline, known_shapes, shorten, standing
 from .frozen import FrozenPipeline
 from .generators import Generator, GeneratorPipeline, as_pipeline
 from .live_bytes import LiveBytes
@@ -44,6 +44,7 @@ __all__ = [
     "PolicySettings",
     "Trajectory",
     "add_frozen",
+    "build_pipeline",
     "calibrate_sigma",
     "as_pipeline",
     "check_lora_config",

@@ -47,23 +47,35 @@ def empty_pipeline(
     shapes = known_shapes().get(model)
     if shapes is None:
         shapes = _read_shapes(model, {k: v for k, v in model_init_kwargs.items() if k in ("revision", "token")})
+    return build_pipeline(shapes, dtype, "meta"), shapes["source"]
+
+
+def build_pipeline(shapes: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> DiffusionPipeline:
+    """
+    A pipeline of these shapes ([`known_shapes`]): with random weights, or on the "meta" device without any.
+
+    Args:
+        shapes (`dict`): `pipeline` (its class) and `components`.
+        dtype (`torch.dtype`), device (`str`): Of the weights.
+    """
     parts: dict[str, Any] = {}
     for name, config in shapes["components"].items():
         if not isinstance(config, Mapping):
             parts[name] = config
             continue
         settings = {key: value for key, value in config.items() if key != "_class"}
-        parts[name] = _component(name, config["_class"], settings, dtype)
-    own = getattr(diffusers, shapes["pipeline"])
-    # Times and latents have numbers; a pipeline would make them where its weights are.
-    kind = type(own.__name__, (own,), {"_execution_device": property(lambda self: torch.device("cpu"))})
-    expected, _ = own._get_signature_keys(own)
+        parts[name] = _component(name, config["_class"], settings, dtype, device)
+    kind = getattr(diffusers, shapes["pipeline"])
+    expected, _ = kind._get_signature_keys(kind)
     parts |= {name: None for name in OPTIONAL if name in expected and name not in parts}
     if "safety_checker" in expected:
         parts["requires_safety_checker"] = False
+    if device == "meta":  # times and latents have numbers; a pipeline would make them where its weights are
+        here = {"_execution_device": property(lambda self: torch.device("cpu"))}
+        kind = type(kind.__name__, (kind,), here)
     pipe = kind(**parts)
     pipe.set_progress_bar_config(disable=True)
-    return pipe, shapes["source"]
+    return pipe
 
 
 def shorten(module: nn.Module) -> dict[str, int]:
@@ -88,7 +100,7 @@ def _kind(block: nn.Module) -> tuple:
     return (type(block), *((name, parameter.shape) for name, parameter in block.named_parameters()))
 
 
-def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.dtype) -> Any:
+def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
     if name.startswith(("tokenizer", "processor")):
         made = transformers.AutoTokenizer.from_pretrained(assets.resolve("tiny-pickscore"))
         made.model_max_length, made.chat_template = config.get("model_max_length", 77), TEMPLATE
@@ -99,7 +111,7 @@ def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             if kind is not None:
                 made = kind.from_config(config)
             else:

@@ -26,7 +26,7 @@ class PromptEncoder:
     Stands in for the pipeline's own `encode_prompt` while it is called, and asks it once per text.
 
     Nothing of a class is written down here: prompts go into the call as text, and which axis of what `encode_prompt`
-    returns belongs to the prompts shows when the same text is encoded twice and three times. Where a text's encoding
+    returns belongs to the prompts shows when two texts are encoded, and three. Where a text's encoding
     depends on the length of what is encoded with it, such prompts have calls of their own.
 
     Args:
@@ -213,13 +213,12 @@ class PromptEncoder:
             return self._encode(original, names, rows, others)
 
         def probe(text: str) -> tuple:
-            return tuple(
-                f"{text} {value}" if "negative" not in n else value for n, value in zip(names, first, strict=True)
-            )
+            return tuple(value if "negative" in name else text for name, value in zip(names, first, strict=True))
 
         try:
-            split = RowSplit(encode([first] * 2), encode([first] * 3))
-            split.check(encode, [probe(text) for text in PROBES])
+            texts = [probe(text) for text in PROBES]
+            split = RowSplit(encode(texts), encode([*texts, texts[0]]))
+            split.check(encode, texts)
         except Unsplittable as error:
             split, self.whole_reason = None, str(error)
         if split is not None and not split.separable:

@@ -1,4 +1,4 @@
-"""Which part of what `encode_prompt` returns belongs to which prompt, found by encoding one text twice and thrice."""
+"""Which part of what `encode_prompt` returns belongs to which prompt, found by encoding two texts and three."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class RowSplit:
 
     A result is a tensor, None, a number, or a list, tuple or dict of results. A tensor's axis of prompts is the one
     that is `2 k` long for two prompts and `3 k` for three (k copies, for guidance, one after the other); a list with
-    one entry per prompt is seen the same way.
+    one entry per prompt is seen the same way. Where texts of one length have no mask, theirs is all ones.
 
     Args:
-        two, three: Results for the same text twice and three times.
+        two, three: Results for two texts of different length, and for three.
 
     Attributes:
         separable (`bool`): Whether a prompt's rows do not depend on the prompts it is encoded with. Set by `check`.
@@ -77,7 +77,7 @@ def _plan(two: Any, three: Any) -> Any:
         axis = axes[0]
         if len(axes) > 1 or two.shape[axis] * 3 != three.shape[axis] * 2:
             raise Unsplittable(f"encode_prompt returns {tuple(two.shape)} for 2 prompts, {tuple(three.shape)} for 3")
-        return "tensor", axis, two.shape[axis] // 2
+        return "tensor", axis, two.shape[axis] // 2, two.dtype
     if isinstance(two, list | tuple) and isinstance(three, list | tuple):
         if len(two) == len(three):
             return type(two), [_plan(a, b) for a, b in zip(two, three, strict=True)]
@@ -94,7 +94,9 @@ def _take(plan: Any, result: Any, row: int, count: int) -> Any:
     if plan == "shared":
         return _moved(result, "cpu")
     if plan[0] == "tensor":
-        _, axis, copies = plan
+        _, axis, copies, _ = plan
+        if result is None:
+            return None
         if result.shape[axis] != copies * count:
             raise Unsplittable(f"encode_prompt returns {tuple(result.shape)} for {count} prompts")
         index = torch.arange(row, copies * count, count, device=result.device)
@@ -106,7 +108,9 @@ def _take(plan: Any, result: Any, row: int, count: int) -> Any:
     if plan[0] is dict:
         return {name: _take(part, result[name], row, count) for name, part in plan[1].items()}
     parts = [_take(part, value, row, count) for part, value in zip(plan[1], result, strict=True)]
-    for embeds, mask in zip(parts, parts[1:], strict=False):
+    for i, (embeds, mask) in enumerate(zip(parts, parts[1:], strict=False), 1):
+        if mask is None and plan[1][i][0] == "tensor" and isinstance(embeds, _Part):
+            parts[i] = mask = _Part(torch.ones(embeds.values.shape[:2], dtype=plan[1][i][3]))
         _cut_padding(embeds, mask)
     return parts
 
@@ -136,7 +140,7 @@ def _join(plan: Any, rows: Sequence[Any], device: torch.device | str) -> Any:
     if plan == "shared":
         return _moved(rows[0], device)
     if plan[0] == "tensor":
-        _, axis, copies = plan
+        _, axis, copies, _ = plan
         sizes = [max(row.values.shape[i] for row in rows) for i in range(rows[0].values.ndim)]
         if rows[0].length is not None:
             sizes[1] = max(row.length for row in rows)

@@ -19,6 +19,12 @@ def training_megabytes(train) -> float:
     return peak_megabytes() - before
 
 
+def current_megabytes() -> float:
+    """What this process has resident now, in MB (10^6 bytes); Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
+
+
 def peak_megabytes(device: str = "cpu") -> float:
     """
     Peak memory of this process in MB (10^6 bytes): allocated by torch on `"cuda"`, resident otherwise.

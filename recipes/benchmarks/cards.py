@@ -1,0 +1,94 @@
+"""
+Which model, which card, which file: the page docs/cards.md, and the line on memory in each recipe, from shapes alone.
+
+    python recipes/benchmarks/cards.py           # says what is out of date
+    python recipes/benchmarks/cards.py --write   # writes both
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from es_trl.cli import parse, plan_memory
+from es_trl.cli.recipes import recipes
+from es_trl.trainer import METHODS, method_classes
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "cards.md"
+HEAD = """\
+# Which model, which card, which file
+
+Every file below is a run: `es-trl train --config z_image_turbo/es/config_12gb`. This page is written by
+`python recipes/benchmarks/cards.py --write` from the files and the models' shapes, in GB as
+`es-trl dry-run --config NAME --gpu 12GB` counts them ([Memory](scale.md#memory)).
+
+**Not measured on a GPU**: no card was at hand, and nothing of these models was downloaded. Each file has been through
+one step on a small random model of its architecture (`pytest tests/test_cards.py`).
+
+For a card that is not here take the file of a smaller one, or ask `es-trl dry-run` what to change.
+
+| card | model and pictures | method | file | GB at most | when |
+|---:|---|---|---|---:|---|
+"""
+TAIL = """
+A frozen LoRA is counted as one of rank 64 on every layer. Encoded prompts are kept in the computer's memory, not on
+the card.
+"""
+CARD = re.compile(r"(.+?), for one GPU with (\d+) GB")
+
+
+def plans() -> dict[str, tuple]:
+    """By a recipe's name: its file, its first line, the arguments, and the plan of its memory."""
+    found = {}
+    for name, path in recipes().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        if CARD.match(first):
+            arguments, config = parse(args=["--config", str(path), "--use_cpu", "True"])
+            found[name] = path, first, arguments, plan_memory(arguments, config)
+    return found
+
+
+def memory_line(plan) -> str:
+    """What a recipe says of its memory."""
+    return f"# Memory: {plan.peak.total:.1f} GB at most, {plan.peak.name} (es-trl dry-run). NOT MEASURED ON A GPU."
+
+
+def page(found: dict[str, tuple]) -> str:
+    """The page."""
+    rows = []
+    for name, (_, first, arguments, plan) in found.items():
+        what, card = CARD.match(first).groups()
+        order, label = list(METHODS).index(arguments.method), method_classes(arguments.method)[1].about.label
+        cells = [f"{card} GB", what.partition(" on ")[2], label, f"`{name}`", f"{plan.peak.total:.1f}", plan.peak.name]
+        rows.append((int(card), cells[1], order, f"| {' | '.join(cells)} |"))
+    return HEAD + "\n".join(row[-1] for row in sorted(rows)) + "\n" + TAIL
+
+
+def with_line(text: str, plan) -> str:
+    """A recipe's text with its line on memory."""
+    return re.sub(r"^# Memory: .*$", lambda _: memory_line(plan), text, count=1, flags=re.MULTILINE)
+
+
+def out_of_date(found: dict[str, tuple], write: bool = False) -> list[str]:
+    """Files that do not say what the plans say; with `write` they then do."""
+    wanted = {path: with_line(path.read_text(encoding="utf-8"), plan) for path, _, _, plan in found.values()}
+    wanted[PAGE] = page(found)
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale if write else ():
+        path.write_text(wanted[path], encoding="utf-8")
+    return [str(path.relative_to(ROOT)) for path in stale]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write what is out of date")
+    args = parser.parse_args()
+    stale = out_of_date(plans(), args.write)
+    print("\n".join(f"{'written' if args.write else 'out of date'}: {name}" for name in stale) or "up to date")
+    return int(bool(stale) and not args.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
