@@ -186,7 +186,8 @@ class _Run:
         found = {name: scorer_memory(name, self.config.reward_dtype) for name in names}
         notes = [f"the reward {names[n]} is not counted: its shape is not known here" for n in names if not found[n]]
         known = [value for value in found.values() if value]
-        return {"rewards": sum(size for size, _ in known)}, max((peak for _, peak in known), default=0.0), notes
+        weights = {"rewards": sum(size for size, _ in known)} if known else {}
+        return weights, max((peak for _, peak in known), default=0.0), notes
 
     # ---- what comes and goes ----
 
