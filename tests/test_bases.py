@@ -7,14 +7,23 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_pipelines import fresh_sprint
+from tiny_policies import tiny_policy
 from tiny_runs import tiny_trainer
 from torch import nn
 
 import es_trl
 from es_trl.es import make_generator
-from es_trl.pipelines import SPACES, CallSettings, LoadedAdapters, PipelineAdapter, verify_population_forward
+from es_trl.pipelines import (
+    SPACES,
+    CallSettings,
+    DenoisingModel,
+    DifferentiableForward,
+    LoadedAdapters,
+    PipelineAdapter,
+    verify_population_forward,
+)
 from es_trl.pipelines.base_layers import compute_dtype, dense_weight
-from recipes.benchmarks.storages import STORAGES, bnb_int8, quantised_sprint
+from recipes.benchmarks.storages import STORAGES, bnb_int8, fp8_casting, quantised_sprint, torchao_int8
 
 
 CALL = CallSettings(1, 2.0, max_sequence_length=16)
@@ -91,6 +100,35 @@ def test_lora_modules_have_the_compute_dtype(storage):
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.parametrize("storage", [fp8_casting, torchao_int8])
+def test_gradients_flow_through_a_packed_base(storage):
+    """As of the same matrices written out; weights that are cast in the forward are fp8 again before the backward."""
+    found, start = [], None
+    for written_out in (False, True):
+        pipe = quantised_sprint(storage)
+        if written_out:
+            packed, pipe = pipe.transformer, fresh_sprint()
+            with torch.no_grad():
+                for name, layer in pipe.transformer.named_modules():
+                    if isinstance(layer, nn.Linear):
+                        layer.weight.copy_(dense_weight(packed.get_submodule(name), torch.float32))
+                    elif isinstance(layer, nn.Conv2d):
+                        layer.weight.copy_(packed.get_submodule(name).weight.float())
+                    if getattr(layer, "bias", None) is not None:
+                        layer.bias.copy_(packed.get_submodule(name).bias.float())
+        adapter = PipelineAdapter(pipe, LORA, "lora", CALL)
+        if written_out:
+            adapter.load_state_dict(start)  # LoRA's random start has the base's storage for a moment
+        start = start or adapter.state_dict()
+        model = DenoisingModel(adapter)
+        z, eps = torch.randn(2, 2, *model.latent_shape, generator=make_generator(0, "z"))
+        with DifferentiableForward(adapter).enabled():
+            model.error(z, eps, torch.tensor([0.6, 0.6]), PROMPTS).sum().backward()
+        found.append(torch.cat([theta.grad.flatten() for theta in adapter.theta.values()]))
+    assert found[0].norm() > 0
+    torch.testing.assert_close(*found, atol=1e-3 * float(found[1].abs().max()), rtol=1e-3)
+
+
 def test_a_pipeline_that_its_user_placed_is_not_moved(monkeypatch):
     adapter = PipelineAdapter(fresh_sprint(), LORA, "lora", CALL)
     before = np.asarray(adapter.generate(PROMPTS[:1], generators()[:1])[0])
@@ -100,6 +138,11 @@ def test_a_pipeline_that_its_user_placed_is_not_moved(monkeypatch):
     adapter.to("cpu")
     assert np.array_equal(np.asarray(adapter.generate(PROMPTS[:1], generators()[:1])[0]), before)
     assert verify_population_forward(adapter, PROMPTS).ok
+
+
+def test_recomputing_cast_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_activations=True does not work with weights that are cast"):
+        tiny_policy(tmp_path, "grpo", model=quantised_sprint(fp8_casting), checkpoint_activations=True)
 
 
 INT8 = {"quant_backend": "torchao", "quant_kwargs": {"quant_type": "Int8WeightOnlyConfig"}}

@@ -1,6 +1,7 @@
 """All that knows diffusers and peft."""
 
 from .adapter import LORA_WEIGHTS_NAME, PipelineAdapter, check_lora_config
+from .base_layers import is_cast
 from .call_settings import CallSettings
 from .denoising import DenoisingModel
 from .differentiable import DifferentiableForward
@@ -56,6 +57,7 @@ __all__ = [
     "empty_pipeline",
     "export_tensors",
     "file_digest",
+    "is_cast",
     "known_shapes",
     "LiveBytes",
     "load_pipeline",

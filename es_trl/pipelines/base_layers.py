@@ -44,6 +44,12 @@ def compute_dtype(denoiser: nn.Module) -> torch.dtype:
     return next((value.dtype for value in denoiser.parameters() if value.dtype in PLAIN), torch.float32)
 
 
+def is_cast(model: nn.Module) -> bool:
+    """Whether weights are cast to what they compute in for the forward of their layer alone (layerwise casting)."""
+    hooks = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    return any("layerwise_casting" in found.hooks for found in hooks if found is not None)
+
+
 def freeze(model: nn.Module) -> None:
     """No gradients, no dropout."""
     model.requires_grad_(False).eval()

@@ -49,7 +49,8 @@ class DifferentiableForward:
         try:
             for module, forward in self._forwards:
                 module.forward = forward
-            yield
+            with torch.autograd.graph.saved_tensors_hooks(_named, _as_it_was):
+                yield
         finally:
             for module, _ in self._forwards:
                 vars(module).pop("forward", None)
@@ -60,3 +61,12 @@ class DifferentiableForward:
             return F.linear(x, weight, module.bias)
         geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         return F.conv2d(x, weight, module.bias, groups=module.groups, **geometry)
+
+
+def _named(tensor: torch.Tensor) -> torch.Tensor | tuple[nn.Parameter, torch.dtype]:
+    """Weights that are cast for their layer's forward alone are in their storage dtype again before the backward."""
+    return (tensor, tensor.dtype) if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else tensor
+
+
+def _as_it_was(saved: torch.Tensor | tuple[nn.Parameter, torch.dtype]) -> torch.Tensor:
+    return saved[0].to(saved[1]) if isinstance(saved, tuple) else saved

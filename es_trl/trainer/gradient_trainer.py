@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..names import checked
+from ..pipelines import is_cast
 from ..run.block_gradients import BlockGradients
 from ..run.memory import peak_memory_gb
 from ..run.processes import warn_if_idle
@@ -39,6 +40,11 @@ class GradientTrainer(DiffusionTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.checkpoint_activations:
+            if is_cast(self.adapter.denoiser):
+                raise ValueError(
+                    "checkpoint_activations=True does not work with weights that are cast layer by layer "
+                    "(enable_layerwise_casting): set it to False, or quantise the base instead (quantization_config)."
+                )
             self.adapter.denoiser.enable_gradient_checkpointing()
         blocks = math.ceil(self.args.prompts_per_step / self.prompts_per_block)
         lower = "images_per_forward" if self.images_per_batch else "images_per_backward"
