@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_pipelines import sana
 
 from es_trl.cli import commands
-from es_trl.evaluation import evaluate
+from es_trl.evaluation import EvaluationRow, evaluate
 from es_trl.evaluation.journal import Journal
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 from es_trl.rewards import RewardSet
@@ -282,6 +282,11 @@ def test_a_reward_that_compares_pictures_sees_a_prompt_whole_whatever_the_batch_
 def test_negative_numbers_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         evaluate("no-such-model", PROMPTS, "jpeg_compressibility", **options)
+
+
+def test_a_row_of_a_model_by_name_says_which_adapter():
+    with pytest.raises(ValueError, match="row 'adapter' names no adapter"):
+        evaluate("no-such-model", PROMPTS, "jpeg_compressibility", rows=[EvaluationRow("adapter")])
 
 
 def test_prompts_and_columns_that_no_file_takes_are_refused_before_a_model_loads():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import LORA_WEIGHTS_NAME
 from ..hub.adapters import PEFT_FILE, find_adapter
-from ..hub.publishing import LORA_FILE
 
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
@@ -54,7 +54,9 @@ class AdapterSource:
     def describe(self) -> dict[str, Any]:
         """Its entry in `eval.json`."""
         run, config = self.run or {}, (self.run or {}).get("config", {})
-        training = {name: run[name] for name in ("method", "base_model", "reward_funcs") if name in run}
+        training: dict[str, Any] = {
+            name: run[name] for name in ("method", "base_model", "reward_funcs") if name in run
+        }
         training |= {name: config[name] for name in ("seed", "max_steps", "es_space") if config.get(name) is not None}
         return {
             "label": self.label,
@@ -110,7 +112,7 @@ def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[st
     return found
 
 
-def _named(adapters) -> list[tuple[str, str]]:
+def _named(adapters: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None) -> list[tuple[str, str]]:
     if not adapters:
         return []
     if isinstance(adapters, Mapping):
@@ -133,7 +135,7 @@ def _named(adapters) -> list[tuple[str, str]]:
 
 def _folder_name(source: str) -> str:
     path = Path(source).expanduser()
-    if path.name in (LORA_FILE, PEFT_FILE):
+    if path.name in (LORA_WEIGHTS_NAME, PEFT_FILE):
         path = path.parent
     name = path.stem if path.suffix == ".safetensors" else path.resolve().name if path.exists() else path.name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:36] or "adapter"

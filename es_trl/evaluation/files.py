@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .result import Evaluation
 
 
-def write_files(result: Evaluation, folder: str | os.PathLike, table: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_files(
+    result: Evaluation, folder: str | os.PathLike[str], table: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """
     Writes `eval.json`, `eval.md`, `scores.parquet` and `prompts.jsonl`, each whole or not at all.
 

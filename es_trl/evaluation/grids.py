@@ -141,7 +141,7 @@ def member_strip(
     return contact_sheet(pictures, captions, prompts, title, None, cell, upscale, bold="rows")
 
 
-def tiles(rows: list[list], longest: int = 256):
+def tiles(rows: list[list[Image.Image]], longest: int = 256) -> Image.Image:
     """Pictures edge to edge without any text, so that a page can cut them apart again."""
     width, height = rows[0][0].size
     scale = min(1.0, longest / max(width, height))
@@ -191,6 +191,14 @@ def _block(lines: Sequence[str], face: ImageFont.ImageFont) -> int:
     return len(lines) * _line_height(face)
 
 
-def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], face, x: float, y: float, colour, anchor: str = "la"):
+def _write(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    face: ImageFont.ImageFont,
+    x: float,
+    y: float,
+    colour: tuple[int, int, int],
+    anchor: str = "la",
+) -> None:
     for i, line in enumerate(lines):
         draw.text((x, y + i * _line_height(face)), line, font=face, fill=colour, anchor=anchor)

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, checked and completed before any model is loaded."""
+"""What an evaluation is asked for, completed by what the adapters' runs say before any model is loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..data import check_max_prompts, check_prompts, load_prompts, unstorable
+from ..data import check_max_prompts, load_prompts
 from ..pipelines import CallSettings
 from .adapters import AdapterSource
-from .noise import Noise
 from .rows import EvaluationRow, build_rows, default_rows
 
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def read_prompts(
-    prompts, columns: Mapping[str, Sequence] | None, max_prompts: int | None
-) -> tuple[list[str], dict[str, list], str | None]:
+    prompts: Any, columns: Mapping[str, Sequence[Any]] | None, max_prompts: int | None
+) -> tuple[list[str], dict[str, Sequence[Any]], str | None]:
     """The prompts, their columns, and where they come from; a list is taken as it is, anything else is loaded."""
     if isinstance(prompts, str | os.PathLike | Mapping) or hasattr(prompts, "column_names"):
         source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else None
@@ -109,57 +108,6 @@ def make_rows(
     if labels is None and not (steps or best_of or scales):
         return default_rows(first)
     steps = list(dict.fromkeys(steps or ([first, 2 * first] if first else [1])))
-    labels = [None] if labels is None else labels
-    return build_rows(labels, steps, list(dict.fromkeys(best_of)), list(dict.fromkeys(scales)))
-
-
-def check_counts(**counts: tuple[int | None, int]) -> None:
-    """Raises `ValueError` for a count below its least value; `None` is a default."""
-    for name, (value, least) in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} is {value!r}; give {least} or more.")
-
-
-def check(
-    prompts: Sequence[str],
-    rows: Sequence[EvaluationRow] | None,
-    noise: Noise,
-    batch_size: int,
-    columns: Mapping[str, Sequence],
-    steps: Sequence[int] | None,
-    best_of: Sequence[int],
-    scales: Sequence[float],
-    save_images: int,
-    labels: Sequence[str],
-) -> None:
-    """Raises `ValueError` for what cannot work, naming the field."""
-    if not prompts:
-        raise ValueError("there are no prompts to evaluate on; give at least one.")
-    check_prompts(prompts, "the evaluation")
-    for name, values in columns.items():
-        if len(values) != len(prompts):
-            raise ValueError(f"column {name!r} has {len(values)} values for {len(prompts)} prompts; give one each.")
-        for i, value in enumerate(values):
-            reason = None if isinstance(value, int) else unstorable(value)
-            if reason:
-                raise ValueError(f"column {name!r}, row {i}, holds {reason}.")
-    numbers = {"images_per_prompt": [noise.images_per_seed], "batch_size": [batch_size], "steps": steps or ()}
-    for field, values in {**numbers, "best_of": best_of}.items():
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} is {value}; give 1 or more.")
-    if not noise.seeds or len(set(noise.seeds)) < len(noise.seeds):
-        raise ValueError(f"seed is {list(noise.seeds)}; give at least one, and each once.")
-    check_counts(save_images=(save_images, 0))
-    for scale in scales:
-        if not 0 <= scale <= 4:
-            raise ValueError(f"adapter_scales holds {scale}; give scales in [0, 4], 1 being the adapter as trained.")
-    if rows is not None:
-        if steps or best_of or scales:
-            raise ValueError("give either rows, or steps, best_of and adapter_scales to make them from.")
-        names = [row.name for row in rows]
-        if not rows or len(set(names)) < len(names):
-            raise ValueError(f"rows are named {names}; give at least one row, and each its own name.")
-        unknown = [row.label for row in rows if row.label is not None and row.label not in labels]
-        if unknown:
-            raise ValueError(f"rows ask for the adapters {unknown}; loaded are {list(labels)}.")
+    return build_rows(
+        [None] if labels is None else labels, steps, list(dict.fromkeys(best_of)), list(dict.fromkeys(scales))
+    )

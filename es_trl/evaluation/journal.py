@@ -18,6 +18,7 @@ from .sharing import PromptShare
 
 
 if TYPE_CHECKING:
+    from ..pipelines import LoadedAdapters, PipelineAdapter
     from ..rewards import RewardSet
 
 
@@ -45,7 +46,7 @@ class Journal:
         ValueError: `resume` where there is nothing to go on with, or with other settings; the message says which.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, settings: dict[str, Any], resume: bool, share: PromptShare):
+    def __init__(self, output_dir: str | os.PathLike[str], settings: dict[str, Any], resume: bool, share: PromptShare):
         self.folder, self.resume = Path(output_dir, FOLDER), resume
         self.writes = share.process_index == 0
         if resume:
@@ -77,7 +78,9 @@ class Journal:
             save_file(whole, path)
 
 
-def settings_of(result: Evaluation, rewards: RewardSet, drawer, batch_size: int) -> dict[str, Any]:
+def settings_of(
+    result: Evaluation, rewards: RewardSet, drawer: PipelineAdapter | LoadedAdapters, batch_size: int
+) -> dict[str, Any]:
     """
     What was asked for, as plain data that can be compared with what is on disk. Names stand for what they name: the
     weights behind a model's or a judge's name, a server and a function of your own are not looked into.

@@ -5,12 +5,15 @@ show (retrieval), who is which colour and where (hard negatives), how near they 
 distance), and how different the pictures of one prompt are (diversity).
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +21,10 @@ from PIL import Image
 
 from .. import assets
 from .statistics import bootstrap_counts
+
+
+if TYPE_CHECKING:
+    from ..rewards import ClipScorer, RewardSet
 
 
 logger = logging.getLogger(__name__)
@@ -107,7 +114,7 @@ class ClipJudge:
 
     def __init__(
         self,
-        scorer,
+        scorer: ClipScorer,
         hard_negatives: Sequence[Sequence[str]] | None = None,
         real_mean: np.ndarray | None = None,
         real_cov: np.ndarray | None = None,
@@ -117,7 +124,7 @@ class ClipJudge:
         self.scorer = scorer
         self.hard_negatives = None if hard_negatives is None else [list(texts) for texts in hard_negatives]
         self.dim = _array(scorer.text_features(["a picture"])).shape[1]
-        self.real = None if real_mean is None else FrechetReference(real_mean, real_cov)
+        self.real = None if real_mean is None or real_cov is None else FrechetReference(real_mean, real_cov)
         if self.real is not None and len(self.real.mean) != self.dim:
             raise ValueError(f"real statistics have {len(self.real.mean)} dimensions, the scorer {self.dim}.")
 
@@ -151,21 +158,24 @@ class ClipJudge:
         nearest = (features @ captions.T).argmax(axis=-1)
         scores = {"retrieval_accuracy": (nearest == own[:, None]).astype(np.float64)}
         if self.hard_negatives is not None:
-            scores["hard_negative_accuracy"] = self._beats_negatives(features, captions[own])
+            scores["hard_negative_accuracy"] = _beats(features, captions[own], self.hard_negatives, self.scorer)
         if features.shape[1] > 1:
             scores["diversity"] = diversity(features)[:, None]
         return scores
 
-    def _beats_negatives(self, features: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        beats = np.full(features.shape[:2], np.nan)
-        texts = [text for negatives in self.hard_negatives for text in negatives]
-        wrong, end = _array(self.scorer.text_features(texts)), 0
-        for prompt, negatives in enumerate(self.hard_negatives):
-            start, end = end, end + len(negatives)
-            if negatives:
-                right = features[prompt] @ captions[prompt]
-                beats[prompt] = right > (features[prompt] @ wrong[start:end].T).max(axis=-1)
-        return beats
+
+def _beats(
+    features: np.ndarray, captions: np.ndarray, hard_negatives: Sequence[Sequence[str]], scorer: ClipScorer
+) -> np.ndarray:
+    """(P, J), 1 where a picture is nearer to its caption than to all wrong ones, NaN where there are none."""
+    beats = np.full(features.shape[:2], np.nan)
+    wrong, end = _array(scorer.text_features([text for negatives in hard_negatives for text in negatives])), 0
+    for prompt, negatives in enumerate(hard_negatives):
+        start, end = end, end + len(negatives)
+        if negatives:
+            right = features[prompt] @ captions[prompt]
+            beats[prompt] = right > (features[prompt] @ wrong[start:end].T).max(axis=-1)
+    return beats
 
 
 class DiversityJudge:
@@ -179,7 +189,7 @@ class DiversityJudge:
 
     real = None
 
-    def __init__(self, scorer, name: str | None = None):
+    def __init__(self, scorer: ClipScorer, name: str | None = None):
         self.scorer, self.name = scorer, name
         self.dim = _array(scorer.text_features(["a picture"])).shape[1]
 
@@ -192,7 +202,7 @@ class DiversityJudge:
         return {"diversity": diversity(features)[:, None]} if features.shape[1] > 1 else {}
 
 
-def diversity_judge(rewards, trained: Sequence[str] = ()) -> DiversityJudge | None:
+def diversity_judge(rewards: RewardSet, trained: Sequence[str] = ()) -> DiversityJudge | None:
     """
     A judge of diversity from the rewards' own models, at no cost: a held-out one's where there is one.
 
@@ -248,7 +258,7 @@ def load_judge(
 
         real = load_file(statistics)
         mean, cov = real["mean"], real["cov"]
-    known = {}
+    known: dict[str, list[str]] = {}
     shipped = [assets.path("prompts", f"{split}_hard_negatives.jsonl") for split in ("test", "validation")]
     for file in [hard_negatives] if hard_negatives is not None else filter(os.path.isfile, shipped):
         known |= read_hard_negatives(file)
@@ -283,5 +293,5 @@ def read_hard_negatives(path: str | Path) -> dict[str, list[str]]:
     return found
 
 
-def _array(features) -> np.ndarray:
+def _array(features: Any) -> np.ndarray:
     return torch.as_tensor(features).detach().float().cpu().numpy()

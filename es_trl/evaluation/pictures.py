@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..pictures import save_jpeg
 from ..samples import still_of
 from .grids import tiles
 from .protocol import draw_images
+from .rows import EvaluationRow
 from .statistics import prompt_means
 
 
 if TYPE_CHECKING:
+    from ..pipelines import LoadedAdapters, PipelineAdapter
     from .result import Evaluation
 
 
 IMAGES = "images"
+DrawRow = Callable[[EvaluationRow, list[tuple[int, int]]], Iterator[tuple[list[tuple[int, int]], list[Image.Image]]]]
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # LoRA scales; 0 is the base, 1 as trained
 MOST_STRENGTHS = 4  # prompts that are drawn at all of them
 
@@ -88,27 +93,36 @@ def first_look(pairs: Sequence[dict[str, Any]], count: int) -> list[dict[str, An
     return [*ranked[:third], *middle, *(ranked[-third:] if count > 1 else [])]
 
 
-def save_pairs(
-    model,
+def save_pictures(
+    model: PipelineAdapter | LoadedAdapters,
     result: Evaluation,
-    pairs: Sequence[dict[str, Any]],
-    folder: str | os.PathLike,
+    count: int,
+    folder: str | os.PathLike[str],
     batch_size: int = 16,
-) -> list[dict[str, Any]]:
+) -> None:
     """
-    Draws the images of `pairs` again from their keys, for every row, into `folder/images/<draw>/00012-00.jpg`.
-
-    File names are made of numbers and checked labels, never of prompts.
+    Draws the pictures that are worth looking at again from their keys, below `folder/images`, and notes their files in
+    `result.pictures` and `result.strengths`. File names are made of numbers and checked labels, never of prompts.
 
     Args:
         model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What drew the rows.
-        result ([`Evaluation`]), pairs (`list[dict]`): From [`choose_pairs`].
+        result ([`Evaluation`]): Complete.
+        count (`int`): Prompts to show for each reward, at most.
         folder (`str`): The evaluation's folder.
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
-
-    Returns:
-        `list[dict]`: `pairs` with `files`, paths below `folder` by row name.
     """
+    pairs = choose_pairs(result, count)
+    draw = partial(
+        draw_images, model, result.prompts, seed=result.noise, batch_size=batch_size, columns=result.columns
+    )
+    result.pictures = _save_pairs(draw, result, pairs, folder)
+    result.strengths = _save_strengths(draw, result, pairs, folder)
+
+
+def _save_pairs(
+    draw: DrawRow, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """`pairs` with `files`, paths below `folder` by row name: `images/<draw>/00012-00.jpg`."""
     pairs = [{**pair, "files": {}} for pair in pairs]
     for row in result.rows:
         directory = Path(folder, IMAGES, row.draw.folder)
@@ -120,27 +134,18 @@ def save_pairs(
             name = f"{key[0]:05d}-{key[1]:02d}.jpg"
             pair["files"][row.name] = f"{IMAGES}/{row.draw.folder}/{name}"
             wanted[key] = directory / name
-        for keys, images in draw_images(
-            model, result.prompts, row, list(wanted), result.noise, batch_size, result.columns
-        ):
+        for keys, images in draw(row, list(wanted)):
             for key, image in zip(keys, images, strict=True):
                 save_jpeg(still_of(image), wanted[key])
     return pairs
 
 
-def save_strengths(
-    model, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike, batch_size: int = 16
+def _save_strengths(
+    draw: DrawRow, result: Evaluation, pairs: Sequence[dict[str, Any]], folder: str | os.PathLike[str]
 ) -> dict[str, Any] | None:
     """
-    Draws the most typical prompts with the first adapter at several LoRA strengths, from the noise of the table, into
-    `folder/images/strength-0.25.jpg`: the prompts side by side, without any text.
-
-    Args:
-        model, result, folder, batch_size: As in [`save_pairs`].
-        pairs (`list[dict]`): From [`choose_pairs`].
-
-    Returns:
-        `dict`: `row`, `prompts` and `files`, paths below `folder` by strength; `None` without pairs.
+    The most typical prompts with the first adapter at several LoRA strengths, from the table's noise, side by side
+    without any text: `row`, `prompts`, and `files` (`images/strength-0.25.jpg`) by strength; `None` without pairs.
     """
     if not pairs:
         return None
@@ -151,8 +156,8 @@ def save_strengths(
     files = {}
     for strength in STRENGTHS:
         row = replace(adapter, name=f"strength {strength:g}", adapter_scale=strength)
-        drawn = {}
-        for batch, images in draw_images(model, result.prompts, row, keys, result.noise, batch_size, result.columns):
+        drawn: dict[tuple[int, int], Image.Image] = {}
+        for batch, images in draw(row, keys):
             drawn |= dict(zip(batch, map(still_of, images), strict=True))
         path = Path(folder, IMAGES, f"strength-{strength:g}.jpg")
         save_jpeg(tiles([[drawn[key] for key in keys]]), path)

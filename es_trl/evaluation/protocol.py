@@ -7,12 +7,14 @@ enter, so two rows differ only by their weights and steps, and the table does no
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..pipelines import LoadedAdapters
 from ..rewards.clip_features import share_image_features
 from ..samples import is_black, still_of, why_unscored
 from .looks import LOOKS, looks_of
@@ -23,13 +25,15 @@ from .sharing import PromptShare
 
 
 if TYPE_CHECKING:
-    from ..pipelines import LoadedAdapters, PipelineAdapter
+    from ..pipelines import PipelineAdapter
     from ..rewards import RewardSet
     from .journal import Journal
     from .judge import ClipJudge, DiversityJudge
 
 
 logger = logging.getLogger(__name__)
+
+Pictures = dict[tuple[int, int], Image.Image]  # by prompt and image index
 
 
 def draw_images(
@@ -39,7 +43,7 @@ def draw_images(
     keys: Sequence[tuple[int, int]],
     seed: int | Noise = 0,
     batch_size: int = 16,
-    columns: Mapping[str, Sequence] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Iterator[tuple[list[tuple[int, int]], list[Image.Image]]]:
     """
     Draws images of one row, batch by batch. Any image of an evaluation can be drawn again from its key.
@@ -71,12 +75,13 @@ def draw_images(
 
 
 @contextlib.contextmanager
-def _weights_of(adapter: "PipelineAdapter | LoadedAdapters", row: EvaluationRow):
+def _weights_of(adapter: "PipelineAdapter | LoadedAdapters", row: EvaluationRow) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not row.adapter:
             stack.enter_context(adapter.adapter_disabled())
-        elif row.label is not None:
-            stack.enter_context(adapter.chosen(row.label, row.adapter_scale))
+        elif isinstance(adapter, LoadedAdapters):
+            if row.label is not None:
+                stack.enter_context(adapter.chosen(row.label, row.adapter_scale))
         elif row.adapter_scale != 1.0:
             stack.enter_context(adapter.adapter_scale(row.adapter_scale))
         yield
@@ -85,12 +90,12 @@ def _weights_of(adapter: "PipelineAdapter | LoadedAdapters", row: EvaluationRow)
 KINDS = {"without a score": 1, "black": 2}
 
 
-def kind_of(sample) -> int:
+def kind_of(sample: Any) -> int:
     """One of `KINDS`, or 0 for a picture with nothing odd about it."""
     return 1 if why_unscored(sample) is not None else 2 if is_black(sample) else 0
 
 
-def _features(judge: "ClipJudge | DiversityJudge", images: list) -> np.ndarray:
+def _features(judge: "ClipJudge | DiversityJudge", images: list[Any]) -> np.ndarray:
     """(B, D), NaN for what has no score and for what is no single picture."""
     seen = [i for i, image in enumerate(images) if kind_of(image) != 1 and isinstance(image, Image.Image)]
     features = np.full((len(images), judge.dim), np.nan, np.float32)
@@ -99,95 +104,117 @@ def _features(judge: "ClipJudge | DiversityJudge", images: list) -> np.ndarray:
     return features
 
 
-def measure(
-    model: "PipelineAdapter | LoadedAdapters",
-    rewards: "RewardSet",
-    result: Evaluation,
-    batch_size: int,
-    judge: "ClipJudge | DiversityJudge | None",
-    share: PromptShare,
-    n_keep: int,
-    journal: "Journal | None" = None,
-    trainer_state: Any = None,
-) -> None:
+@dataclass
+class Measurement:
     """
-    Draws and scores every row of `result` on every prompt and fills it; the loop behind [`evaluate`].
+    Draws and scores every row of a table on every prompt; the loop behind [`evaluate`].
 
-    Rows that are made of the same images share them: a best-of-4 of the base costs three more images per prompt than
-    the base itself, and the images of a best-of-4 are among those of a best-of-8.
+    Args:
+        model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What draws.
+        rewards ([`~es_trl.rewards.RewardSet`]), judge ([`ClipJudge`], *optional*): What scores.
+        result ([`Evaluation`]): The table.
+        share ([`PromptShare`]): Which prompts this process draws.
+        batch_size (`int`): Images drawn at once.
+        n_keep (`int`): The images of the first so many prompts are kept.
+        trainer_state (*optional*): Passed on to the rewards.
     """
-    prompts, images_per_prompt = result.prompts, result.noise.images_per_prompt
-    kept_share = PromptShare(min(n_keep, len(prompts)), share.process_index, share.num_processes, share.gather)
-    rows_of: dict[Draw, list[EvaluationRow]] = {}
-    for row in result.rows:
-        rows_of.setdefault(row.draw, []).append(row)
-    for draw, users in rows_of.items():
-        images_of = images_per_prompt * max(row.best_of for row in users)
-        result.details["images_drawn"] = result.details.get("images_drawn", 0) + len(prompts) * images_of
-        arrays = journal.read(draw) if journal is not None else None
-        kept: dict[tuple[int, int], Image.Image] = {}
-        if arrays is None:
-            arrays = _score_row(
-                model, rewards, result, users[0], images_of, batch_size, judge, share, n_keep, kept, trainer_state
-            )
-            if journal is not None:
-                journal.write(draw, arrays)
-            logger.info("evaluated %s: %d images", ", ".join(row.name for row in users), len(share.mine) * images_of)
-        else:
-            keys = [(prompt, image) for prompt in kept_share.mine for image in range(images_of)]
-            for batch, images in draw_images(model, prompts, users[0], keys, result.noise, batch_size, result.columns):
-                kept |= dict(zip(batch, map(still_of, images), strict=True))
-        for row in users:
-            picked = result.add_row(row, arrays["scores"], arrays.get("features"), judge)
-            result.looks[row.name] = np.take_along_axis(arrays["looks"], picked[:, :, None], axis=1)
-            mine = {
-                (prompt, j): kept[prompt, int(picked[prompt, j])]
-                for prompt in kept_share.mine
-                for j in range(images_per_prompt)
-            }
-            result.images[row.name] = kept_share.collect_images(mine, images_per_prompt)
 
+    model: "PipelineAdapter | LoadedAdapters"
+    rewards: "RewardSet"
+    judge: "ClipJudge | DiversityJudge | None"
+    result: Evaluation
+    share: PromptShare
+    batch_size: int
+    n_keep: int
+    trainer_state: Any = None
 
-def _score_row(
-    model, rewards, result, row, images_of, batch_size, judge, share, n_keep, kept, trainer_state
-) -> dict[str, np.ndarray]:
-    """
-    `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt, all
-    processes together; the pictures of the first `n_keep` prompts go into `kept`.
-    """
-    arrays = {"scores": share.empty((images_of, len(rewards.names))), "looks": share.empty((images_of, len(LOOKS)))}
-    odd = share.empty((images_of,), 0.0)
-    if judge is not None:
-        arrays["features"] = share.empty((images_of, judge.dim), 0.0, np.float32)
-    keys = [(prompt, image) for prompt in share.mine for image in range(images_of)]
-    # A reward that compares pictures sees all of a prompt at once, whatever the batch size.
-    scored_at_once = images_of * max(1, batch_size // images_of) if rewards.group_rewards else batch_size
-    bar = tqdm(total=len(keys), desc=row.name, unit="img", leave=False, disable=share.process_index or None)
-    for start in range(0, len(keys), scored_at_once):
-        batch = keys[start : start + scored_at_once]
-        drawn = draw_images(model, result.prompts, row, batch, result.noise, batch_size, result.columns)
-        images = [image for _, pictures in drawn for image in pictures]
-        indices = [prompt for prompt, _ in batch]
-        slots = [share.slot(i) for i in indices], [image for _, image in batch]
-        with share_image_features():
-            arrays["scores"][slots] = rewards(
-                [result.prompts[i] for i in indices],
-                images,
-                columns={name: [values[i] for i in indices] for name, values in result.columns.items()},
-                trainer_state=trainer_state,
-                where=f"evaluation of {row.name}, prompts {indices[0]} to {indices[-1]}",
-                groups=indices,
-                step_prompts=result.prompts,
-            )
-            if judge is not None:
-                arrays["features"][slots] = _features(judge, images)
-        arrays["looks"][slots] = [looks_of(still_of(image)) for image in images]
-        odd[slots] = [kind_of(image) for image in images]
-        bar.update(len(batch))
-        kept |= {key: still_of(image) for key, image in zip(batch, images, strict=True) if key[0] < n_keep}
-    bar.close()
-    odd = share.collect(odd)
-    counts = {kind: int((odd == number).sum()) for kind, number in KINDS.items() if (odd == number).any()}
-    if counts:
-        result.details.setdefault("odd_pictures", {})[row.name] = counts
-    return {name: share.collect(value) for name, value in arrays.items()}
+    def fill(self, journal: "Journal | None" = None) -> None:
+        """
+        Takes from `journal` the rows that it has, and draws the others.
+
+        Rows that are made of the same images share them: a best-of-4 of the base costs three more images per prompt
+        than the base itself, and the images of a best-of-4 are among those of a best-of-8.
+        """
+        result, share = self.result, self.share
+        per_prompt = result.noise.images_per_prompt
+        keeping = PromptShare(
+            min(self.n_keep, len(result.prompts)), share.process_index, share.num_processes, share.gather
+        )
+        rows_of: dict[Draw, list[EvaluationRow]] = {}
+        for row in result.rows:
+            rows_of.setdefault(row.draw, []).append(row)
+        for draw, users in rows_of.items():
+            images_of = per_prompt * max(row.best_of for row in users)
+            result.details["images_drawn"] = result.details.get("images_drawn", 0) + len(result.prompts) * images_of
+            arrays = journal.read(draw) if journal is not None else None
+            kept: Pictures = {}
+            if arrays is None:
+                arrays = self._score(users[0], images_of, kept)
+                if journal is not None:
+                    journal.write(draw, arrays)
+                number = len(share.mine) * images_of
+                logger.info("evaluated %s: %d images", ", ".join(row.name for row in users), number)
+            else:
+                keys = [(prompt, image) for prompt in keeping.mine for image in range(images_of)]
+                for batch, images in self._draw(users[0], keys):
+                    kept |= dict(zip(batch, map(still_of, images), strict=True))
+            for row in users:
+                picked = result.add_row(row, arrays["scores"], arrays.get("features"), self.judge)
+                result.looks[row.name] = np.take_along_axis(arrays["looks"], picked[:, :, None], axis=1)
+                places = [(prompt, j) for prompt in keeping.mine for j in range(per_prompt)]
+                mine = {(prompt, j): kept[prompt, int(picked[prompt, j])] for prompt, j in places}
+                result.images[row.name] = keeping.collect_images(mine, per_prompt)
+
+    def _draw(
+        self, row: EvaluationRow, keys: list[tuple[int, int]]
+    ) -> Iterator[tuple[list[tuple[int, int]], list[Any]]]:
+        result = self.result
+        return draw_images(self.model, result.prompts, row, keys, result.noise, self.batch_size, result.columns)
+
+    def _score(self, row: EvaluationRow, images_of: int, kept: "Pictures") -> dict[str, np.ndarray]:
+        """
+        `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt,
+        all processes together; the pictures of the first `n_keep` prompts go into `kept`.
+        """
+        share, judge = self.share, self.judge
+        arrays = {"scores": share.empty((images_of, len(self.rewards.names))),
+                  "looks": share.empty((images_of, len(LOOKS))), "odd": share.empty((images_of,), 0.0)}  # fmt: skip
+        if judge is not None:
+            arrays["features"] = share.empty((images_of, judge.dim), 0.0, np.float32)
+        keys = [(prompt, image) for prompt in share.mine for image in range(images_of)]
+        # A reward that compares pictures sees all of a prompt at once, whatever the batch size.
+        whole = images_of * max(1, self.batch_size // images_of)
+        at_once = whole if self.rewards.group_rewards else self.batch_size
+        bar = tqdm(total=len(keys), desc=row.name, unit="img", leave=False, disable=share.process_index or None)
+        for start in range(0, len(keys), at_once):
+            batch = keys[start : start + at_once]
+            images = [image for _, pictures in self._draw(row, batch) for image in pictures]
+            slots = [share.slot(prompt) for prompt, _ in batch], [image for _, image in batch]
+            with share_image_features():
+                arrays["scores"][slots] = self._rewards_of(row, [prompt for prompt, _ in batch], images)
+                if judge is not None:
+                    arrays["features"][slots] = _features(judge, images)
+            arrays["looks"][slots] = [looks_of(still_of(image)) for image in images]
+            arrays["odd"][slots] = [kind_of(image) for image in images]
+            bar.update(len(batch))
+            kept |= {key: still_of(image) for key, image in zip(batch, images, strict=True) if key[0] < self.n_keep}
+        bar.close()
+        found = {name: share.collect(value) for name, value in arrays.items()}
+        odd = found.pop("odd")
+        counts = {kind: int((odd == number).sum()) for kind, number in KINDS.items() if (odd == number).any()}
+        if counts:
+            self.result.details.setdefault("odd_pictures", {})[row.name] = counts
+        return found
+
+    def _rewards_of(self, row: EvaluationRow, indices: list[int], images: list[Any]) -> np.ndarray:
+        """(B, K): the scores of pictures of the prompts `indices`."""
+        result = self.result
+        return self.rewards(
+            [result.prompts[i] for i in indices],
+            images,
+            columns={name: [values[i] for i in indices] for name, values in result.columns.items()},
+            trainer_state=self.trainer_state,
+            where=f"evaluation of {row.name}, prompts {indices[0]} to {indices[-1]}",
+            groups=indices,
+            step_prompts=result.prompts,
+        )

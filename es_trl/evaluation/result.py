@@ -61,7 +61,7 @@ class Evaluation:
         columns (`dict[str, list]`): Further columns of the prompts, of length P: "category", "challenge", ...
         adapters (`list[AdapterSource]`): The adapters that were loaded, if any.
         pictures (`list[dict]`): The pairs of images that were saved.
-        strengths (`dict`, *optional*): The pictures at several LoRA strengths, from [`save_strengths`].
+        strengths (`dict`, *optional*): The pictures at several LoRA strengths, from [`save_pictures`].
         details (`dict`): Further entries of `protocol`: model, command, seconds, ...
     """
 
@@ -80,7 +80,7 @@ class Evaluation:
     images_drawn: dict[str, int] = field(default_factory=dict)
     trained: dict[str, float] | None = None
     rising: Sequence[str] = ()
-    columns: dict[str, list] = field(default_factory=dict)
+    columns: dict[str, Sequence[Any]] = field(default_factory=dict)
     adapters: "list[AdapterSource]" = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     strengths: dict[str, Any] | None = None
@@ -147,12 +147,13 @@ class Evaluation:
         The optimised rewards of pictures of the same prompts, weighted and summed as in training (`weighted_total`):
         (P, M, K) -> (P, M). A best-of row chooses by it, and `eval_reward` is its mean.
         """
-        trained = [k for k, name in enumerate(self.reward_names) if name in (self.trained or {})]
-        weights = np.array([self.trained[self.reward_names[k]] for k in trained])
+        own = self.trained or {}
+        trained = [k for k, name in enumerate(self.reward_names) if name in own]
+        weights = np.array([own[self.reward_names[k]] for k in trained])
         return weighted_total(scores[..., trained], weights)
 
     def _bases(self) -> "list[EvaluationRow]":
-        return sorted((row for row in self.rows if row.kind == "base"), key=lambda row: row.num_inference_steps)
+        return sorted((row for row in self.rows if row.kind == "base"), key=lambda row: row.num_inference_steps or 0)
 
     def comparisons(self) -> list[tuple[str, str]]:
         """
@@ -197,7 +198,7 @@ class Evaluation:
             `dict` with `rows`, `paired`, `gap_closure`, `methods`, `exploratory`, `protocol`, ..., and `paired_judge`
             when there was a judge. docs/evaluation.md explains every field.
         """
-        table = {"rows": [self._row(row) for row in self.rows], "paired": self._all_paired()}
+        table: dict[str, Any] = {"rows": [self._row(row) for row in self.rows], "paired": self._all_paired()}
         if self.judge_scores:
             table["paired_judge"] = [entry for pair in self.comparisons() for entry in self._paired_judge(*pair)]
         table |= self._gap_closure()
@@ -232,13 +233,13 @@ class Evaluation:
         }
         return plain(table)
 
-    def save(self, path: str | os.PathLike) -> str:
+    def save(self, path: str | os.PathLike[str]) -> str:
         """Writes [`to_dict`] as JSON, whole or not at all, and returns the path."""
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return str(path)
 
     def _row(self, row: "EvaluationRow") -> dict[str, Any]:
-        entry = {
+        entry: dict[str, Any] = {
             "name": row.name,
             "adapter": row.adapter,
             "num_inference_steps": row.num_inference_steps,
@@ -284,7 +285,7 @@ class Evaluation:
         }
 
     @staticmethod
-    def _use_wilson(share: dict[str, Any] | None):
+    def _use_wilson(share: dict[str, Any] | None) -> None:
         # Resampling an accuracy of 1 gives an interval without width. Wilson's is wide enough for several images too:
         # the mean of a prompt's images varies no more than a single one does.
         if share is not None:
@@ -354,8 +355,8 @@ class Evaluation:
             for reward in self.reward_names:
                 found = Estimate(math.nan, math.nan, math.nan, 0)  # nothing to close: more steps need not raise it
                 if reward in self.rising:
-                    scores = (self.of(row, reward) for row in (model, base, target))
-                    found = gap_closure(*scores, self.resamples, self.bootstrap_seed)
+                    scores = [self.of(row, reward) for row in (model, base, target)]
+                    found = gap_closure(scores[0], scores[1], scores[2], self.resamples, self.bootstrap_seed)
                 closures.append({"row": model, "base": base, "target": target, "reward": reward,
                                  "value": found.value, "ci_low": found.low, "ci_high": found.high})  # fmt: skip
         first = [entry for entry in closures[: len(self.reward_names)] if entry["reward"] in self.rising]
@@ -387,7 +388,7 @@ def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:
     return percentile_interval(draws - draws.mean() + value)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Python numbers for JSON, `None` for what is not finite."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

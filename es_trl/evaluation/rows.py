@@ -26,7 +26,7 @@ class EvaluationRow:
     label: str | None = None
     best_of: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise ValueError(f"row {self.name!r} has num_inference_steps {self.num_inference_steps}; give 1 or more.")
         if self.best_of < 1:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .statistics import CONFIDENCE, MIN_PROMPTS, RESAMPLES, bootstrap_means, percentile_interval, prompt_means
 
@@ -34,8 +35,8 @@ class RunsDifference:
 
 
 def runs_difference(
-    models: Sequence,
-    references: Sequence,
+    models: Sequence[ArrayLike],
+    references: Sequence[ArrayLike],
     resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = CONFIDENCE,
@@ -60,28 +61,28 @@ def runs_difference(
     Raises:
         ValueError: No runs, or runs on different numbers of prompts.
     """
-    models, references = (np.stack(_means(runs)) for runs in (models, references))
-    if models.shape[1] != references.shape[1]:
-        raise ValueError(f"all runs need the same prompts; got {models.shape[1]} and {references.shape[1]}.")
-    known = np.isfinite(models).all(axis=0) & np.isfinite(references).all(axis=0)
+    own, others = np.stack(_means(models)), np.stack(_means(references))
+    if own.shape[1] != others.shape[1]:
+        raise ValueError(f"all runs need the same prompts; got {own.shape[1]} and {others.shape[1]}.")
+    known = np.isfinite(own).all(axis=0) & np.isfinite(others).all(axis=0)
     prompts = int(known.sum())
-    models, references = models[:, known], references[:, known]
+    own, others = own[:, known], others[:, known]
     if prompts == 0:
-        nothing = [math.nan] * len(models)
-        return RunsDifference(math.nan, math.nan, math.nan, nothing, math.nan, len(models), 0)
-    difference = models.mean(axis=0) - references.mean(axis=0)
+        nothing = [math.nan] * len(own)
+        return RunsDifference(math.nan, math.nan, math.nan, nothing, math.nan, len(own), 0)
+    difference = own.mean(axis=0) - others.mean(axis=0)
     draws = bootstrap_means(difference[:, None], resamples, seed)[:, 0]
     rng = np.random.default_rng([seed, 1])
-    for runs in (models, references):
+    for runs in (own, others):
         if len(runs) > 1:
             draws = draws + rng.standard_t(len(runs) - 1, resamples) * math.sqrt(_variance_of_mean(runs))
     low, high = percentile_interval(draws, confidence) if prompts >= MIN_PROMPTS else (math.nan, math.nan)
-    deltas = models.mean(axis=1) - references.mean()
+    deltas = own.mean(axis=1) - others.mean()
     spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else math.nan
-    return RunsDifference(float(difference.mean()), low, high, deltas.tolist(), spread, len(models), prompts)
+    return RunsDifference(float(difference.mean()), low, high, deltas.tolist(), spread, len(own), prompts)
 
 
-def _means(runs: Sequence) -> list[np.ndarray]:
+def _means(runs: Sequence[ArrayLike]) -> list[np.ndarray]:
     means = [prompt_means(scores) for scores in runs]
     if not means or len({len(scores) for scores in means}) > 1:
         raise ValueError(f"all runs need the same prompts; got {[len(scores) for scores in means]}.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from ..pictures import rgb
@@ -59,15 +60,15 @@ class PromptShare:
         if num_processes > 1 and gather is None:
             raise ValueError(f"num_processes is {num_processes}; give gather, or each process sees only its part.")
         self.prompts = prompts
-        self.process_index, self.num_processes, self.gather = process_index, num_processes, gather
+        self.process_index, self.num_processes = process_index, num_processes
+        self.gather = gather or (lambda part: part[None])  # alone, all there is
         self.mine = range(process_index, prompts, num_processes)
 
     def barrier(self) -> None:
         """Waits for all processes."""
-        if self.num_processes > 1:
-            self.gather(np.zeros(1))
+        self.gather(np.zeros(1))
 
-    def empty(self, shape: tuple[int, ...], fill: float = np.nan, dtype=np.float64) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], fill: float = np.nan, dtype: DTypeLike = np.float64) -> np.ndarray:
         """An array (slots, *shape), equal on all processes; prompt p of this process belongs into `slot(p)`."""
         return np.full((-(-self.prompts // self.num_processes), *shape), fill, dtype)
 
@@ -77,8 +78,6 @@ class PromptShare:
 
     def collect(self, part: np.ndarray) -> np.ndarray:
         """Joins the parts (slots, ...) of all processes to (prompts, ...), in the order of the prompts."""
-        if self.num_processes == 1:
-            return part[: self.prompts]
         parts = np.asarray(self.gather(part)).reshape(self.num_processes, *part.shape)
         return np.swapaxes(parts, 0, 1).reshape(-1, *part.shape[1:])[: self.prompts]
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .statistics import as_scores, prompt_means
 
@@ -11,7 +12,7 @@ from .statistics import as_scores, prompt_means
 SIGNIFICANT = 0.05
 
 
-def wilcoxon_p(model, reference) -> float:
+def wilcoxon_p(model: ArrayLike, reference: ArrayLike) -> float:
     """
     Two-sided p-value of Wilcoxon's signed-rank test (Wilcoxon 1945) on the prompts' differences.
 

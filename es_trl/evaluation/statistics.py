@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 RESAMPLES = 10_000
@@ -66,7 +68,7 @@ class PairedDifference:
     missing: int
 
 
-def as_scores(values) -> np.ndarray:
+def as_scores(values: ArrayLike) -> np.ndarray:
     """Returns `values` as float64 of shape (prompts, images): a 1-D array is one image per prompt."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim == 1:
@@ -77,7 +79,7 @@ def as_scores(values) -> np.ndarray:
     return np.where(np.isfinite(scores), scores, np.nan)
 
 
-def prompt_means(values) -> np.ndarray:
+def prompt_means(values: ArrayLike) -> np.ndarray:
     """Mean over the scored images of each prompt, shape (prompts,); NaN where a prompt has none."""
     scores = as_scores(values)
     known = np.isfinite(scores)
@@ -85,7 +87,7 @@ def prompt_means(values) -> np.ndarray:
         return np.where(known, scores, 0.0).sum(axis=1) / known.sum(axis=1)
 
 
-def bootstrap_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0):
+def bootstrap_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
     """
     Draws resamples of `prompts` prompts with replacement, block by block.
 
@@ -110,7 +112,7 @@ def _kept_counts(prompts: int, resamples: int, seed: int, entries: int) -> list[
     ]
 
 
-def _draw_counts(prompts: int, resamples: int, seed: int, entries: int):
+def _draw_counts(prompts: int, resamples: int, seed: int, entries: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     block = max(1, entries // prompts)
     for start in range(0, resamples, block):
@@ -155,7 +157,9 @@ def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> tu
     return float(low), float(high)
 
 
-def mean_estimate(values, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+def mean_estimate(
+    values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+) -> Estimate:
     """
     Mean over prompts with its percentile bootstrap interval.
 
@@ -179,7 +183,7 @@ def mean_estimate(values, resamples: int = RESAMPLES, seed: int = 0, confidence:
 
 
 def paired_difference(
-    model, reference, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    model: ArrayLike, reference: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> PairedDifference:
     """
     Mean over prompts of (model - reference), paired image by image.
@@ -233,7 +237,12 @@ def wilson_interval(rate: float, trials: int, confidence: float = CONFIDENCE) ->
 
 
 def gap_closure(
-    model, base, target, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    model: ArrayLike,
+    base: ArrayLike,
+    target: ArrayLike,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """
     Share of the gap between `base` and `target` that `model` closes: (model - base) / (target - base).

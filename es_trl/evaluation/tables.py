@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ class Scored(Protocol):
 
     rows: list[EvaluationRow]
     reward_names: list[str]
-    columns: dict[str, list]
+    columns: dict[str, Sequence[Any]]
     resamples: int
     scores: dict[str, np.ndarray]
 
@@ -40,13 +41,15 @@ class Scored(Protocol):
 def methods(result: Scored) -> list[dict[str, Any]]:
     """Every method against the base and against every other method, over its training runs, at equal steps."""
     bases = {row.num_inference_steps: row for row in result.rows if row.kind == "base"}
-    runs: dict[tuple[str, int], list[EvaluationRow]] = {}
+    runs: dict[tuple[str | None, int | None], list[EvaluationRow]] = {}
     for row in result.rows:
         if row.kind == "adapter":
             runs.setdefault((result.method_of(row), row.num_inference_steps), []).append(row)
     entries = []
     for (method, steps), rows in runs.items():
-        against = [(bases[steps].name, [bases[steps]])] if steps in bases else []
+        against: list[tuple[str | None, list[EvaluationRow]]] = (
+            [(bases[steps].name, [bases[steps]])] if steps in bases else []
+        )
         later = list(runs)[list(runs).index((method, steps)) + 1 :]
         against += [(other, runs[other, s]) for other, s in later if s == steps]
         for name, others in against:

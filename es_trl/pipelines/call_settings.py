@@ -36,6 +36,12 @@ class CallSettings:
     complex_human_instruction: list[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, arguments: Any, **more: Any) -> "CallSettings":
+        """Those of its settings that `arguments` has as attributes of the same names, and `more`."""
+        names = [name for name in cls.__dataclass_fields__ if hasattr(arguments, name)]
+        return cls(**{name: getattr(arguments, name) for name in names}, **more)
+
     def check(self, pipe) -> None:
         """Raises `ValueError` for a setting that `pipe` does not take, rather than dropping it."""
         for key in self.extra:

@@ -15,13 +15,11 @@ from PIL import Image
 from ..evaluation import (
     Evaluation,
     EvaluationRow,
-    choose_pairs,
     contact_sheet,
     evaluate,
     first_look,
     load_judge,
-    save_pairs,
-    save_strengths,
+    save_pictures,
     write_files,
 )
 from ..files import write_text
@@ -156,13 +154,7 @@ class Results:
     def _write(self, result: Evaluation, num_pictures: int, comment: bytes) -> None:
         """`eval.json` and the other files, the pairs of pictures, and the before/after sheet."""
         args = self.trainer.args
-        pairs = choose_pairs(result, NUM_PAIRS)
-        result.pictures = save_pairs(
-            self.trainer.adapter, result, pairs, args.output_dir, args.per_device_eval_batch_size
-        )
-        result.strengths = save_strengths(
-            self.trainer.adapter, result, pairs, args.output_dir, args.per_device_eval_batch_size
-        )
+        save_pictures(self.trainer.adapter, result, NUM_PAIRS, args.output_dir, args.per_device_eval_batch_size)
         self.comparison |= {"pictures": result.pictures, "strengths": result.strengths}
         write_files(result, args.output_dir, self.comparison)
         self._save_pictures(result, num_pictures, comment)
