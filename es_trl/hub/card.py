@@ -79,53 +79,60 @@ def model_card(
     if of_another:
         evaluation, samples, picture = None, (), None
     base_model = base_model or config.get("base_model")
-    base = shown_name(base_model) if base_model else None
-    method_name = config.get("method") or "es"
-    method = Method.of(config)
     licence = {"license": license} if license else base_license(base_model)
-    fallback = f"{(base or 'model').split('/')[-1]}-{one_line(method_name)}"
-    name = one_line(repo_id.split("/")[-1] if repo_id else fallback, 96)
-    samples = [(prompt, relative_url(path)) for prompt, path in samples]
-    settings = config.get("config") or {}
+    facts = _facts(config, base_model, repo_id, dataset_name)
+    pictures = [(prompt, relative_url(path)) for prompt, path in samples]
+    body = _template().render(
+        facts, info=adapter_info, config=config, evaluation=evaluation, of_another=of_another, digest=digest, env=env,
+        samples=[(prompt, Markup(url)) for prompt, url in pictures],
+        sheets=[(caption, Markup(relative_url(path))) for caption, path in sheets],
+        picture=Markup(relative_url(picture)) if picture else None, repo_id=repo_id, revision=revision,
+        tracker_urls=[(title, Markup(url)) for title, url in (tracker_urls or {}).items() if _is_web_page(url)],
+        licence=licence, num_images=num_images, seconds=duration_seconds, **_findings(evaluation),
+        **_snippet(adapter_info, base_model, facts["base"], [prompt for prompt, _ in samples]),
+    )  # fmt: skip
+    data = _front_matter(facts, base_model, dataset_name, tags, pictures, evaluation, licence)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{redact(body)}")
 
-    data = ModelCardData(
+
+def _facts(
+    config: dict[str, Any], base_model: str | None, repo_id: str | None, dataset_name: str | None
+) -> dict[str, Any]:
+    """What the card says of the run in words of its own: names, the method, the settings that matter."""
+    method, settings = Method.of(config), config.get("config") or {}
+    base = shown_name(base_model) if base_model else None
+    fallback = f"{(base or 'model').split('/')[-1]}-{one_line(config.get('method') or 'es')}"
+    return {
+        "name": one_line(repo_id.split("/")[-1] if repo_id else fallback, 96),
+        "method": method,
+        "base": base,
+        "dataset": shown_name(dataset_name) if dataset_name else None,
+        "settings": {k: settings[k] for k in (*method.settings, *SETTINGS) if settings.get(k) is not None},
+        "dtype": settings.get("dtype", "float32"),
+        "frozen": _frozen(settings.get("frozen_adapters")),
+    }
+
+
+def _front_matter(
+    facts: dict[str, Any],
+    base_model: str | None,
+    dataset_name: str | None,
+    tags: Sequence[str],
+    pictures: Sequence[tuple[str, str]],
+    evaluation: dict[str, Any] | None,
+    licence: dict[str, Any],
+) -> ModelCardData:
+    return ModelCardData(
         base_model=base_model if is_hub_id(base_model) else None,
         datasets=dataset_name if is_hub_id(dataset_name) else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[*TAGS, *method.tags, *map(one_line, tags)],
-        widget=[{"text": one_line(prompt), "output": {"url": url}} for prompt, url in samples] or None,
-        model_name=name,
+        tags=[*TAGS, *facts["method"].tags, *map(one_line, tags)],
+        widget=[{"text": one_line(prompt), "output": {"url": url}} for prompt, url in pictures] or None,
+        model_name=facts["name"],
         eval_results=eval_results(evaluation) or None if evaluation else None,
         **licence,
     )
-    body = _template().render(
-        name=name,
-        info=adapter_info,
-        config=config,
-        method=method,
-        settings={k: settings[k] for k in (*method.settings, *SETTINGS) if settings.get(k) is not None},
-        evaluation=evaluation,
-        of_another=of_another,
-        digest=digest,
-        **_findings(evaluation),
-        env=env,
-        samples=[(prompt, Markup(url)) for prompt, url in samples],
-        sheets=[(caption, Markup(relative_url(path))) for caption, path in sheets],
-        picture=Markup(relative_url(picture)) if picture else None,
-        tracker_urls=[(title, Markup(url)) for title, url in (tracker_urls or {}).items() if _is_web_page(url)],
-        base=base,
-        dataset=shown_name(dataset_name) if dataset_name else None,
-        licence=licence,
-        num_images=num_images,
-        seconds=duration_seconds,
-        repo_id=repo_id,
-        revision=revision,
-        dtype=settings.get("dtype", "float32"),
-        frozen=_frozen(settings.get("frozen_adapters")),
-        **_snippet(adapter_info, base_model, base, [prompt for prompt, _ in samples]),
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{redact(body)}")
 
 
 @cache
