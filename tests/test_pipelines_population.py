@@ -63,6 +63,28 @@ def test_fused_equals_merged_weights_for_convolutions(space):
     assert check.ok, check
 
 
+@pytest.mark.parametrize("build", [fresh_sprint, stable_diffusion, lambda: flattening_sprint()])
+def test_verify_leaves_the_pipeline_as_it_was(build):
+    """So that the natural next line, a trainer on this very pipeline, works and trains the only adapter."""
+    pipe, before = build(), build()
+    denoiser = "unet" if hasattr(pipe, "unet") else "transformer"
+    verify_population_forward(pipe, PROMPTS[:1], settings=CallSettings(1, **SHORT) if denoiser != "unet" else None)
+    kinds = [(name, type(module)) for name, module in getattr(pipe, denoiser).named_modules()]
+    assert kinds == [(name, type(module)) for name, module in getattr(before, denoiser).named_modules()]
+    assert not getattr(getattr(pipe, denoiser), "peft_config", None)
+    adapter = PipelineAdapter(pipe)
+    assert adapter.frozen_adapters == []
+
+
+def test_verify_leaves_a_lora_that_was_there(tmp_path):
+    first = PipelineAdapter(fresh_sprint(), settings=CallSettings(1, **SHORT))
+    first.save_lora(tmp_path)
+    pipe = fresh_sprint()
+    pipe.load_lora_weights(str(tmp_path), adapter_name="mine")
+    assert verify_population_forward(pipe, PROMPTS[:1], settings=CallSettings(1, **SHORT)).ok
+    assert PipelineAdapter(pipe).frozen_adapters == ["mine"]
+
+
 def test_verify_sees_a_wrong_forward(monkeypatch):
     """The check would be worth nothing if it agreed with everything."""
     monkeypatch.setattr(

@@ -12,12 +12,13 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 
 from ..es import Factors, PopulationForward, make_seed
+from ..files import LORA_WEIGHTS_NAME
 from .base_layers import compute_dtype
 from .call_settings import CallSettings
 from .digest import tensor_digest
 from .frozen import FrozenPipeline
 from .lora_files import lora_layers
-from .lora_loading import Start, activate, carried_adapters, config_of
+from .lora_loading import Start, activate, carried_adapters, config_of, take_off
 from .spaces import build_space
 from .targets import coverage, resolve_targets
 
@@ -25,7 +26,6 @@ from .targets import coverage, resolve_targets
 logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "default"  # the name under which diffusers collects the metadata of a LoRA
-LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 class PipelineAdapter(FrozenPipeline):
@@ -121,6 +121,10 @@ class PipelineAdapter(FrozenPipeline):
             for module in (layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]):
                 module.to(dtype)
         activate(self.denoiser, [*self.frozen_adapters, ADAPTER_NAME])
+
+    def unload(self) -> None:
+        """Leaves the pipeline as it was, frozen; this object is of no use after that."""
+        take_off(self.pipe, self.denoiser, [ADAPTER_NAME], self.frozen_adapters)
 
     # ---- drawing ----
 

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 from diffusers import DiffusionPipeline
 
-from .adapter import LORA_WEIGHTS_NAME
+from ..files import LORA_WEIGHTS_NAME
 from .call_settings import CallSettings
 from .frozen import FrozenPipeline
 from .lora_files import lora_layers
-from .lora_loading import activate, apply_lora, carried_adapters, file_in
+from .lora_loading import activate, apply_lora, carried_adapters, file_in, take_off
 
 
 class LoadedAdapters(FrozenPipeline):
@@ -78,9 +78,5 @@ class LoadedAdapters(FrozenPipeline):
 
     def unload(self) -> None:
         """Leaves the pipeline as it was."""
-        if self._carried:
-            self.pipe.delete_adapters([name for name in self._names.values() if lora_layers(self.denoiser, name)])
-            self._settle()
-        elif self._names:
-            self.pipe.unload_lora_weights()
+        take_off(self.pipe, self.denoiser, list(self._names.values()), self._carried)
         self._names = {}

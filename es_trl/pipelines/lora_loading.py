@@ -77,6 +77,22 @@ def activate(denoiser: nn.Module, names: Sequence[str]) -> None:
     denoiser.requires_grad_(False)
 
 
+def take_off(pipe: DiffusionPipeline, denoiser: nn.Module, names: Sequence[str], carried: Sequence[str]) -> None:
+    """Takes adapters off, and lets `carried` draw; with no other left, the layers are the model's own again."""
+    known = getattr(denoiser, "peft_config", {})
+    names = [name for name in names if name in known]
+    if set(known) - set(names):
+        for name in names:
+            for layer in lora_layers(denoiser, name).values():
+                layer.delete_adapter(name)
+            del known[name]
+        activate(denoiser, carried)
+    elif names and hasattr(denoiser, "unload_lora"):  # the pipeline's own would clear its text encoders too
+        denoiser.unload_lora()
+    elif names:
+        pipe.unload_lora_weights()
+
+
 def add_frozen(pipe: DiffusionPipeline, adapters: Iterable[tuple[str, float]]) -> None:
     """Puts finished LoRAs, `(file, scale)`, on `pipe` beside those it carries; all of them draw."""
     adapters = list(adapters)

@@ -54,7 +54,8 @@ def verify_population_forward(
     (or added to the frozen layers' output, for space `weight`) of the otherwise untouched pipeline.
 
     Args:
-        pipe_or_adapter (`DiffusionPipeline` or `PipelineAdapter`): What to check. A bare pipeline gets an adapter.
+        pipe_or_adapter (`DiffusionPipeline` or `PipelineAdapter`): What to check. A bare pipeline gets an
+            adapter for as long as this takes.
         prompts (`Sequence[str]`): One image each.
         population_size (`int`), sigma (`float`), es_space (`str`), seed (`int`): The population.
         columns (`Mapping[str, Sequence]`, *optional*): Further columns of the prompts for the call (`image`, ...).
@@ -63,9 +64,23 @@ def verify_population_forward(
     Returns:
         `PopulationCheck`; `.ok` says whether fused and merged agree to a thousandth of the spread between members.
     """
-    adapter = pipe_or_adapter
-    if not isinstance(adapter, PipelineAdapter):
-        adapter = PipelineAdapter(adapter, es_space=es_space, seed=seed, **adapter_kwargs)
+    if isinstance(pipe_or_adapter, PipelineAdapter):
+        return _check(pipe_or_adapter, prompts, population_size, sigma, seed, columns)
+    adapter = PipelineAdapter(pipe_or_adapter, es_space=es_space, seed=seed, **adapter_kwargs)
+    try:
+        return _check(adapter, prompts, population_size, sigma, seed, columns)
+    finally:
+        adapter.unload()
+
+
+def _check(
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    population_size: int,
+    sigma: float,
+    seed: int,
+    columns: Mapping[str, Sequence] | None,
+) -> PopulationCheck:
     population = Population(population_size)
     shapes = {site.name: tuple(site.theta.shape) for site in adapter.space.sites}
     device = next(iter(adapter.theta.values())).device
