@@ -16,6 +16,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_LINE = 64 * 1024 * 1024  # bytes; more than the scores of any population, less than what fills a memory
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' loaders look for in a folder
 TEMPORARY = ".tmp-"  # how everything begins that is not whole yet
 
 

@@ -158,18 +158,33 @@ def test_keys_are_known_without_an_import(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["trian"], "Did you mean 'es-trl train'?"),
         (["train", "--config", "typo.yaml"], "unknown key 'population_siez'. Did you mean 'population_size'?"),
+        (["train", "--config", "broken.yaml"], "is not valid YAML"),
         (["train", "--config", "missing.yaml"], "There is no config file 'missing.yaml'"),
+        (
+            ["train", "--config", "good.yaml", "--popsize", "4"],
+            "no option --popsize. Did you mean '--population_size'?",
+        ),
         (["train", "--method", "gpro"], "Did you mean 'grpo'?"),
+        (["dry-run", "--config", "typo.yaml"], "unknown key 'population_siez'. Did you mean 'population_size'?"),
+        (["eval", "--adaptre", "runs/a"], "there is no option --adaptre. Did you mean '--adapter'?"),
+        (["eval", "--config", "typo.yaml"], "unknown key 'population_siez'."),
+        (["report", "--folow", "."], "unrecognized arguments: --folow"),
+        (["compare", "a", "--output_dir", "b", "--x"], "unrecognized arguments: --x"),
         (["verify", "."], "there is no journal.jsonl in '.'"),
         (["show", ".", "--step", "1", "--member", "0"], "there is no journal.jsonl in '.'"),
     ],
 )
 def test_a_slip_is_answered_before_anything_heavy_is_imported(tmp_path, arguments, message):
     (tmp_path / "typo.yaml").write_text("population_siez: 4\n")
+    (tmp_path / "good.yaml").write_text("population_size: 4\n")
+    (tmp_path / "broken.yaml").write_text("population_size: [4\n")
     code = (
-        "import sys; from es_trl.cli.commands import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'trl', 'datasets', 'numpy'} & set(sys.modules);"
+        "import sys; from es_trl.cli.commands import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"  # argparse leaves by itself
+        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'trl', 'datasets', 'numpy'} & set(sys.modules)\n"
         "print(code, sorted(heavy))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -177,6 +192,22 @@ def test_a_slip_is_answered_before_anything_heavy_is_imported(tmp_path, argument
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert message in done.stderr and done.stdout == "2 []\n", done.stderr
+
+
+def test_a_config_imports_no_more_than_the_settings_that_it_is_made_of(tmp_path):
+    """ESConfig is a TrainingArguments, which brings torch; neither diffusers nor data sets come along."""
+    code = (
+        "import sys, transformers.training_args\n"
+        "before = set(sys.modules)\n"
+        "from es_trl import ESConfig\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "rooms = {f'es_trl.{room}' for room in ('data', 'evaluation', 'report', 'pipelines.adapter')}\n"
+        "print(sorted(added), sorted(rooms & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "['es_trl'] []\n", done.stdout + done.stderr
 
 
 def test_columns_of_other_lists_and_the_port_of_the_live_page_are_settings(tmp_path):

@@ -199,7 +199,7 @@ class ThetaByStep(TrainerCallback):
 
 
 def test_sigma_is_found_by_the_change_of_the_output(tmp_path):
-    from es_trl.pipelines import output_change
+    from es_trl.pipelines.output_change import output_change
 
     sigmas = {}
     for space in ("lora_xs", "weight"):

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-import yaml
-
-from ..names import hint
 from ..trainer import METHODS, check_method, method_classes
-from .keys import config_keys
+from .keys import check_keys, check_options, config_keys, read_config
 from .recipes import with_recipes
 
 
@@ -137,31 +134,47 @@ def parse(
             work.
     """
     args = with_recipes(sys.argv[1:] if args is None else args)
-    path = _value_of("--config", args)
-    file = _read(path) if path is not None else {}
-    named = _value_of("--method", args) or file.get("method")
-    method = _method(config_class, named)
-    _check_keys(path, file, config_class, method)
+    method = check_names(args, config_class)
     config_class = config_class or method_classes(method)[0]
     from .options import LineParser  # only now: what is wrong by then is said without it
 
     parser = LineParser([RunArguments, config_class])
-    parser.check_options(args)
-    if path is None and not _value_of("--model_name_or_path", args):
-        raise ValueError(
-            "nothing says what to train: give --config FILE, or --model_name_or_path, --reward_funcs, --dataset_name "
-            "and --output_dir; --help has the options."
-        )
     arguments, config = parser.parse_args_and_config(args=args)
     arguments.method = method
     return arguments, config
 
 
+def check_names(
+    args: Sequence[str], config_class: "type[DiffusionConfig] | None" = None, beside: Sequence[str] = ()
+) -> str | None:
+    """
+    The method, once the names of all options and keys are known to be settings of it, or are options `beside` them;
+    imports no library for that.
+
+    Raises:
+        `ValueError`: as [`parse`].
+    """
+    args = with_recipes(args)
+    path = value_of("--config", args)
+    file = read_config(path) if path is not None else {}
+    method = _method(config_class, value_of("--method", args) or file.get("method"))
+    own = config_keys(method) if method in METHODS else {f.name for f in fields(config_class)}
+    known = own | {f.name for f in fields(RunArguments)}
+    check_keys(path, file, known, method)
+    check_options(args, known | {*beside})
+    if path is None and not value_of("--model_name_or_path", args):
+        raise ValueError(
+            "nothing says what to train: give --config FILE, or --model_name_or_path, --reward_funcs, --dataset_name "
+            "and --output_dir; --help has the options."
+        )
+    return method
+
+
 def method_of(args: Sequence[str]) -> str:
     """The method that the command line or its config file names, `es` when none does."""
     args = with_recipes(args)
-    path = _value_of("--config", args)
-    named = _value_of("--method", args) or (_read(path).get("method") if path else None)
+    path = value_of("--config", args)
+    named = value_of("--method", args) or (read_config(path).get("method") if path else None)
     return _method(None, named)
 
 
@@ -172,7 +185,7 @@ def load_config(
     return parse(config_class, ["--config", str(path), *overrides])
 
 
-def _value_of(option: str, args: Sequence[str]) -> str | None:
+def value_of(option: str, args: Sequence[str]) -> str | None:
     """The last value of `--option value` or `--option=value`, as argparse takes it."""
     found = None
     for i, word in enumerate(args):
@@ -196,34 +209,3 @@ def _method(config_class: "type[DiffusionConfig] | None", named: str | None) -> 
             f"recipes/{named}_sana.py."
         )
     return own
-
-
-def _read(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"There is no config file {path!r}, and no recipe of that name: `es-trl recipes list` names them."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config file {path!r} cannot be read as text: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, got {type(config).__name__}.")
-    return config
-
-
-def _check_keys(
-    path: str | None, file: dict, config_class: "type[DiffusionConfig] | None", method: str | None
-) -> None:
-    own = config_keys(method) if method in METHODS else {f.name for f in fields(config_class)}
-    known = {f.name for f in fields(RunArguments)} | own | {"env"}
-    for key in file:
-        if key not in known:
-            near = hint(str(key), known) or "Remove it."
-            owners = [other for other in METHODS if other != method and str(key) in config_keys(other)]
-            if owners:
-                near = f"It belongs to method {' and '.join(owners)}, this is {method}. {near}"
-            raise ValueError(f"{path}: unknown key {key!r}. {near}")

@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .arguments import check_names
+
 
 # command -> (module of this package, one line of help); a module is imported only when its command runs
 COMMANDS = {
@@ -20,6 +22,8 @@ COMMANDS = {
     "recipes": ("recipes", "configs to start from, usable by name after --config: es-trl recipes list"),
     "env": ("env", "versions and hardware, ready to paste into a bug report"),
 }
+# these take the settings of a run, and the options given here; names are looked at before the command is imported
+OF_A_RUN = {"train": (), "dry-run": ("gpu",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text += f" Did you mean 'es-trl {near[0]}'?" if near else " es-trl --help lists them." if argv else ""
         sys.stderr.write(text.rstrip("\n") + "\n")
         return 2
+    if argv[0] in OF_A_RUN and argv[1:] and not any(word in ("-h", "--help", "--help-all") for word in argv):
+        try:
+            check_names(argv[1:], beside=OF_A_RUN[argv[0]])
+        except ValueError as error:
+            sys.stderr.write(f"es-trl {argv[0]}: {' '.join(str(error).split())}\n")
+            return 2
     return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
 
 

@@ -4,8 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..report import write_comparison
-
 
 def main(argv: Sequence[str]) -> int:
     """Writes `index.html`, `compare.md` and charts into `--output_dir`; wrong folders are one line and exit code 2."""
@@ -14,6 +12,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--labels", nargs="+", help="a name for each run; runs of one name are seeds of one method")
     parser.add_argument("--output_dir", "--output-dir", required=True, help="folder of the page and its charts")
     arguments = parser.parse_args(argv)
+    from ..report import write_comparison
+
     try:
         page = write_comparison(arguments.runs, arguments.output_dir, arguments.labels)
     except (ValueError, OSError) as error:

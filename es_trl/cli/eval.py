@@ -4,70 +4,20 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-from ..data import load_prompts
-from ..evaluation import Evaluation, evaluate, find_adapters, run_value
-from ..pipelines import CallSettings
-from ..report import evaluation_text, read_folder, write_report
-from .arguments import split_names
-from .messages import show_messages
-from .options import LineParser
+from .arguments import split_names, value_of
+from .keys import check_keys, check_options, read_config
+
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
 
 
 @dataclass
 class EvalArguments:
-    r"""
-    What is evaluated, on what, and where the tables go.
-
-    Args:
-        model (`str`, *optional*):
-            Base model: a shipped name, a folder, or a Hub id; by default what the adapters were trained on.
-        adapter (`list[str]`, *optional*):
-            Run folders, LoRA folders or Hub ids; `name=source` names a method, sources of one name are its runs.
-        prompts (`str`):
-            A file, a shipped list, `showcase`, or a Hub id. PartiPrompts: its TSV, or `nateraw/parti-prompts`.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column that holds the prompts.
-        rewards (`list[str]`):
-            Rewards, separated by commas or spaces.
-        trained_rewards (`list[str]`, *optional*):
-            Which of them were optimised, as named in the table; by default what the run folders say.
-        judge (`str`, *optional*):
-            CLIP checkpoint for retrieval, hard negatives, Frechet distance and diversity.
-        images_per_prompt (`int`, *optional*, defaults to `1`):
-            Images per prompt and seed; more than one also measures diversity.
-        seeds (`list[int]`, *optional*, defaults to `0`):
-            Seeds of the noise, each with its own images of every prompt.
-        num_inference_steps (`int`, *optional*):
-            Steps the adapters were trained for; by default what the run folders say.
-        steps (`list[int]`, *optional*):
-            Numbers of steps of the table; by default num_inference_steps and twice as many.
-        best_of (`list[int]`, *optional*):
-            Rows "best of N of the base by the trained reward".
-        adapter_scales (`list[float]`, *optional*):
-            Rows of the first adapter at other LoRA scales; 0 must equal the base.
-        guidance_scale (`float`, *optional*), height (`int`, *optional*), width (`int`, *optional*),
-        max_sequence_length (`int`, *optional*):
-            Settings of the pipeline call; by default what the run folders say, then the pipeline's own.
-        dtype (`str`, *optional*):
-            Of the model: `float32`, `bfloat16`, `float16`, or `float64` (four times as slow, also for the scorers:
-            the result is then the same for any batch size); by default what the run folders say.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Images drawn and scored at once.
-        max_prompts (`int`, *optional*):
-            Only the first so many prompts.
-        output_dir (`str`):
-            Folder of the tables; an earlier evaluation there is moved into earlier-<n>.
-        resume (`bool`, *optional*, defaults to `False`):
-            Take the finished rows of this very command from output_dir, where it was interrupted.
-        allow_partial (`bool`, *optional*, defaults to `False`):
-            Go on when the model takes only a part of an adapter.
-        save_images (`int`, *optional*, defaults to `24`):
-            Prompts whose images are kept: best, typical and worst change.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Leave a GPU alone.
-    """
+    """What is evaluated, on what, and where the tables go; docs/evaluation.md has more of each."""
 
     prompts: str = field(metadata={"help": "A file, a shipped list, showcase, or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder of the tables; an earlier evaluation there steps aside."})
@@ -119,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
         # An error of the operating system has a number (a full disk); a missing data set or checkpoint has none.
         return 1 if isinstance(error, OSError) and error.errno is not None else 2
     if _process_index() == 0:
+        from ..report import evaluation_text, read_folder, write_report
+
         page = write_report(arguments.output_dir)
         sys.stdout.write(f"{evaluation_text(read_folder(arguments.output_dir))}\n")
         for path in (os.path.join(arguments.output_dir, "eval.md"), *([page] if page else [])):
@@ -132,13 +84,19 @@ def _process_index() -> int:
 
 def _parse(argv: Sequence[str]) -> EvalArguments:
     """Raises `ValueError` where argparse would print its usage and leave."""
-    parser = LineParser([EvalArguments], prog="es-trl eval", description=__doc__.split("\n")[0])
-    parser.check_options(argv)
+    known = [setting.name for setting in fields(EvalArguments)]
+    check_options(argv, [*known, "help"])
     options = ["--" + word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     for option in dict.fromkeys(options):
         count = options.count(option)
         if count > 1:  # only the last one would count
             raise ValueError(f"{option} is given {count} times: give it once, with all its values after it.")
+    path = value_of("--config", argv)
+    if path is not None:
+        check_keys(path, read_config(path), known)
+    from .options import LineParser  # only now: what is wrong by then is said without it
+
+    parser = LineParser([EvalArguments], prog="es-trl eval", description=__doc__.split("\n")[0])
     (arguments,) = parser.parse_args_and_config(args=list(argv))
     arguments.rewards, arguments.trained_rewards = map(split_names, (arguments.rewards, arguments.trained_rewards))
     if not arguments.rewards:
@@ -148,8 +106,13 @@ def _parse(argv: Sequence[str]) -> EvalArguments:
     return arguments
 
 
-def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
+def run(arguments: EvalArguments, command: str | None = None) -> "Evaluation":
     """Evaluates; the command line's arguments are those of [`evaluate`]."""
+    from ..data import load_prompts
+    from ..evaluation import evaluate, find_adapters, run_value
+    from ..pipelines import CallSettings
+    from .messages import show_messages
+
     show_messages(_process_index() == 0)
     sources = find_adapters(arguments.adapter)
     model = arguments.model or run_value(sources, "base_model")
@@ -158,13 +121,6 @@ def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
     steps = list(arguments.steps)
     if arguments.num_inference_steps and arguments.num_inference_steps not in steps[:1]:
         steps = [arguments.num_inference_steps, *(steps or [2 * arguments.num_inference_steps])]
-    settings = CallSettings(
-        num_inference_steps=arguments.num_inference_steps,
-        guidance_scale=arguments.guidance_scale,
-        height=arguments.height,
-        width=arguments.width,
-        max_sequence_length=arguments.max_sequence_length,
-    )
     return evaluate(
         model,
         load_prompts(arguments.prompts, column=arguments.prompt_column, max_prompts=arguments.max_prompts)
@@ -180,7 +136,7 @@ def run(arguments: EvalArguments, command: str | None = None) -> Evaluation:
         best_of=arguments.best_of,
         adapter_scales=arguments.adapter_scales,
         trained_rewards=arguments.trained_rewards or None,
-        settings=settings,
+        settings=CallSettings.of(arguments),
         dtype=arguments.dtype,
         device="cpu" if arguments.use_cpu else None,
         max_prompts=arguments.max_prompts,

@@ -1,11 +1,9 @@
-"""The options of `es-trl train`: help in groups, and one line with the nearest name for what cannot be read."""
+"""The options of `es-trl train`: help in groups, and one line for what cannot be read."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from trl import TrlParser
-
-from ..names import hint
 
 
 # What `--help` shows of each class; `--help-all` shows everything.
@@ -38,17 +36,6 @@ class LineParser(TrlParser):
 
     def error(self, message: str):
         raise ValueError(message)
-
-    def check_options(self, args: Sequence[str], beside: Sequence[str] = ("--config",)) -> None:
-        """Raises `ValueError` for an option that there is not, with the nearest one."""
-        known = {*self._option_string_actions, *beside}
-        for word in args:
-            option = word.partition("=")[0]
-            if not word.startswith("--") or {option, "--" + option[2:].replace("-", "_")} & known:
-                continue
-            near = hint(option[2:].replace("-", "_"), [name[2:] for name in known if name.startswith("--")])
-            near = near.replace("Did you mean '", "Did you mean '--")
-            raise ValueError(" ".join(filter(None, [f"there is no option {option}.", near])))
 
 
 def help_text(program: str, classes: Sequence[type], method: str, everything: bool = False) -> str:

@@ -5,9 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ..report import LivePage, write_report
-from ..run import running
-
 
 def main(argv: Sequence[str]) -> int:
     """Writes `report/index.html` into each folder; a path that is no folder is one line and exit code 2."""
@@ -19,6 +16,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.follow:
         return _follow(arguments.folders, arguments.port)
+    from ..report import write_report
+
     failed = False
     for folder in arguments.folders:
         try:
@@ -37,6 +36,9 @@ def _follow(folders: Sequence[str], port: int) -> int:
     if len(folders) != 1:
         sys.stderr.write(f"es-trl report: --follow takes one folder, got {len(folders)}.\n")
         return 2
+    from ..report import LivePage
+    from ..run import running
+
     try:
         page = LivePage(folders[0], port, running).start()
     except (OSError, OverflowError) as error:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ..files import LORA_WEIGHTS_NAME
 from .base_model import is_hub_id
-from .judged import LORA_FILE
 from .publishing import reason_of
 
 
@@ -65,32 +65,35 @@ def frozen_files(adapters: Sequence[str] | None) -> list[tuple[str, float]]:
 
 
 def _in_folder(name: str, path: str) -> str:
-    for known in (LORA_FILE, PEFT_FILE):
+    for known in (LORA_WEIGHTS_NAME, PEFT_FILE):
         if os.path.isfile(os.path.join(path, known)):
             return os.path.join(path, known)
     others = sorted(file for file in os.listdir(path) if file.endswith(".safetensors"))
-    found = f"; it has {', '.join(others[:3])}: give the file itself" if others else ""
+    found = (
+        f"; it has {', '.join(others[:3])}: give the file itself"
+        if others
+        else ": give a run folder of a finished run"
+    )
     raise ValueError(
-        f"{name!r} holds no {LORA_FILE} and no {PEFT_FILE}{found or ': give a run folder that was trained to its end'}"
-        ", or one of its checkpoint-<step> folders."
+        f"{name!r} holds no {LORA_WEIGHTS_NAME} and no {PEFT_FILE}{found}, or one of its checkpoint-<step> folders."
     )
 
 
-def _download(repo_id: str, revision: str | None, file: str = LORA_FILE) -> str:
+def _download(repo_id: str, revision: str | None, file: str = LORA_WEIGHTS_NAME) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
     try:
         path = hf_hub_download(repo_id, file, revision=revision)
     except RemoteEntryNotFoundError as error:
-        hint = "it is not an adapter of diffusers" if file == LORA_FILE else "look the name up on its page"
+        hint = "it is not an adapter of diffusers" if file == LORA_WEIGHTS_NAME else "look the name up on its page"
         raise ValueError(f"{repo_id!r} on the Hub holds no {file}: {hint}.") from error
     except Exception as error:
         raise ValueError(
             f"adapter {repo_id!r} cannot be had from the Hub ({reason_of(error)}): check the name, `revision` and the "
             "network, run `hf auth login` for a private one, or give a folder."
         ) from error
-    if file != LORA_FILE:
+    if file != LORA_WEIGHTS_NAME:
         return path
     commit = os.path.basename(os.path.dirname(path))  # the same commit for both, whatever is pushed in between
     with suppress(EntryNotFoundError):  # other people's adapters have none

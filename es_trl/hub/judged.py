@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import LORA_WEIGHTS_NAME
+
 
 logger = logging.getLogger(__name__)
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def adapter_digest(place: str | os.PathLike[str]) -> str | None:
@@ -18,7 +18,7 @@ def adapter_digest(place: str | os.PathLike[str]) -> str | None:
 
     from ..pipelines import file_digest  # brings diffusers along
 
-    path = Path(place) if Path(place).is_file() else Path(place, LORA_FILE)
+    path = Path(place) if Path(place).is_file() else Path(place, LORA_WEIGHTS_NAME)
     try:
         return file_digest(path) if path.is_file() else None
     except (OSError, SafetensorError) as error:

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..files import LORA_WEIGHTS_NAME
 from .escaping import redact
-from .judged import LORA_FILE, adapter_digest, drawn_with, judged
+from .judged import adapter_digest, drawn_with, judged
 
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 # What a repository holds; anything else in the run folder (logs, tracker files, checkpoints) stays at home.
 PUBLISHED = (
     "README.md",
-    LORA_FILE,
+    LORA_WEIGHTS_NAME,
     "es_config.json",
     "env.json",
     "eval.json",

@@ -1,9 +1,13 @@
 """Frozen layers in any storage, quantised, cast, offloaded: what a layer computes with, whatever its weight holds."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import nn
+
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -64,8 +68,10 @@ def is_packed(module: nn.Module) -> bool:
     return bool(getattr(module, "is_loaded_in_8bit", False) or getattr(module, "is_loaded_in_4bit", False))
 
 
-def is_placed(pipe: DiffusionPipeline) -> bool:
+def is_placed(pipe: "DiffusionPipeline") -> bool:
     """Whether the user has said where the pipeline's parts are: a device map, or any kind of offload."""
+    from diffusers.hooks.group_offloading import _is_group_offload_enabled
+
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return bool(getattr(pipe, "hf_device_map", None)) or any(
         hasattr(module, "_hf_hook") or _is_group_offload_enabled(module) for module in modules

@@ -13,6 +13,8 @@ from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
+from ..files import LORA_WEIGHTS_NAME
+
 
 @runtime_checkable
 class Generator(Protocol):
@@ -100,7 +102,7 @@ class GeneratorPipeline:
         metadata = {f"module.{name}": value for name, value in module_lora_adapter_metadata.items()}
         text = json.dumps(metadata, default=_plain, sort_keys=True)
         tensors = {f"module.{name}": tensor for name, tensor in module_lora_layers.items()}
-        path = os.path.join(save_directory, "pytorch_lora_weights.safetensors")
+        path = os.path.join(save_directory, LORA_WEIGHTS_NAME)
         save_file(tensors, path, metadata={"format": "pt", "lora_adapter_metadata": text})
         if hasattr(self.generator, "save"):
             self.generator.save(save_directory)

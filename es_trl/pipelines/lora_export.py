@@ -14,36 +14,36 @@ from .lora_files import LoraPair, listed
 # One rule: a pattern of diffusers' layer names, and the other program's layer with the part's place within it.
 Rules = Sequence[tuple[str, str, int]]
 
+
+def joined(where: str, layers: Sequence[str], name: str) -> Rules:
+    """One layer of the other program that holds these of diffusers, in order; most hold a single one."""
+    return tuple((rf"{where}\.{layer}", name, place) for place, layer in enumerate(layers))
+
+
+BLOCK, SINGLE = r"transformer_blocks\.(\d+)", r"single_transformer_blocks\.(\d+)"
 FLUX_BLOCKS: Rules = (
-    (r"transformer_blocks\.(\d+)\.attn\.to_q", r"double_blocks.\1.img_attn.qkv", 0),
-    (r"transformer_blocks\.(\d+)\.attn\.to_k", r"double_blocks.\1.img_attn.qkv", 1),
-    (r"transformer_blocks\.(\d+)\.attn\.to_v", r"double_blocks.\1.img_attn.qkv", 2),
-    (r"transformer_blocks\.(\d+)\.attn\.add_q_proj", r"double_blocks.\1.txt_attn.qkv", 0),
-    (r"transformer_blocks\.(\d+)\.attn\.add_k_proj", r"double_blocks.\1.txt_attn.qkv", 1),
-    (r"transformer_blocks\.(\d+)\.attn\.add_v_proj", r"double_blocks.\1.txt_attn.qkv", 2),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj", 0),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj", 0),
+    *joined(rf"{BLOCK}\.attn", ("to_q", "to_k", "to_v"), r"double_blocks.\1.img_attn.qkv"),
+    *joined(rf"{BLOCK}\.attn", ("add_q_proj", "add_k_proj", "add_v_proj"), r"double_blocks.\1.txt_attn.qkv"),
+    *joined(rf"{BLOCK}\.attn", (r"to_out\.0",), r"double_blocks.\1.img_attn.proj"),
+    *joined(rf"{BLOCK}\.attn", ("to_add_out",), r"double_blocks.\1.txt_attn.proj"),
 )
 FLUX: Rules = (
     *FLUX_BLOCKS,
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.0", 0),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"double_blocks.\1.img_mlp.2", 0),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.0", 0),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"double_blocks.\1.txt_mlp.2", 0),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_q", r"single_blocks.\1.linear1", 0),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_k", r"single_blocks.\1.linear1", 1),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_v", r"single_blocks.\1.linear1", 2),
-    (r"single_transformer_blocks\.(\d+)\.proj_mlp", r"single_blocks.\1.linear1", 3),
-    (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2", 0),
+    *joined(rf"{BLOCK}\.ff", (r"net\.0\.proj",), r"double_blocks.\1.img_mlp.0"),
+    *joined(rf"{BLOCK}\.ff", (r"net\.2",), r"double_blocks.\1.img_mlp.2"),
+    *joined(rf"{BLOCK}\.ff_context", (r"net\.0\.proj",), r"double_blocks.\1.txt_mlp.0"),
+    *joined(rf"{BLOCK}\.ff_context", (r"net\.2",), r"double_blocks.\1.txt_mlp.2"),
+    *joined(SINGLE, (r"attn\.to_q", r"attn\.to_k", r"attn\.to_v", "proj_mlp"), r"single_blocks.\1.linear1"),
+    *joined(SINGLE, ("proj_out",), r"single_blocks.\1.linear2"),
 )
 FLUX2: Rules = (
     *FLUX_BLOCKS,
-    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0", 0),
-    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2", 0),
-    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0", 0),
-    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2", 0),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1", 0),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2", 0),
+    *joined(rf"{BLOCK}\.ff", ("linear_in",), r"double_blocks.\1.img_mlp.0"),
+    *joined(rf"{BLOCK}\.ff", ("linear_out",), r"double_blocks.\1.img_mlp.2"),
+    *joined(rf"{BLOCK}\.ff_context", ("linear_in",), r"double_blocks.\1.txt_mlp.0"),
+    *joined(rf"{BLOCK}\.ff_context", ("linear_out",), r"double_blocks.\1.txt_mlp.2"),
+    *joined(rf"{SINGLE}\.attn", ("to_qkv_mlp_proj",), r"single_blocks.\1.linear1"),
+    *joined(rf"{SINGLE}\.attn", ("to_out",), r"single_blocks.\1.linear2"),
 )
 KREA2: Rules = (
     *(

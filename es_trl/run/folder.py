@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import LORA_WEIGHTS_NAME
 from .lock import FolderLock
 
 
@@ -30,7 +31,7 @@ def check_writable(output_dir: str) -> None:
 
 # What a run leaves in its folder, but for the logs of trackers. Files of other names are not ours.
 LEFT_BY_A_RUN = (
-    "checkpoint-*", "superseded-*", "journal.jsonl", "samples", "images", "report", "pytorch_lora_weights.safetensors",
+    "checkpoint-*", "superseded-*", "journal.jsonl", "samples", "images", "report", LORA_WEIGHTS_NAME,
     "README.md", "es_config.json", "env.json", "eval.json", "eval.md", "scores.parquet", "prompts.jsonl",
     "trainer_state.json", "running.json", "training_args.bin", "rerun.yaml", "to_push",
 )  # fmt: skip
