@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from report_folders import run_folder
@@ -21,6 +19,7 @@ from transformers import TrainerCallback
 from es_trl.evaluation import find_adapters
 from es_trl.report import LivePage
 from es_trl.run import running
+from es_trl.run.lock import this_process
 
 
 def fetched(url, data=None):
@@ -93,10 +92,9 @@ def test_the_button_does_what_ctrl_c_does_and_only_to_a_run_that_trains(watched,
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     with pytest.raises(urllib.error.HTTPError):
         fetched(page.url + "stop", b"")
-    process = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
-    entry = {"pid": os.getpid(), "host": platform.node(), "process": process}
-    entry |= {"started": 0, "first_step": 0, "max_steps": 3}
-    (folder / "running.json").write_text(json.dumps(entry | {"process": "another process of this number"}))
+    entry = this_process() | {"started": 0, "first_step": 0, "max_steps": 3}
+    earlier = entry["process"] - 60  # a process that had this number before
+    (folder / "running.json").write_text(json.dumps(entry | {"process": earlier}))
     with pytest.raises(urllib.error.HTTPError):
         fetched(page.url + "stop", b"")
     (folder / "running.json").write_text(json.dumps(entry))

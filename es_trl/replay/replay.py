@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -26,6 +26,9 @@ from ..trainer.es_config import ESConfig
 from ..trainer.rollout import PopulationRollout, PromptBatch, RolloutTimes
 from ..trainer.watch import Scored
 from .sessions import ReplayError, Session, read_journal
+
+
+Model = str | Callable[[], Any] | None  # a name, or what makes the pipeline; None is what was recorded
 
 
 class EndOfReplay(Exception):
@@ -50,7 +53,7 @@ class Verification:
         return bool(self.matches) and all(self.matches.values())
 
 
-def verify_run(run: str | os.PathLike, model: str | Callable | None = None) -> Verification:
+def verify_run(run: str | os.PathLike[str], model: Model = None) -> Verification:
     """
     Replays all steps of a run from its journal and compares the adapter with every saved one, bit by bit.
 
@@ -72,7 +75,7 @@ def verify_run(run: str | os.PathLike, model: str | Callable | None = None) -> V
 
 
 def redraw_member(
-    run: str | os.PathLike, step: int, member: int, micro: int = 0, model: str | Callable | None = None
+    run: str | os.PathLike[str], step: int, member: int, micro: int = 0, model: Model = None
 ) -> tuple[list[Image.Image], list[str], torch.Tensor]:
     """
     Draws again what one member of a population drew, bit by bit: in the batch that it was drawn in.
@@ -104,14 +107,14 @@ def redraw_member(
     return images[first : first + len(columns)], prompts, decode_scores(line["shape"], line["scores"])[member]
 
 
-def _replay(run: str | os.PathLike, step: int | None, model) -> "ReplayTrainer":
+def _replay(run: str | os.PathLike[str], step: int | None, model: Model) -> "ReplayTrainer":
     """The trainer as it stood before `step`, or at the journal's end."""
-    sessions, folder, matches, digests = read_journal(run), None, {}, {}
+    sessions, folder = read_journal(run), None
+    found: tuple[dict[str, bool], dict[int, str]] = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, session in enumerate(sessions):
             following = sessions[number + 1].start if number + 1 < len(sessions) else None
             end = step if step is not None and (following is None or step < following) else following
-            found = matches, digests
             trainer = ReplayTrainer(session, end, os.path.join(scratch, str(number)), model, Path(run), found)
             try:
                 trainer.train(resume_from_checkpoint=folder)
@@ -140,13 +143,15 @@ class RecordedRollout(PopulationRollout):
         )
         self.session, self.end, self.trainer = session, end, trainer
 
-    def line(self, step: int, micro: int) -> dict:
+    def line(self, step: int, micro: int) -> dict[str, Any]:
         line = self.session.lines.get(step, {}).get(micro)
         if line is None:
             raise ReplayError(f"the journal has no line of step {step}, prompt batch {micro}.")
         return line
 
-    def scores(self, batch: PromptBatch, factors, step: int, micro: int = 0, **_) -> tuple[torch.Tensor, RolloutTimes]:
+    def scores(
+        self, batch: PromptBatch, factors: Any, step: int, micro: int = 0, **_: Any
+    ) -> tuple[torch.Tensor, RolloutTimes]:
         if step == self.end or (micro == 0 and not any(later >= step for later in self.session.lines)):
             raise EndOfReplay
         line = self.line(step, micro)
@@ -170,8 +175,17 @@ class ReplayTrainer(ESTrainer):
     """An [`ESTrainer`] that takes its scores from a journal and writes nothing."""
 
     keeps_journal = False
+    rollout: RecordedRollout
 
-    def __init__(self, session: Session, end: int | None, scratch: str, model, run: Path, found: tuple[dict, dict]):
+    def __init__(
+        self,
+        session: Session,
+        end: int | None,
+        scratch: str,
+        model: Model,
+        run: Path,
+        found: tuple[dict[str, bool], dict[int, str]],
+    ):
         record = session.run
         if record.get("own_optimizer"):
             raise ReplayError("the run was given an optimizer object of its own, which a journal does not hold.")
@@ -206,7 +220,7 @@ class ReplayTrainer(ESTrainer):
         rewards = RewardSet([_stand_in(name) for name in names], weights)
         return Scored(rewards, len(self.rewards), dict(self.recorded["margins"]), self.recorded["guards"])
 
-    def prepare_prompts(self, prompts, columns=None) -> None:
+    def prepare_prompts(self, prompts: Sequence[str], columns: Any = None) -> None:
         """Nothing is drawn, so nothing needs encoding."""
 
     def save_scratch(self) -> str:
@@ -221,7 +235,7 @@ class CompareCallback(TrainerCallback):
     def __init__(self, trainer: ReplayTrainer, run: Path):
         self.trainer, self.run = trainer, run
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         folder = self.run / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not folder.is_dir():
             return
@@ -246,14 +260,15 @@ def _lora_digest(folder: Path, denoiser_name: str) -> str | None:
 
 
 def _config(recorded: dict[str, Any], scratch: str, keep_init: bool) -> ESConfig:
-    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no"}
-    default = ESConfig(output_dir=scratch, sample_steps=0, **quiet)
+    quiet: dict[str, Any] = {"output_dir": scratch, "sample_steps": 0, "report_to": "none", "disable_tqdm": True,
+                             "logging_strategy": "no", "save_strategy": "no"}  # fmt: skip
+    default = ESConfig(**quiet)
     changes = ESConfig.changes()
     known = {f.name for f in dataclasses.fields(ESConfig) if f.init and changes[f.name] == "numbers"}
     known -= {"compile_denoiser"}  # nothing is drawn
     known -= set() if keep_init else {"model_init_kwargs"}
     changed = {k: v for k, v in recorded.items() if k in known and v != default.to_dict().get(k)}
-    return ESConfig(output_dir=scratch, sample_steps=0, **quiet, **changed)
+    return ESConfig(**quiet, **changed)
 
 
 def _lora_config(recorded: dict[str, Any]) -> LoraConfig:
@@ -261,8 +276,8 @@ def _lora_config(recorded: dict[str, Any]) -> LoraConfig:
     return LoraConfig(**{k: v for k, v in recorded.items() if k in known and v is not None})
 
 
-def _stand_in(name: str):
-    def reward(images, **_):
+def _stand_in(name: str) -> Callable[..., list[float]]:
+    def reward(images: list[Any], **_: Any) -> list[float]:
         raise ReplayError("a replay scores nothing.")
 
     reward.__name__ = name

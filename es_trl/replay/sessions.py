@@ -22,15 +22,15 @@ class Session:
     Attributes:
         start (`int`): The step it began with.
         run (`dict`): The record its journal opened with.
-        lines (`dict[int, dict[int, dict]]`): Journal lines by step and prompt batch.
+        lines (`dict[int, dict[int, dict[str, Any]]]`): Journal lines by step and prompt batch.
     """
 
     start: int
     run: dict[str, Any]
-    lines: dict[int, dict[int, dict]] = field(default_factory=lambda: defaultdict(dict))
+    lines: dict[int, dict[int, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def read_journal(run: str | os.PathLike) -> list[Session]:
+def read_journal(run: str | os.PathLike[str]) -> list[Session]:
     """The sessions of a run. Raises `ReplayError` without a journal, or with one that does not begin at step 0."""
     path = Path(run, JOURNAL)
     if not path.is_file():
@@ -51,7 +51,6 @@ def read_journal(run: str | os.PathLike) -> list[Session]:
 
 def _computed(run: dict[str, Any]) -> dict[str, Any]:
     """The part of a record that decides what a step computes; the record says which of its settings do not."""
-    others = run.get("changes") if isinstance(run.get("changes"), dict) else {}
-    settings = run.get("config") if isinstance(run.get("config"), dict) else {}
+    others, settings = (found if isinstance(found := run.get(key), dict) else {} for key in ("changes", "config"))
     config = {name: value for name, value in settings.items() if name not in others}
     return {"config": config} | {k: run.get(k) for k in ("base_model", "reward_weights", "train_prompts", "lora")}

@@ -1,4 +1,5 @@
-"""What a reward returned -> one float64 per image. Strict: a wrong shape is an error, never broadcast."""
+"""What a reward returned -> one float64 per image. Strict: a wrong shape is an error, never broadcast; and too many
+scores that are missing end a step."""
 
 from __future__ import annotations
 
@@ -84,6 +85,46 @@ def _describe(value: Any) -> str:
 def _error(name: str, where: str, count: int, got: str) -> ValueError:
     place = f" at {where}" if where else ""
     return ValueError(f"reward function {name!r}{place} must return {EXPECTED}, {count} here, but returned {got}")
+
+
+def refuse_missing(
+    missing: float,
+    what: str,
+    scores: Any,
+    names: Sequence[str],
+    step: int,
+    prompt: str,
+    max_invalid_fraction: float,
+    pictures: str = "",
+) -> None:
+    """
+    Raises `RuntimeError`, before anything is updated, if too much of a step has no finite reward.
+
+    Args:
+        missing (`float`): Share in [0, 1] that cannot be used.
+        what (`str`): Of what: `"members"` or `"images"`.
+        scores (array or tensor): `(..., K)`, to say which functions it was.
+        names (`Sequence[str]`): Those of the K functions.
+        step (`int`), prompt (`str`): Where it happened.
+        max_invalid_fraction (`float`): The limit, in [0, 1).
+        pictures (`str`, *optional*): What was wrong with pictures of this run.
+    """
+    if missing <= max_invalid_fraction:
+        return
+    bad = (~np.isfinite(np.asarray(scores))).reshape(-1, len(names)).any(axis=0)
+    culprits = ", ".join(name for name, is_bad in zip(names, bad, strict=True) if is_bad)
+    advice = pictures or "Check the reward function on these prompts"
+    raise RuntimeError(
+        f"Step {step}: {missing:.0%} of the {what} have no finite reward ({culprits}), more than "
+        f"max_invalid_fraction={max_invalid_fraction}. The adapter was not updated. {advice}; the first prompt "
+        f"is {prompt[:80]!r}. Or raise max_invalid_fraction."
+    )
+
+
+def zero_spread(rewards: np.ndarray) -> np.ndarray:
+    """`(P,)` bool: groups of `(P, G)` rewards whose finite ones are all alike, or missing."""
+    finite = np.isfinite(rewards)
+    return np.where(finite, rewards, -np.inf).max(axis=1) <= np.where(finite, rewards, np.inf).min(axis=1)
 
 
 def shorten(prompts: Sequence[str], length: int = 80) -> str:

@@ -133,32 +133,11 @@ class RewardSet:
         return {name: scorer for name, scorer in found.items() if isinstance(scorer, ClipScorer)}
 
     def __call__(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Image.Image],
-        columns: dict[str, Sequence] | None = None,
-        trainer_state: Any = None,
-        log_extra: Callable[[str, list], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        where: str = "",
-        groups: Sequence[Hashable] | None = None,
-        step_prompts: Sequence[str] | None = None,
-    ) -> np.ndarray:
+        self, prompts: Sequence[str], images: Sequence[Image.Image], columns: dict[str, Sequence] | None = None,
+        **more: Any,
+    ) -> np.ndarray:  # fmt: skip
         """
-        Score B images.
-
-        Args:
-            prompts (`list[str]`): B prompts.
-            images (`list[PIL.Image.Image]`): B images.
-            columns (`dict[str, list]`, *optional*): further columns of the dataset, B entries each.
-            trainer_state (*optional*): passed on; a `transformers.TrainerState` during training.
-            log_extra (`Callable`, *optional*): `log_extra(column, values)` adds a column to the sample table.
-            log_metric (`Callable`, *optional*): `log_metric(name, value)` adds a scalar to the logs.
-            where (`str`, *optional*): the place in the run (`"step 12, member 3"`), for error messages.
-            groups (`list`, *optional*): for rewards that compare images: equal entries belong together. By default
-                images of one prompt do.
-            step_prompts (`list[str]`, *optional*): all prompts of the step or evaluation that the images are a part
-                of, for margins; by default those of the images.
+        Scores B images; takes what [`submit`] takes.
 
         Returns:
             `np.ndarray`: float64, shape (B, K). A None is NaN; NaN and infinities are passed through. Pictures that
@@ -168,9 +147,7 @@ class RewardSet:
             `ValueError`: a reward returned something else than one number or None per image.
             `RuntimeError`: a reward raised (chained, after `retries`).
         """
-        return self.submit(
-            prompts, images, columns, trainer_state, log_extra, log_metric, where, groups, step_prompts
-        ).result()
+        return self.submit(prompts, images, columns, **more).result()
 
     def submit(
         self,
@@ -190,6 +167,17 @@ class RewardSet:
         on in their event loop while the caller does something else. `result()` of what is returned is the call's.
 
         Args:
+            prompts (`list[str]`): B prompts.
+            images (`list[PIL.Image.Image]`): B images.
+            columns (`dict[str, list]`, *optional*): further columns of the dataset, B entries each.
+            trainer_state (*optional*): passed on; a `transformers.TrainerState` during training.
+            log_extra (`Callable`, *optional*): `log_extra(column, values)` adds a column to the sample table.
+            log_metric (`Callable`, *optional*): `log_metric(name, value)` adds a scalar to the logs.
+            where (`str`, *optional*): the place in the run (`"step 12, member 3"`), for error messages.
+            groups (`list`, *optional*): for rewards that compare images: equal entries belong together. By default
+                images of one prompt do.
+            step_prompts (`list[str]`, *optional*): all prompts of the step or evaluation that the images are a part
+                of, for margins; by default those of the images.
             only (`list[int]`, *optional*): compute only these rewards; the others' columns are NaN.
         """
         from ..samples import why_unscored  # with PIL, which a config's check does not need

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import writing
+from .lock import lives, this_process
 from .settings import run_config
 
 
@@ -25,10 +25,8 @@ class LiveCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            pid = os.getpid()
-            entry = {"pid": pid, "host": platform.node(), "process": process_mark(pid), "started": time.time(),
-                     "first_step": state.global_step, "max_steps": state.max_steps,
-                     "run": run_config(self.trainer)}  # fmt: skip
+            entry = {**this_process(), "started": time.time(), "first_step": state.global_step,
+                     "max_steps": state.max_steps, "run": run_config(self.trainer)}  # fmt: skip
             self._write(RUNNING, lambda path: Path(path).write_text(json.dumps(entry), encoding="utf-8"))
 
     def on_log(self, args, state, control, **kwargs):
@@ -51,24 +49,6 @@ def running(folder: str | os.PathLike) -> dict[str, Any] | None:
     """What `running.json` says of a run that trains at this moment on this machine; `None` where none does."""
     try:
         entry = json.loads(Path(folder, RUNNING).read_text(encoding="utf-8"))
-        alive = entry["host"] == platform.node() and process_mark(entry["pid"]) == entry["process"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
-    return entry if alive else None
-
-
-def process_mark(pid: int) -> str | None:
-    """What tells a process from a later one of the same number: when it started; `None` where it is not running."""
-    try:
-        return (
-            Path(f"/proc/{int(pid)}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
-        )
-    except (OSError, IndexError):
-        pass
-    if os.path.isdir("/proc/self"):
-        return None
-    try:
-        os.kill(pid, 0)  # a system without /proc: that it is there has to do
-    except OSError:
-        return None
-    return "here"
+    return entry if isinstance(entry, dict) and lives(entry) else None

@@ -18,6 +18,21 @@ BEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # without a beat; only asked of locks of another machine, whose processes cannot be seen
 
 
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others, for a file that others read: host, number, and when it started."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": psutil.Process().create_time()}
+
+
+def lives(entry: dict[str, Any]) -> bool:
+    """Whether the process of an entry ([`this_process`]) runs on this machine."""
+    try:
+        # A number is given out again, and in a container the run before this one may have had our own.
+        started = psutil.Process(entry["pid"]).create_time()
+        return entry["host"] == socket.gethostname() and abs(started - float(entry["process"])) < 2
+    except (psutil.Error, LookupError, TypeError, ValueError):
+        return False
+
+
 class FolderInUse(ValueError):
     """Another run writes into the folder."""
 
@@ -71,10 +86,9 @@ class FolderLock:
                     continue
                 logger.warning("Taking over %s, whose run is gone.", self.path)
                 stale.unlink()
-            own = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
             try:
                 with open(self.path, "x", encoding="utf-8") as file:
-                    file.write(json.dumps(own) + "\n")
+                    file.write(json.dumps(this_process()) + "\n")
                 return
             except FileExistsError:
                 continue
@@ -91,12 +105,7 @@ class FolderLock:
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
         if holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int):
-            try:
-                process = psutil.Process(holder["pid"])
-                # A number is given out again, and in a container the run before this one may have had our own.
-                return abs(process.create_time() - float(holder.get("started", 0))) < 2
-            except (psutil.Error, TypeError, ValueError):
-                return False
+            return lives(holder)
         return self._age() < STALE_SECONDS
 
     def _age(self) -> float:

@@ -1,6 +1,13 @@
-"""The numbers of the steps since the last log, as sums, so that a resumed run logs what an uninterrupted one does."""
+"""The numbers of the steps since the last log, as sums, so that a resumed run logs what an uninterrupted one does; and
+those that every method logs."""
 
 import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ..pipelines.drawing import ODD
 
 
 Sums = dict[str, tuple[float, int]]
@@ -31,3 +38,44 @@ class Metrics:
     def restore(self, sums: Sums) -> None:
         """Goes on from the sums of a checkpoint."""
         self.sums = dict(sums)
+
+
+def log_pictures(trainer) -> None:
+    """Counts this step's pictures, of all processes, that have no score or are black; nothing where there are none."""
+    new = torch.tensor(trainer.adapter.drawer.new_pictures(), dtype=torch.float64)
+    for kind, count in zip(ODD, trainer.peers.gather(new).sum(dim=0).tolist(), strict=True):
+        if count:
+            trainer.add_metric(f"pictures/{kind}", count)
+
+
+def log_rewards(
+    add_metric: Callable[[str, float], None],
+    rewards: np.ndarray | torch.Tensor,
+    scores: np.ndarray | torch.Tensor,
+    names: Sequence[str],
+    zero_spread: np.ndarray | torch.Tensor,
+) -> None:
+    """
+    The metrics that all methods share, under TRL's names.
+
+    Args:
+        add_metric (`Callable`): Takes a name and a number.
+        rewards (`np.ndarray` or `torch.Tensor`): Weighted rewards of any shape; those not finite are left out.
+        scores (`np.ndarray` or `torch.Tensor`): `(..., K)`.
+        names (`Sequence[str]`): Those of the K functions.
+        zero_spread (`np.ndarray` or `torch.Tensor`): `(P,)` bool, prompts on which all scored alike.
+    """
+    mean, spread = _moments(torch.as_tensor(rewards))
+    add_metric("reward", mean)
+    add_metric("reward_std", spread)
+    add_metric("frac_reward_zero_std", torch.as_tensor(zero_spread).double().mean())
+    for k, name in enumerate(names):
+        mean, spread = _moments(torch.as_tensor(scores)[..., k])
+        add_metric(f"rewards/{name}/mean", mean)
+        add_metric(f"rewards/{name}/std", spread)
+
+
+def _moments(values: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the finite `values`; NaN if there are none."""
+    values = values[torch.isfinite(values)]
+    return (float(values.mean()), float(values.std(correction=0))) if len(values) else (math.nan, math.nan)

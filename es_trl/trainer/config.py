@@ -14,8 +14,8 @@ from ..hub.escaping import redact_all
 from ..hub.methods import SETTINGS
 from ..names import checked
 from ..rewards.calling import function_name
+from ..run.checked_arguments import CheckedArguments
 from ..run.facts import Help, changes_of, with_facts
-from .checked_arguments import CheckedArguments
 
 
 DTYPES = ("float32", "bfloat16", "float16")

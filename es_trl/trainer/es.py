@@ -15,12 +15,13 @@ from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, firs
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import calibrate_sigma
+from ..rewards.results import refuse_missing
 from ..run.memory import peak_memory_gb
+from ..run.metrics import log_pictures, log_rewards
 from ..run.processes import warn_if_idle
 from ..run.results import columns_of
 from .base import DiffusionTrainer
 from .es_config import ESConfig
-from .reward_checks import log_pictures, log_rewards, refuse_missing
 from .rollout import PopulationRollout, PopulationStep, PromptBatch
 from .watch import Scored, Watch, energy_by_kind
 

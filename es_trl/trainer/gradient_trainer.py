@@ -12,12 +12,13 @@ from transformers import TrainerCallback
 
 from ..names import checked
 from ..pipelines import is_cast
+from ..rewards.results import refuse_missing, zero_spread
 from ..run.block_gradients import BlockGradients
 from ..run.memory import peak_memory_gb
+from ..run.metrics import log_pictures, log_rewards
 from ..run.processes import warn_if_idle
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
-from .reward_checks import log_pictures, log_rewards, refuse_missing, zero_spread
 
 
 logger = logging.getLogger(__name__)

@@ -111,15 +111,7 @@ def load_adapter(
     set_up(model, args.scheduler_config, args.vae_slicing, args.vae_tiling)
     add_frozen(model, frozen)
     factors = read_start(model, start) if start else None
-    settings = CallSettings(
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        height=args.height,
-        width=args.width,
-        max_sequence_length=args.max_sequence_length,
-        complex_human_instruction=args.complex_human_instruction,
-        extra=args.pipeline_kwargs or {},
-    )
+    settings = CallSettings.of(args, extra=args.pipeline_kwargs or {})
     return PipelineAdapter(model, lora_config, space, settings, args.seed, factors)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..rewards.preferences import GroupJudge, win_rates
+from ..rewards.results import refuse_missing
 from .advantages import combine, group_advantages
 from .base import DiffusionTrainer
 from .group_rollout import Judge, Rollout
 from .grpo import GRPOTrainer
 from .pref_grpo_config import PrefGRPOConfig
-from .reward_checks import refuse_missing
 
 
 class PrefGRPOTrainer(GRPOTrainer):

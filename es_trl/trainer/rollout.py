@@ -12,7 +12,7 @@ from PIL import Image
 from ..es import Factors, Fitness, Population, PopulationShapeError, make_generator
 from ..pipelines import PipelineAdapter, check_members, dtype_of, numbers_of, watching_layers
 from ..rewards import PendingScores, RewardSet
-from .drawing_limits import MembersInMemory
+from ..run.memory import MembersInMemory
 
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class PopulationRollout:
 
     Args:
         adapter (`PipelineAdapter`), rewards (`RewardSet`), population (`Population`): What draws, scores and is drawn.
-        sigma (`float`): Perturbation size.
+        sigma (`float` or `None`): Perturbation size; `None` until it is calibrated, before the first step.
         members_per_forward (`int`): Members per batch.
         seed (`int`): Seed of the latents.
         process_index, num_processes (`int`): This process and how many there are.
@@ -117,7 +117,7 @@ class PopulationRollout:
         adapter: PipelineAdapter,
         rewards: RewardSet,
         population: Population,
-        sigma: float,
+        sigma: float | None,
         members_per_forward: int,
         seed: int,
         process_index: int = 0,

@@ -105,10 +105,10 @@ def test_only_one_run_writes_into_a_folder(tmp_path):
     train(tmp_path, reward_funcs=second, max_steps=1)
     lock = tmp_path / "run.lock"
     assert not lock.exists()
-    for holder in ({"pid": 2**22 + 1}, {"pid": os.getpid(), "started": 1.0}):
-        lock.write_text(json.dumps({"host": socket.gethostname(), "started": 0.0} | holder))
+    for holder in ({"pid": 2**22 + 1}, {"pid": os.getpid(), "process": 1.0}):
+        lock.write_text(json.dumps({"host": socket.gethostname(), "process": 0.0} | holder))
         train(tmp_path, max_steps=1)
-    lock.write_text(json.dumps({"host": "another-machine", "pid": 1, "started": 0.0}))
+    lock.write_text(json.dumps({"host": "another-machine", "pid": 1, "process": 0.0}))
     with pytest.raises(FolderInUse, match="process 1 on another-machine"):
         toy_trainer(tmp_path)
     os.utime(lock, (time.time() - 600,) * 2)
