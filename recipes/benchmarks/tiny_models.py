@@ -228,6 +228,12 @@ def ddim():
     )
 
 
+def flow_model(transformer, autoencoder, text_encoder, **more) -> dict:
+    """The parts of most; `more` takes the place of the usual ones, or comes beside them."""
+    parts = {"transformer": transformer, "vae": autoencoder, "text_encoder": text_encoder}
+    return parts | {"tokenizer": tokenizer(), "scheduler": flow(), **more}
+
+
 def picture(colour: str, size: int = 32) -> Image.Image:
     """Not flat, so that what depends on it shows."""
     made = Image.radial_gradient("L").resize((size, size)).convert("RGB")
@@ -423,13 +429,12 @@ def flux2() -> dict:
         timestep_guidance_channels=256,
         axes_dims_rope=[4, 4, 4, 4],
     )
-    return {
-        "transformer": transformer,
-        "vae": flux2_vae(),
-        "text_encoder": decoder("Qwen3ForCausalLM", "Qwen3Config", layers=3),
-        "tokenizer": tokenizer(template=True),
-        "scheduler": flow(),
-    }
+    return flow_model(
+        transformer,
+        flux2_vae(),
+        decoder("Qwen3ForCausalLM", "Qwen3Config", layers=3),
+        tokenizer=tokenizer(template=True),
+    )
 
 
 def ernie() -> dict:
@@ -443,13 +448,7 @@ def ernie() -> dict:
         text_in_dim=16,
         rope_axes_dim=(4, 4, 8),
     )
-    return {
-        "transformer": transformer,
-        "vae": flux2_vae(),
-        "text_encoder": decoder("Qwen3Model", "Qwen3Config"),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, flux2_vae(), decoder("Qwen3Model", "Qwen3Config"))
 
 
 def bria_fibo() -> dict:
@@ -478,13 +477,7 @@ def bria_fibo() -> dict:
         temperal_downsample=[False, True, True],
         z_dim=16,
     )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder,
-        "text_encoder": decoder("LlamaForCausalLM", "LlamaConfig"),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, autoencoder, decoder("LlamaForCausalLM", "LlamaConfig"))
 
 
 def chroma(**more) -> dict:
@@ -501,14 +494,7 @@ def chroma(**more) -> dict:
         approximator_layers=1,
         approximator_num_channels=16,
     )
-    return {
-        "transformer": transformer,
-        "vae": vae(1, shift_factor=0.0),
-        "text_encoder": t5(),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-        **more,
-    }
+    return flow_model(transformer, vae(1, shift_factor=0.0), t5(), **more)
 
 
 def aura_flow() -> dict:
@@ -525,13 +511,7 @@ def aura_flow() -> dict:
         joint_attention_dim=32,
         pos_embed_max_size=256,
     )
-    return {
-        "transformer": transformer,
-        "vae": vae(),
-        "text_encoder": umt5(),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, vae(), umt5())
 
 
 def cogview4() -> dict:
@@ -546,13 +526,12 @@ def cogview4() -> dict:
         time_embed_dim=8,
         condition_dim=4,
     )
-    return {
-        "transformer": transformer,
-        "vae": vae(),
-        "text_encoder": decoder("GlmModel", "GlmConfig"),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"),
-    }
+    return flow_model(
+        transformer,
+        vae(),
+        decoder("GlmModel", "GlmConfig"),
+        scheduler=flow(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"),
+    )
 
 
 def hidream() -> dict:
@@ -678,13 +657,7 @@ def lumina2() -> dict:
         axes_dim_rope=[4, 2, 2],
         cap_feat_dim=16,
     )
-    return {
-        "transformer": transformer,
-        "vae": vae(shift_factor=0.06),
-        "text_encoder": decoder("Gemma2Model", "Gemma2Config"),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, vae(shift_factor=0.06), decoder("Gemma2Model", "Gemma2Config"))
 
 
 def prx() -> dict:
@@ -698,13 +671,9 @@ def prx() -> dict:
         depth=1,
         axes_dim=[2, 2],
     )
-    return {
-        "transformer": transformer,
-        "vae": vae(shift_factor=0.0),
-        "text_encoder": decoder("Gemma2Model", "Gemma2Config"),
-        "tokenizer": tokenizer(length=64),
-        "scheduler": flow(),
-    }
+    return flow_model(
+        transformer, vae(shift_factor=0.0), decoder("Gemma2Model", "Gemma2Config"), tokenizer=tokenizer(length=64)
+    )
 
 
 def qwen_image(**more) -> dict:
@@ -718,14 +687,7 @@ def qwen_image(**more) -> dict:
         joint_attention_dim=16,
         axes_dims_rope=(8, 4, 4),
     )
-    return {
-        "transformer": transformer,
-        "vae": qwen_vae(),
-        "text_encoder": qwen_vl(),
-        "tokenizer": tokenizer(template=True),
-        "scheduler": flow(),
-        **more,
-    }
+    return flow_model(transformer, qwen_vae(), qwen_vl(), tokenizer=tokenizer(template=True), **more)
 
 
 def z_image() -> dict:
@@ -748,13 +710,12 @@ def z_image() -> dict:
     with torch.no_grad():  # left empty by their constructor
         transformer.x_pad_token.fill_(1.0)
         transformer.cap_pad_token.fill_(1.0)
-    return {
-        "transformer": transformer,
-        "vae": vae(16, shift_factor=0.1),
-        "text_encoder": decoder("Qwen3Model", "Qwen3Config"),
-        "tokenizer": tokenizer(template=True),
-        "scheduler": flow(),
-    }
+    return flow_model(
+        transformer,
+        vae(16, shift_factor=0.1),
+        decoder("Qwen3Model", "Qwen3Config"),
+        tokenizer=tokenizer(template=True),
+    )
 
 
 def sana_parts() -> dict:
@@ -839,22 +800,16 @@ def deepfloyd() -> dict:
 # ---- video ----
 
 
+WAN = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
+    "text_dim": 32, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
 def wan(channels: int = 16, second: bool = False, **more) -> dict:
     def transformer():
-        return d.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=channels,
-            out_channels=16,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=32,
-        )
+        return d.WanTransformer3DModel(**WAN | {"in_channels": channels})
 
     parts = {"transformer": transformer(), "vae": wan_vae(), "text_encoder": umt5(), "tokenizer": tokenizer()}
     if second:
@@ -863,40 +818,12 @@ def wan(channels: int = 16, second: bool = False, **more) -> dict:
 
 
 def wan_vace() -> dict:
-    transformer = d.WanVACETransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=3,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-        vace_layers=[0, 2],
-        vace_in_channels=96,
-    )
-    return wan() | {"transformer": transformer}
+    more = {"num_layers": 3, "vace_layers": [0, 2], "vace_in_channels": 96}
+    return wan() | {"transformer": d.WanVACETransformer3DModel(**WAN | more)}
 
 
 def skyreels(**more) -> dict:
-    transformer = d.SkyReelsV2Transformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
+    transformer = d.SkyReelsV2Transformer3DModel(**WAN)
     scheduler = d.UniPCMultistepScheduler(flow_shift=8.0, use_flow_sigmas=True, prediction_type="flow_prediction")
     return wan() | {"transformer": transformer, "scheduler": scheduler, **more}
 
@@ -932,13 +859,7 @@ def ltx() -> dict:
         encoder_causal=True,
         decoder_causal=False,
     )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder,
-        "text_encoder": t5(),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, autoencoder, t5())
 
 
 def cogvideox(channels: int = 4) -> dict:
@@ -966,13 +887,7 @@ def cogvideox(channels: int = 4) -> dict:
         norm_num_groups=2,
         temporal_compression_ratio=4,
     )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder,
-        "text_encoder": t5(),
-        "tokenizer": tokenizer(),
-        "scheduler": d.CogVideoXDDIMScheduler(),
-    }
+    return flow_model(transformer, autoencoder, t5(), scheduler=d.CogVideoXDDIMScheduler())
 
 
 def mochi() -> dict:
@@ -994,13 +909,7 @@ def mochi() -> dict:
         decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
     )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder,
-        "text_encoder": t5(),
-        "tokenizer": tokenizer(),
-        "scheduler": flow(),
-    }
+    return flow_model(transformer, autoencoder, t5())
 
 
 def hunyuan_vae(channels: int = 4):
