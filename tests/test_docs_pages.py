@@ -125,6 +125,17 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors_of(other), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", ["faults.md", "LOG.md"])
+def test_tests_that_a_page_names_exist(page):
+    """By their whole name, or by the beginning of it where `...` follows."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    known = [name for file in files for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))]
+    named = re.findall(r"`(test_\w+(?:\.\.\.|\.py)?)`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    known += [file.name for file in files]
+    gone = [name for name in named if not any(re.fullmatch(name.replace("...", r"\w+"), other) for other in known)]
+    assert named and gone == []
+
+
 def test_every_page_is_in_the_menu_once():
     text = re.sub(r"!!?\S+", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     found = re.findall(r"[\w]+\.md", json.dumps(yaml.safe_load(text)["nav"]))
