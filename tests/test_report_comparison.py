@@ -120,6 +120,17 @@ def test_what_is_no_improvement_is_not_called_held_out(runs, tmp_path):
     text = write_comparison(copies, tmp_path / "page").with_name("compare.md").read_text()
     assert f"{HELD_OUT} (measured)" in text and "held out" not in text
     assert text.index(f"{TRAINED} (trained)") < text.index(f"{HELD_OUT} (measured)")
+    page = " ".join((tmp_path / "page" / "index.html").read_text().split())
+    assert f"{HELD_OUT} (measured)" in page and f"{HELD_OUT} (held out)" not in page, "the curves too"
+
+
+def test_one_point_is_no_curve(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[:2]]
+    for copy in copies:
+        state = json.loads((copy / "trainer_state.json").read_text())
+        state["log_history"][0]["rewards/once/mean"] = 1.0
+        (copy / "trainer_state.json").write_text(json.dumps(state))
+    assert "once (" not in " ".join(write_comparison(copies, tmp_path / "page").read_text().split())
 
 
 def test_the_headline_is_about_a_reward_that_every_method_was_measured_under(runs, tmp_path):

@@ -11,7 +11,6 @@ from .theme import Palette
 
 
 SIZE = (4.9, 3.1)  # inches; two of them stand beside each other on a desktop, one fills a phone
-ROLES = {True: "trained", False: "held out", None: ""}
 AXES = {"images": "images drawn in training", "seconds": "training time"}
 
 
@@ -35,13 +34,13 @@ class Series:
     colour: int = 0
 
 
-def learning_curve(curves, name: str, trained: bool, levels: Sequence[Level] = (), axis: str = "images"):
+def learning_curve(curves, name: str, role: str | None, levels: Sequence[Level] = (), axis: str = "images"):
     """
     Draws one reward of one run.
 
     Args:
         curves (`pandas.DataFrame`): From [`~es_trl.report.curves.learning_curves`].
-        name (`str`), trained (`bool`, *optional*): The reward, and whether it was optimised; `None` when nobody said.
+        name (`str`), role (`str`, *optional*): The reward, and what it is, as [`~es_trl.report.wording.role`] says.
         levels (`Sequence[Level]`): What the evaluation after training found.
         axis (`str`, *optional*, defaults to `"images"`): Or `"seconds"`.
 
@@ -50,8 +49,8 @@ def learning_curve(curves, name: str, trained: bool, levels: Sequence[Level] = (
     """
 
     def draw(palette: Palette, axes=None):
-        figure, axes = _panel(palette, name, ROLES[trained], axis, curves, axes)
-        colour = palette.trained if trained else palette.held_out
+        figure, axes = _panel(palette, name, role or "", axis, curves, axes)
+        colour = palette.trained if role == "trained" else palette.held_out
         mine = curves[curves["name"] == name].sort_values("step")
         scale = _scale(axis, curves)
         batches, validation = (mine[mine["kind"] == kind] for kind in (TRAINING, VALIDATION))

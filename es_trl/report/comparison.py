@@ -146,6 +146,12 @@ def _told_apart(lines: Sequence[dict[str, Any]], methods: Sequence[Method], rewa
     return level, behind
 
 
+def _about(methods: Sequence[Method]) -> dict[str, Any]:
+    """What the runs' evaluations say of the rewards."""
+    found = [(run.evaluation or {}).get("rewards") or {} for method in methods for run in method.runs]
+    return {"rewards": {name: entry for rewards in found for name, entry in rewards.items()}}
+
+
 def _curves(methods: Sequence[Method], trained: Sequence[str]) -> list[tuple[str, str, Any]]:
     """Per reward one chart against images and one against seconds."""
     import pandas
@@ -157,10 +163,13 @@ def _curves(methods: Sequence[Method], trained: Sequence[str]) -> list[tuple[str
         return []
     every = pandas.concat([frame for one in series for frame in one.runs])
     drawn = []
+    about = _about(methods)
     for name in curves.reward_names(every, trained)[:MAX_REWARDS]:
         mine = every[every["name"] == name]
         kind = curves.VALIDATION if (mine["kind"] == curves.VALIDATION).any() else curves.TRAINING
-        note = "trained" if name in trained else "held out"
+        if mine[mine["kind"] == kind]["step"].nunique() < 2:
+            continue  # one point is no line
+        note = wording.role(about, trained, name) or "a reward"
         if kind == curves.TRAINING:
             note += ", training batches"
         for axis in ("images", "seconds"):
@@ -179,8 +188,7 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
     )
     watched = {name for run in evaluated for name in run.watched}  # before what only the evaluation has measured
     tables = []
-    about = {name: entry for run in evaluated for name, entry in (run.evaluation.get("rewards") or {}).items()}
-    roles = {name: wording.role({"rewards": about}, trained, name) for name in rewards}
+    roles = {name: wording.role(_about(methods), trained, name) for name in rewards}
     order = (None, "held out", "trained", "measured")
     for reward in sorted(rewards, key=lambda name: (order.index(roles[name]), name not in watched)):
         lines = []

@@ -78,7 +78,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "facts": part(lambda: _facts(folder, images, seconds), []),
         "curves": part(
             lambda: [
-                (name, inline_svg(draw, f"curve{i}", _curve_label(learned, name, folder.trained)))
+                (name, inline_svg(draw, f"curve{i}", _curve_label(folder, learned, name)))
                 for i, (name, draw) in enumerate(drawn)
             ],
             [],
@@ -161,12 +161,9 @@ def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
     """The learning curves to draw, by reward."""
     trained = folder.trained
     names = curves.reward_names(learned, trained)[:MAX_CHARTS]
+    roles = {name: wording.role(folder.evaluation, trained, name) for name in names}
     return [
-        (
-            name,
-            charts.learning_curve(learned, name, name in trained if trained else None, _levels(folder, learned, name)),
-        )
-        for name in names
+        (name, charts.learning_curve(learned, name, roles[name], _levels(folder, learned, name))) for name in names
     ]
 
 
@@ -200,11 +197,11 @@ def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
     return entries
 
 
-def _curve_label(learned, name: str, trained) -> str:
+def _curve_label(folder: Folder, learned, name: str) -> str:
     mine = learned[learned["name"] == name]
     kind = curves.VALIDATION if (mine["kind"] == curves.VALIDATION).any() else curves.TRAINING
     values = mine[mine["kind"] == kind].sort_values("step")["value"].tolist()
-    role = wording.role(None, trained, name) or "a reward"
+    role = wording.role(folder.evaluation, folder.trained, name) or "a reward"
     return (
         f"{name}, {role}, against images drawn: from {wording.number(values[0])} "
         f"to {wording.number(values[-1])} over {len(values)} points."
