@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from ..trainer import DiffusionConfig, ESConfig
-from .arguments import RunArguments, parse
+from .arguments import parse
 from .memory_plan import MemoryPlan, plan_memory
 
 
@@ -62,7 +62,7 @@ def answer(gpu: str, argv: Sequence[str], row: Callable[[str, str], None]) -> in
         row("fits", f"{peak.total:.1f} of {size:g} GB at most, {peak.name}; not measured on a GPU")
         return 0
     row("does not fit", f"{peak.total:.1f} of {size:g} GB, {peak.name}")
-    changes, after = what_helps(argv, size)
+    changes, after = what_helps(argv, size, config, plan)
     for name, value in changes:
         row("change", f"{name}: {value}")
     row(
@@ -71,19 +71,20 @@ def answer(gpu: str, argv: Sequence[str], row: Callable[[str, str], None]) -> in
     return 1
 
 
-def what_helps(argv: Sequence[str], size: float) -> tuple[list[tuple[str, str]], float]:
-    """Settings that make a config fit into `size` GB, the least harmful first, and GB with all of them."""
+def what_helps(
+    argv: Sequence[str], size: float, config: DiffusionConfig, plan: MemoryPlan
+) -> tuple[list[tuple[str, str]], float]:
+    """Settings that make a config with this plan fit into `size` GB, the least harmful first, and GB with all."""
     changes: list[tuple[str, str]] = []
 
-    def planned(more: Sequence[tuple[str, str]]) -> tuple[RunArguments, DiffusionConfig, MemoryPlan]:
+    def planned(more: Sequence[tuple[str, str]]) -> tuple[DiffusionConfig, MemoryPlan]:
         words = [word for name, value in more for word in (f"--{name}", value)]
         arguments, config = parse(args=[*argv, "--use_cpu", "True", *words])
-        return arguments, config, plan_memory(arguments, config)
+        return config, plan_memory(arguments, config)
 
-    _, config, plan = planned(changes)
     while plan.peak.total > size:
         for change in candidates(config):
-            _, new_config, new = planned([*changes, change])
+            new_config, new = planned([*changes, change])
             if new.peak.total < plan.peak.total - 0.01:
                 changes = [*(pair for pair in changes if pair[0] != change[0]), change]
                 config, plan = new_config, new

@@ -2,8 +2,8 @@
 The memory of a computation that is not carried out: its tensors are on torch's "meta" device and have shapes only.
 
 What is counted are the bytes of all tensors that are alive at once. Kernels take scratch memory on top, of which only
-that of convolutions is counted here (a second copy of input and output in their own layout); attention is counted as
-fused, without its table of weights.
+that of convolutions is counted here (a copy of the input in a layout of their own); attention is counted as fused,
+without its table of weights.
 """
 
 import weakref
@@ -71,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
                 size = self._seen[storage] = storage.nbytes()
                 self.live += size
                 weakref.finalize(storage, self._freed, size)
-        scratch = sum(t.nbytes for t in (given[0], *made)) if func is aten.convolution.default else 0
+        scratch = given[0].nbytes if func is aten.convolution.default else 0
         self.peak = max(self.peak, self.live + scratch)
         return out
 

@@ -22,7 +22,7 @@ HEAD = """\
 
 Every file below is a run: `es-trl train --config z_image_turbo/es/config_12gb`. This page is written by
 `python recipes/benchmarks/cards.py --write` from the files and the models' shapes, in GB as
-`es-trl dry-run --config NAME --gpu 12GB` counts them ([Memory](scale.md#memory)).
+`es-trl dry-run --config NAME --gpu 12GB` counts them ([how near](scale.md#how-near-the-count-is)).
 
 **Not measured on a GPU**: no card was at hand, and nothing of these models was downloaded. Each file has been through
 one step on a small random model of its architecture (`pytest tests/test_cards.py`).
