@@ -8,7 +8,7 @@ from ..lazy import attach
 if TYPE_CHECKING:
     from ..files import LORA_WEIGHTS_NAME
     from .adapter import PipelineAdapter, check_lora_config
-    from .base_layers import is_cast
+    from .base_layers import is_cast, rounding_dtype
     from .call_settings import CallSettings
     from .denoising import DenoisingModel
     from .differentiable import DifferentiableForward

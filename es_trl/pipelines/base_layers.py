@@ -48,6 +48,27 @@ def compute_dtype(denoiser: nn.Module) -> torch.dtype:
     return next((value.dtype for value in denoiser.parameters() if value.dtype in PLAIN), torch.float32)
 
 
+@torch.no_grad()
+def rounding_dtype(model: nn.Module) -> torch.dtype:
+    """
+    The dtype by whose rounding two ways of computing the same differ: what `model` computes in, or bfloat16, with its
+    8 bits, where a packed layer rounds what goes into it as well and so is not quite linear.
+    """
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if not hasattr(layer, "in_features") or not isinstance(weight, torch.Tensor):
+            continue
+        if type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in PLAIN:
+            continue
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, layer.in_features, generator=generator).to(weight.device, compute_dtype(model))
+        y, zero, both = layer(x).float(), layer(0 * x[:1]).float(), layer(x[:1] + x[1:]).float()
+        if (both - y[:1] - y[1:] + zero).abs().max() > 1e-3 * y.abs().max():
+            return torch.bfloat16
+        break
+    return compute_dtype(model)
+
+
 def is_cast(model: nn.Module) -> bool:
     """Whether weights are cast to what they compute in for the forward of their layer alone (layerwise casting)."""
     hooks = (getattr(module, "_diffusers_hook", None) for module in model.modules())

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ..pictures import rgb
 from .adapter import PipelineAdapter
+from .base_layers import rounding_dtype
 from .parameterisation import Diffusion, Flow, TrigFlow
 from .scheduler_steps import SkippedSteps, is_flow
 from .self_check import rounding_limit
-from .watching import dtype_of
 
 
 # Guidance that calls the model a second time; pretraining has none.
@@ -121,7 +121,7 @@ class DenoisingModel:
                 except (TypeError, ValueError, RuntimeError, IndexError):
                     self._takes_rows = False
                 else:
-                    near = rounding_limit(dtype_of(self.adapter.denoiser)) * alone.abs().max()
+                    near = rounding_limit(rounding_dtype(self.adapter.denoiser)) * alone.abs().max()
                     self._takes_rows = bool((together - alone).abs().max() <= near)
         return self._takes_rows
 

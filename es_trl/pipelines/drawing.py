@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..es import PopulationShapeError
 from ..samples import is_black, mark_unscored
+from .base_layers import rounding_dtype
 from .call_settings import CallSettings
 from .self_check import numbers_of, rms, tolerance
 from .watching import CallWatch, device_of, dtype_of
@@ -172,7 +173,7 @@ class Drawer:
             # Of equal prompts with one generator for all, only the one alone is what it should be.
             spread = max(rms(together[-1] - together[0]), rms(last - together[0]))
             self._batches_work = spread > 0  # equal pictures say nothing: the next batch may
-            limit = tolerance(together, spread, dtype_of(self.denoiser))
+            limit = tolerance(together, spread, rounding_dtype(self.denoiser))
             off = {i: rms(together[i] - picture) for i, picture in alone.items()}
             # The last picture may be right only because its prompt is the longest.
             if off[len(together) - 1] <= limit < max(off.values()) and prompts_differ:

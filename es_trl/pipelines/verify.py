@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from ..es import NoiseBank, Population, PopulationShapeError, make_generator
 from .adapter import ADAPTER_NAME, PipelineAdapter
+from .base_layers import rounding_dtype
 from .lora_loading import activate
 from .self_check import numbers_of, rounding_limit
-from .watching import dtype_of
 
 
 @dataclass
@@ -107,7 +107,7 @@ def _check(
             fused = draw(population_size)
     except PopulationShapeError as error:
         return PopulationCheck(False, float("nan"), spread, str(error))
-    limit = rounding_limit(dtype_of(adapter.denoiser))
+    limit = rounding_limit(rounding_dtype(adapter.denoiser))
     return PopulationCheck(True, float((fused - merged).abs().max()), spread, limit=limit)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..es import Factors, Fitness, Population, PopulationShapeError, make_generator
-from ..pipelines import PipelineAdapter, check_members, dtype_of, numbers_of, watching_layers
+from ..pipelines import PipelineAdapter, check_members, numbers_of, rounding_dtype, watching_layers
 from ..rewards import PendingScores, RewardSet
 from ..run.memory import MembersInMemory
 
@@ -328,7 +328,11 @@ class PopulationRollout:
             with watching_layers(self.adapter, "they are perturbed without effect"):
                 # Two pictures of one member: whether a picture depends on what it is drawn with shows here, too.
                 self._draw_together(members[:1], batch, factors, step, micro, range(min(2, len(batch))))
-            wrong = check_members(draw, members, factors, dtype_of(self.adapter.denoiser)) if len(members) > 1 else ""
+            wrong = (
+                check_members(draw, members, factors, rounding_dtype(self.adapter.denoiser))
+                if len(members) > 1
+                else ""
+            )
         except torch.OutOfMemoryError:
             return  # members that do not fit two by two are drawn alone
         except PopulationShapeError as error:

@@ -70,7 +70,6 @@ def exactness(storage) -> dict[str, list[float]]:
 def train(storage, seed: int) -> dict:
     """1,024 images of ES with its defaults, and the gain of the reward on prompts that were not trained on."""
     pipe = quantised_sprint(storage)
-    stored = sum(p.numel() * p.element_size() for p in pipe.transformer.parameters())
     with tempfile.TemporaryDirectory() as folder:
         config = ESConfig(
             folder, seed=seed, max_steps=16, population_size=64, prompts_per_step=4, members_per_forward=8,
@@ -85,7 +84,14 @@ def train(storage, seed: int) -> dict:
         result = evaluate(trainer.adapter, prompts, "tiny-pickscore", rows=rows, images_per_prompt=1, seed=7)
     scores = [result.of(row.name, "tiny-pickscore").mean(axis=1) for row in rows]
     gain = (scores[1] - scores[0]).round(5).tolist()
-    return {"megabytes": megabytes, "stored": stored / 1e6, "seconds": seconds, "gain": gain}
+    return {"megabytes": megabytes, "seconds": seconds, "gain": gain}
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Of a tensor, or of those that a packed one is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
 
 
 def interval(draws: np.ndarray) -> str:
@@ -94,30 +100,31 @@ def interval(draws: np.ndarray) -> str:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """The table, of the storages that were measured; intervals over prompts of the means of seeds."""
+    """The table, of the storages that were measured, with intervals over prompts of the means of seeds."""
     gains = {
-        name: np.array([row["gain"] for key, row in rows.items() if key.startswith(f"{name} seed")]) for name in NAMES
+        name: {key.split()[-1]: np.array(row["gain"]) for key, row in rows.items() if key.startswith(f"{name} seed")}
+        for name in NAMES
     }
     lines = [
         "| storage | fused: lora, lora_b, lora_xs, weight | saved file | denoiser, MB | training, MB | gain | "
         "against float32 |",
         "|---|---|---|---:|---:|---|---|",
     ]
-    picks = np.random.default_rng(0).integers(0, gains["float32"].shape[1], (4000, gains["float32"].shape[1]))
-    reference = gains["float32"].mean(axis=0)
+    number = len(next(iter(gains["float32"].values())))
+    picks = np.random.default_rng(0).integers(0, number, (4000, number))
     for name, title in TITLES.items():
-        runs = [row for key, row in rows.items() if key.startswith(f"{name} seed")]
-        exact = rows.get(f"{name} exact")
-        if not runs or exact is None:
+        own, exact = gains[name], rows.get(f"{name} exact")
+        if not own or exact is None:
             continue
         fused, files = zip(*(exact[space] for space in ("lora", "lora_b", "lora_xs", "weight")), strict=True)
-        mean = gains[name].mean(axis=0)
-        other = mean - reference
+        mean = np.mean(list(own.values()), axis=0)
+        other = mean - np.mean([gains["float32"][seed] for seed in own], axis=0)
         against = "" if name == "float32" else f"{other.mean():+.2f} {interval(other[picks].mean(axis=1))}"
+        stored = sum(stored_bytes(p) for p in quantised_sprint(NAMES[name]).transformer.parameters()) / 1e6
+        most = max(rows[f"{name} seed {seed}"]["megabytes"] for seed in own)
         lines.append(
-            f"| {title} | {', '.join(f'{value:.0e}' for value in fused)} | {max(files):.0e} | "
-            f"{runs[0]['stored']:.1f} | {max(row['megabytes'] for row in runs):.0f} | "
-            f"{mean.mean():+.2f} {interval(mean[picks].mean(axis=1))}, {len(runs)} seeds | {against} |"
+            f"| {title} | {', '.join(f'{value:.0e}' for value in fused)} | {max(files):.0e} | {stored:.1f} | "
+            f"{most:.0f} | {mean.mean():+.2f} {interval(mean[picks].mean(axis=1))}, {len(own)} seed(s) | {against} |"
         )
     return "\n".join(lines)
 
