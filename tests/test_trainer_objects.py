@@ -37,13 +37,10 @@ def test_prompts_are_encoded_when_they_are_first_drawn(tmp_path):
     assert drawn <= set(blocks) and 1 <= len(drawn) <= 2
 
 
-def test_all_prompts_are_encoded_ahead_when_the_text_encoder_goes(tmp_path, capsys):
+def test_all_prompts_are_encoded_ahead_when_the_text_encoder_goes(tmp_path):
     prompts = [f"{number} red apples" for number in range(40)]
-    trainer = tiny_trainer(
-        tmp_path, train_dataset=prompts, max_steps=1, prompts_per_step=2, release_text_encoder=True, disable_tqdm=False
-    )
+    trainer = tiny_trainer(tmp_path, train_dataset=prompts, max_steps=1, prompts_per_step=2, release_text_encoder=True)
     trainer.train()
-    assert "Encoding prompts" in capsys.readouterr().err
     trainer.evaluate(prompts[-4:])
     assert trainer.adapter.pipe.text_encoder is None
 
