@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 from tiny_pipelines import fresh_sprint
 from tiny_policies import tiny_policy
@@ -139,6 +140,26 @@ def test_a_pipeline_that_its_user_placed_is_not_moved(monkeypatch):
     adapter.to("cpu")
     assert np.array_equal(np.asarray(adapter.generate(PROMPTS[:1], generators()[:1])[0]), before)
     assert verify_population_forward(adapter, PROMPTS).ok
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("space", SPACES)
+def test_a_base_whose_weights_come_layer_by_layer_trains_exactly(space, tmp_path):
+    """Sequential offload leaves weights without data between forwards, and peft makes LoRA where it finds them."""
+    pipe = fresh_sprint()
+    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+    adapter = PipelineAdapter(pipe, LORA, space, CALL)
+    assert verify_population_forward(adapter, PROMPTS, sigma=0.05).ok
+    generator = make_generator(0, "test")
+    for theta in adapter.theta.values():
+        theta.add_(0.1 * torch.randn(theta.shape, generator=generator))
+    trained = adapter.generate(PROMPTS, generators(), output_type="latent")
+    adapter.save_lora(tmp_path)
+    loaded = LoadedAdapters(fresh_sprint(), {"it": str(tmp_path)}, CALL)
+    base = loaded.generate(PROMPTS, generators(), output_type="latent")
+    with loaded.chosen("it"):
+        drawn = loaded.generate(PROMPTS, generators(), output_type="latent")
+    assert (drawn - trained).abs().max() < 1e-4 * (trained - base).abs().max()
 
 
 def test_recomputing_cast_weights_is_refused(tmp_path):

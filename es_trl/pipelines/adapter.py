@@ -109,6 +109,7 @@ class PipelineAdapter(FrozenPipeline):
             torch.manual_seed(make_seed(seed, "lora_start"))
             try:
                 inject_lora(self.denoiser, self.lora_config, ADAPTER_NAME)
+                self._leave_meta()
             except (ValueError, TypeError) as error:  # a TypeError for a quantisation that peft does not know
                 raise ValueError(
                     f"LoRA could not be put on the {self.denoiser_name}: {str(error).splitlines()[0]} Set "
@@ -125,6 +126,15 @@ class PipelineAdapter(FrozenPipeline):
     def unload(self) -> None:
         """Leaves the pipeline as it was, frozen; this object is of no use after that."""
         take_off(self.pipe, self.denoiser, [ADAPTER_NAME], self.frozen_adapters)
+
+    def _leave_meta(self) -> None:
+        """Where the base's weights come to the device for their layer's forward alone, LoRA has to stay there."""
+        for layer in lora_layers(self.denoiser, ADAPTER_NAME).values():
+            modules = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
+            if any(module.weight.is_meta for module in modules):
+                for module in modules:
+                    module.to_empty(device=self.pipe._execution_device)
+                layer.reset_lora_parameters(ADAPTER_NAME, self.lora_config.init_lora_weights)
 
     # ---- drawing ----
 

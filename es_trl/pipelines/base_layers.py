@@ -30,14 +30,20 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         dtype (`torch.dtype`): What it is called with.
     """
     weight = layer.weight
+    if weight.is_meta:  # it comes for the layer's forward alone
+        return _asked(layer, dtype, layer._hf_hook.execution_device)
     if type(weight).dequantize is not torch.Tensor.dequantize:  # a method of its own; torch's reads codes as numbers
         return weight.dequantize().detach().float()
     if weight.is_floating_point() and type(weight) in (torch.Tensor, nn.Parameter):
         return weight.detach().float()
-    identity = torch.eye(layer.in_features, dtype=dtype, device=weight.device)
+    return _asked(layer, dtype, weight.device)
+
+
+def _asked(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    identity = torch.eye(layer.in_features, dtype=dtype, device=device)
     columns = [layer(rows).float() for rows in identity.split(BLOCK)]
     W = torch.cat(columns)
-    return (W if layer.bias is None else W - layer.bias.float()).T.contiguous()
+    return (W if layer.bias is None else W - layer(0 * identity[:1]).float()).T.contiguous()
 
 
 def compute_dtype(denoiser: nn.Module) -> torch.dtype:
@@ -58,7 +64,7 @@ def rounding_dtype(model: nn.Module) -> torch.dtype:
         weight = getattr(layer, "weight", None)
         if not hasattr(layer, "in_features") or not isinstance(weight, torch.Tensor):
             continue
-        if type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in PLAIN:
+        if weight.is_meta or (type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in PLAIN):
             continue
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, layer.in_features, generator=generator).to(weight.device, compute_dtype(model))
