@@ -168,14 +168,15 @@ class _Run:
         return STORED.get(wanted["quant_backend"], lambda given: 1.0)(wanted.get("quant_kwargs") or {})
 
     def trained(self) -> dict[str, float]:
-        """GB of theta with what its optimizer keeps, of its constants, and of the noise of a step."""
+        """GB of theta with what its optimizer keeps, of its constants, and of the noise of members drawn at once."""
         theta = _numbers(self.adapter.theta, self.stands) * 4 / GB
         constants = _numbers(self.adapter.space.constants(), self.stands) * 4 / GB
         if not isinstance(self.config, ESConfig):  # gradient, its sum, two moments, the theta before
             return {"adapter and optimizer": 6 * theta + constants}
         sides = {name: torch.empty(m + n, device="meta") for name, (m, n) in self.noise.shapes.items()}
-        noise = self.config.population().num_directions * self.noise.rank * _numbers(sides, self.stands) * 4 / GB
-        return {"adapter and optimizer": 4 * theta + constants, "noise of a step": noise}
+        members = min(self.config.members_per_forward, self.config.population_size)
+        noise = members * self.noise.rank * _numbers(sides, self.stands) * 4 / GB
+        return {"adapter and optimizer": 4 * theta + constants, "noise of its members": noise}
 
     def scorers(self) -> tuple[dict[str, float], float, list[str]]:
         """GB of the rewards' models, GB of one of their passes, and what is not known of them."""

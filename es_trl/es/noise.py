@@ -30,6 +30,10 @@ class Factors:
         """The factors of some directions: `(D',)` indices in [0, D), which may repeat."""
         return Factors(self.U[directions], self.V[directions])
 
+    def to(self, device: torch.device | str) -> "Factors":
+        """The same factors on `device`."""
+        return Factors(self.U.to(device), self.V.to(device))
+
     def dense(self) -> torch.Tensor:
         """`(D, m, n)`: the perturbations written out; their entries have mean 0 and variance 1."""
         return self.U @ self.V.transpose(-1, -2) / self.rank**0.5

@@ -42,8 +42,8 @@ def projections(
     """
     total = torch.zeros(population.num_directions, dtype=torch.float64)
     for name, along in direction.items():
-        U, V = factors[name].U, factors[name].V
-        product = torch.einsum("dmr,mn,dnr->d", U, along.to(U), V) / factors[name].rank ** 0.5
+        own = factors[name].to(along.device)
+        product = torch.einsum("dmr,mn,dnr->d", own.U, along.to(own.U), own.V) / own.rank**0.5
         total += product.double().cpu()
     members = range(population.size)
     return population.signs(members).double() * total[population.directions(members)]

@@ -179,7 +179,8 @@ class ESTrainer(DiffusionTrainer):
         step, micro = self.state.global_step, self.next_micro()
         batch = PromptBatch.from_rows(inputs, self.args.images_per_prompt)
         noise_started = time.perf_counter()
-        factors = self.noise.draw(step, range(self.population.num_directions), micro, self.args.device)
+        # On the CPU, where they are drawn: a GPU holds those of the members it draws now, or those of one matrix.
+        factors = self.noise.draw(step, range(self.population.num_directions), micro)
         noise_seconds = time.perf_counter() - noise_started
         bytes_before = self.peers.bytes_sent
         with self.peers.together(f"step {step}"):
@@ -198,7 +199,7 @@ class ESTrainer(DiffusionTrainer):
         self._watch(scores, factors, last=micro == accumulation - 1)
         fitness = self._fitness(scores, batch)
         for site in self.adapter.space.sites:
-            grad = self._gradient(factors[site.name], fitness, accumulation)
+            grad = self._gradient(factors[site.name].to(site.theta.device), fitness, accumulation)
             site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
         self._log_step(scores, fitness)

@@ -278,7 +278,8 @@ class PopulationRollout:
                 raise PopulationShapeError(self.adapter.drawer.by_prompt)
             return self._draw_prompt_by_prompt(members, batch, factors, step, micro, shared, keep_numbers)
         directions = torch.tensor(self.population.directions(members))
-        selected = {name: value.select(directions.to(value.U.device)) for name, value in factors.items()}
+        device = next(iter(self.adapter.theta.values())).device
+        selected = {name: value.select(directions).to(device) for name, value in factors.items()}
         drawn = self._columns(members, batch, columns)
         generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
         rows = len(drawn) // len(members)

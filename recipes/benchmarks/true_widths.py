@@ -154,7 +154,7 @@ def measure(name: str) -> dict:
         plan = plan_memory(*parse(args=options_of(case, folder)))
     moments = [m for m in plan.moments if m.name.startswith("backward") == case.backward and m.name != "scoring"]
     peak = max(moments, key=lambda moment: moment.total)
-    counted = {**peak.parts, "noise of a step": 0.0}
+    counted = {**peak.parts, "noise of its members": 0.0}
     activations = counted.pop("activations")
     return {"case": name, "pixels": case.pixels, "dtype": case.dtype, "when": peak.name,
             "measured": [weights / 1e3, grown / 1e3], "counted": [sum(counted.values()), activations]}  # fmt: skip
