@@ -22,7 +22,8 @@ PROMPTS = ["a red apple", "two blue cats", "a green frog", "a pink dog"]
 TINY = {"max_sequence_length": 16, "sample_steps": 0, "lora_rank": 2, "report_to": "none", "use_cpu": True,
         "disable_tqdm": True, "logging_steps": 1, "prompts_per_step": 2, "max_steps": 2}  # fmt: skip
 WORDS = {"max_sequence_length": "16", "population_size": "4", "prompts_per_step": "2", "max_steps": "1",
-         "use_cpu": "true", "report_to": "none"}  # fmt: skip
+         "use_cpu": "true", "report_to": "none", "sample_steps": "0", "max_eval_prompts": "2",
+         "max_test_prompts": "2"}  # fmt: skip
 
 
 def redness(images, **_):

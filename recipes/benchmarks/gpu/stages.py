@@ -304,30 +304,28 @@ def quantised(place: Place) -> list[Item]:
 
 
 def step_of(place: Place, name: str) -> dict:
-    """Peak memory and seconds per image of an ES step, and the peak that `es-trl dry-run` tells for it."""
+    """Peak memory and seconds per image of an ES step, and what `es-trl dry-run --gpu` counts for that config."""
     shape, es = SHAPES[name], {"population_size": 4, "members_per_forward": 4, "prompts_per_step": 1, "max_steps": 1}
     call = shape.call | {"dtype": "bfloat16", "use_cpu": place.device == "cpu"}
     if place.rehearse:
         call |= {"num_inference_steps": 2, "dtype": "float32"} | shape.small
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder, "model")
+        model, told = Path(folder, "model"), io.StringIO()
         shape.pipeline(place.rehearse, place.device).save_pretrained(model)
-        told = io.StringIO()
         settings = {"model_name_or_path": model, "reward_funcs": "jpeg_compressibility", "dataset_name": "tiny-train",
-                    "output_dir": Path(folder, "dry")} | es | call  # fmt: skip
+                    "sample_steps": 0, "output_dir": Path(folder, "run")} | es | call  # fmt: skip
         words = [w for k, v in settings.items() for w in (f"--{k}", json.dumps(v) if isinstance(v, dict) else str(v))]
-        fresh_peak(place)
-        with contextlib.redirect_stdout(told):
-            code = commands.main(["dry-run", *words])
-        estimate = re.search(r"^memory +([0-9.]+) GB", told.getvalue(), re.MULTILINE)
-        if code or estimate is None:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            code = commands.main(["dry-run", "--gpu", "1000", *words])
+        counted = re.search(r"^fits +([0-9.]+) of", told.getvalue(), re.MULTILINE)
+        if code or counted is None:
             raise RuntimeError(f"es-trl dry-run: exit code {code}: {told.getvalue()[-300:]}")
         fresh_peak(place)
         trainer = trainer_of(place, str(Path(folder, "run")), "ES", str(model), **es | call)
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    return {"peak GB": round(peak_megabytes(place.device) / 1000, 2), "dry-run's GB": float(estimate[1]),
+    return {"peak GB": round(peak_megabytes(place.device) / 1000, 2), "counted GB": float(counted[1]),
             "seconds per image": round(seconds / trainer.images_drawn, 3)}  # fmt: skip
 
 
@@ -386,6 +384,6 @@ ASKS = {
     "speed": "throughput of a fused population against plain inference with the adapter loaded",
     "memory": "memory and time per image: drawing, ES, GRPO, DPO",
     "quantised": "an ES step on int8, fp8 and nf4 bases",
-    "models": "an ES step of Z-Image, FLUX.2 klein and SDXL of true shape, and the dry-run's estimate",
+    "models": "an ES step of Z-Image, FLUX.2 klein and SDXL of true shape, beside what the dry run counts",
     "small": "the demo and the long budget of the shipped model, three seeds",
 }
