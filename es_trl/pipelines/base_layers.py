@@ -30,7 +30,7 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         dtype (`torch.dtype`): What it is called with.
     """
     weight = layer.weight
-    if weight.is_meta:  # it comes for the layer's forward alone
+    if weight.is_meta and hasattr(layer, "_hf_hook"):  # it comes for the layer's forward alone
         return _asked(layer, dtype, layer._hf_hook.execution_device)
     if type(weight).dequantize is not torch.Tensor.dequantize:  # a method of its own; torch's reads codes as numbers
         return weight.dequantize().detach().float()
