@@ -51,21 +51,25 @@ def answer(gpu: str, argv: Sequence[str], row: Callable[[str, str], None]) -> in
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"es-trl dry-run: {' '.join(str(error).split())}\n")
         return 2
-    row("model", f"{arguments.model_name_or_path}, {config.dtype}; shapes from {plan.source}")
+
+    def line(name: str, text: str) -> None:
+        row(f"{name:<24}", text)
+
+    line("model", f"{arguments.model_name_or_path}, {config.dtype}; shapes from {plan.source}")
     for moment in plan.moments:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in moment.parts.items() if value >= 0.005)
-        row(moment.name, f"{moment.total:.1f} GB ({parts})")
+        line(moment.name, f"{moment.total:.1f} GB ({parts})")
     for note in plan.notes:
-        row("not counted", note)
+        line("not counted", note)
     peak = plan.peak
     if peak.total <= size:
-        row("fits", f"{peak.total:.1f} of {size:g} GB at most, {peak.name}; not measured on a GPU")
+        line("fits", f"{peak.total:.1f} of {size:g} GB at most, {peak.name}; not measured on a GPU")
         return 0
-    row("does not fit", f"{peak.total:.1f} of {size:g} GB, {peak.name}")
+    line("does not fit", f"{peak.total:.1f} of {size:g} GB, {peak.name}")
     changes, after = what_helps(argv, size, config, plan)
     for name, value in changes:
-        row("change", f"{name}: {value}")
-    row(
+        line("change", f"{name}: {value}")
+    line(
         "then", f"{after:.1f} GB" + ("" if after <= size else ": still too much, take a smaller model or another card")
     )
     return 1
