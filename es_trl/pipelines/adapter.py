@@ -131,7 +131,7 @@ class PipelineAdapter(FrozenPipeline):
         """Where the base's weights come to the device for their layer's forward alone, LoRA has to stay there."""
         for layer in lora_layers(self.denoiser, ADAPTER_NAME).values():
             modules = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
-            if any(module.weight.is_meta for module in modules):
+            if hasattr(layer.get_base_layer(), "_hf_hook") and any(module.weight.is_meta for module in modules):
                 for module in modules:
                     module.to_empty(device=self.pipe._execution_device)
                 layer.reset_lora_parameters(ADAPTER_NAME, self.lora_config.init_lora_weights)
