@@ -214,16 +214,16 @@ def test_pictures_to_latents_and_back():
     model = DenoisingModel(adapter)
     with model.recording_latents() as recorded:
         images = adapter.generate(PROMPTS, [make_generator(0, "latents", i) for i in range(3)])
-    # Before the first batch its last picture is drawn alone, to see that a batch changes nothing.
-    assert [len(latents) for latents in recorded] == [1, 3]
-    latents = recorded[-1]
-    torch.testing.assert_close(recorded[0][0], latents[-1], atol=1e-4, rtol=0)
+    # Before the first batch pictures are drawn alone, to see that a batch and its longer prompts change nothing.
+    *alone, latents = recorded
+    assert len(latents) == 3 and {len(one) for one in alone} == {1}
+    torch.testing.assert_close(alone[-1][0], latents[-1], atol=1e-4, rtol=0)
     assert latents.shape == (3, *model.latent_shape)
     vae = adapter.pipe.vae
     decoded = adapter.pipe.image_processor.postprocess(vae.decode(latents / vae.config.scaling_factor)[0].detach())
     assert np.array_equal(np.asarray(decoded[1]), np.asarray(images[1]))
     adapter.generate(PROMPTS[:1], [make_generator(0, "latents", 0)])
-    assert len(recorded) == 2, "outside nothing is recorded"
+    assert len(recorded) == len(alone) + 1, "outside nothing is recorded"
     large = [image.resize((200, 130)) for image in images]
     encoded = model.encode([*images, *large])
     assert encoded.shape == (6, *model.latent_shape)

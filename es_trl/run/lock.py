@@ -49,7 +49,7 @@ class FolderLock:
     def __init__(self, folder: str | os.PathLike):
         self.path = Path(folder, LOCK)
         self._depth = 0
-        self._ended = threading.Event()
+        self._ended, self._beats = threading.Event(), threading.Thread()
 
     def check(self) -> None:
         """Raises `FolderInUse` while another run writes into the folder."""
@@ -65,7 +65,8 @@ class FolderLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
             self._ended = threading.Event()
-            threading.Thread(target=self._beat, args=(self._ended,), name="es_trl-lock", daemon=True).start()
+            self._beats = threading.Thread(target=self._beat, args=(self._ended,), name="es_trl-lock", daemon=True)
+            self._beats.start()
         self._depth += 1
         return self
 
@@ -73,6 +74,7 @@ class FolderLock:
         self._depth -= 1
         if self._depth == 0:
             self._ended.set()
+            self._beats.join(timeout=5)  # a disk that hangs keeps nobody
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> None:
