@@ -123,3 +123,21 @@ def test_as_many_images_point_closer_to_the_gradient_when_each_has_a_member_of_i
             found.append(torch.cosine_similarity(ghat.flatten(), target.flatten(), dim=0))
         cosines[groups] = torch.stack(found).mean()
     assert cosines[8] > 1.7 * cosines[1] > 0
+
+
+def test_a_reward_that_compares_may_be_the_only_one(tmp_path):
+    """As votes of people are: all pictures of a group are scored at once, when all are drawn."""
+    calls = []
+
+    def reddest_of_its_group(images, groups, **_):
+        calls.append(len(images))
+        values = np.array(redness(images))
+        best = {group: values[np.array(groups) == group].max() for group in set(groups)}
+        return [float(value >= best[group]) for value, group in zip(values, groups, strict=True)]
+
+    reddest_of_its_group.groupwise = True
+    trainer = tiny_trainer(tmp_path, reddest_of_its_group, max_steps=2, population_size=8, members_per_forward=2)
+    trainer.train()
+    assert len(calls) == 2 and len(set(calls)) == 1, "all pictures of a step at once"
+    logged = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    assert logged and all(0 < value <= 1 for value in logged), "the best of every group has 1"

@@ -176,7 +176,8 @@ class PopulationRollout:
                 started = time.perf_counter()
                 images = self.draw(chunk, batch, factors, step, micro)
                 times.generate += time.perf_counter() - started
-                under_way.append(self._submit(chunk, images, batch, step, single, reward_context, times))
+                if single:
+                    under_way.append(self._submit(chunk, images, batch, step, single, reward_context, times))
                 drawn += images if compared else []
                 while under_way and (under_way[0].pending.done() or len(under_way) > MAX_UNDER_WAY):
                     self._collect(under_way.popleft(), scores, times)
