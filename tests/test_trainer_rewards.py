@@ -175,3 +175,12 @@ def test_the_shipped_scorer_trains(tmp_path):
     trainer.train()
     assert not same(theta_of(trainer), before)
     assert math.isfinite(trainer.state.log_history[0]["reward"])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_comparison_of_a_few_prompts_is_logged_without_a_claim(tmp_path, caplog, count):
+    trainer = tiny_trainer(tmp_path, "tiny-pickscore", num_inference_steps=1)
+    with caplog.at_level("INFO", logger="es_trl"):
+        result = trainer.compare_with_base(PROMPTS[:count], images_per_prompt=1)
+    assert "on too few prompts for an interval" in caplog.text and "gap closure" not in caplog.text
+    assert result.to_dict()["gap_closure"], "there is a gap of which nothing is claimed"

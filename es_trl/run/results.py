@@ -187,8 +187,9 @@ class Results:
         for entry in self.comparison["paired"]:
             if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
                 closure = self.comparison["gap_closure"].get(entry["reward"])
-                if closure is not None and self.comparison["gap_closure_ci"][entry["reward"]][1] <= 0:
-                    closure = None  # a loss closes no gap
+                high = (self.comparison["gap_closure_ci"].get(entry["reward"]) or (None, None))[1]
+                if high is None or high <= 0:
+                    closure = None  # of too few prompts nothing is claimed, and a loss closes no gap
                 text = f"{entry['reward']}: {entry['row']} {number(entry['delta'], sign=True)}"
                 text += interval(entry["ci_low"], entry["ci_high"]) or ", on too few prompts for an interval,"
                 text += f" against {entry['against']}"
