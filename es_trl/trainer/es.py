@@ -325,12 +325,16 @@ class StepCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         watch = self.trainer.watch
         found = energy_by_kind(watch.optimizer, watch.names) if watch is not None else {}
-        if found and found["signal"] < 2 * found["signal_error"]:
-            logger.warning(
-                "No signal found: the members' fitness shares %.1f %% (plus or minus %.1f) of its variance along one "
-                "direction. More images, a larger output_change or a less noisy reward may show one.",
-                100 * found["signal"], 100 * found["signal_error"],
-            )  # fmt: skip
+        if not found or found["signal"] >= 2 * found["signal_error"]:
+            return
+        shared, error = 100 * found["signal"], 100 * found["signal_error"]
+        told = f"the members' fitness shares {shared:.1f} % (plus or minus {error:.1f}) of its variance."
+        if error > 100:
+            members, numbers = watch.optimizer.param_groups[0]["members"], sum(theta.numel() for theta in self.theta)
+            told = f"{members} members in all cannot show one among {numbers:,} numbers."
+        logger.warning(
+            "No signal found: %s More images, a larger output_change or a less noisy reward may show one.", told
+        )
 
 
 def _distance(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
