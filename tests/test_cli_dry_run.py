@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, tiny_trainer
 
-from es_trl.cli import main
+from es_trl.cli import dry_run, main
 from es_trl.cli.dry_run import Workload
 from es_trl.run import peak_memory_gb
 
@@ -79,13 +79,19 @@ def test_the_workload_is_what_a_run_really_draws(tmp_path, max_steps, accumulati
     assert found.evaluations == len(evaluations)
 
 
-def test_accumulation_and_an_evaluation_before_training(tmp_path, capsys):
+def test_accumulation_and_an_evaluation_before_training(tmp_path, capsys, monkeypatch):
+    """They are counted, and not drawn: of four accumulated batches a step would be timed four times too long."""
+    made = []
+    monkeypatch.setattr(
+        dry_run, "_small_trainer", lambda *a, own=dry_run._small_trainer: made.append(own(*a)) or made[0]
+    )
     lines = "gradient_accumulation_steps: 4\neval_on_start: true\n"
     arguments = config_in(tmp_path, lines)
     path = Path(arguments[1])
     path.write_text(path.read_text().replace("max_steps: 20\n", "num_train_epochs: 2\n"))
     assert main(["dry-run", *arguments]) == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    assert made[0].images_drawn == 4  # two steps of one pair
     assert rows["a step"].startswith("64 images, ")
     assert rows["14 steps"].startswith("800 images, ")  # 25 batches an epoch in 7 steps, of 16 images each
     assert rows["evaluations"].startswith("30 images, ")

@@ -240,6 +240,13 @@ def test_a_new_method_is_two_files_and_a_line(tmp_path):
     root = Path(__file__).parents[1]
     package = Path(shutil.copytree(root / "es_trl", tmp_path / "es_trl", ignore=shutil.ignore_patterns("__pycache__")))
     shutil.copy(root / "VERSION", tmp_path)
+    row = next(line for line in (root / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| method |"))
+    for named in (
+        "`es_trl/trainer/NAME.py`",
+        "`NAME_config.py`",
+        "one line of `METHODS` in `es_trl/trainer/__init__.py`",
+    ):
+        assert named in row
     (package / "trainer" / "random_walk_config.py").write_text(CONFIG)
     (package / "trainer" / "random_walk.py").write_text(TRAINER)
     table = package / "trainer" / "__init__.py"
