@@ -13,6 +13,7 @@ from es_trl.es import (
     Turn,
     estimate,
     first_step,
+    mean_step,
     projections,
     slope,
     travel_left,
@@ -63,7 +64,7 @@ def test_steps_follow_the_formula_for_pairs_groups_and_unequal_numbers_of_member
         optimizer.param_groups[0]["lr"] = length
         feed(optimizer, theta, factors, fitness, population, 16 - dropped)
         surplus = (float(total.square().sum()) / members - NUMBERS) / math.sqrt(2 * NUMBERS)
-        step_by_hand = length * min(max(surplus / 2, 0.0), 1.0) * total / math.sqrt(members)
+        step_by_hand = length * min(max(surplus / 2, 0.01), 1.0) * total / math.sqrt(members)
         expected += 0.2 * step_by_hand
         torch.testing.assert_close(flat(theta.values()), expected)
         torch.testing.assert_close(flat(optimizer.last_step()), step_by_hand)
@@ -108,7 +109,13 @@ def test_pure_noise_has_the_known_variance_and_moves_next_to_nothing(antithetic)
         assert float(sums.square().mean()) / (64 * (step + 1)) == pytest.approx(1, abs=0.3)
         assert float(flat(optimizer.last_step()).abs().max()) <= float(sums.abs().max()) * lengths[-1]
     assert sum(lengths) == pytest.approx(travel)
-    assert float(flat(theta.values()).square().mean().sqrt()) < 0.5 * 0.5 * travel
+    assert 0 < float(flat(theta.values()).square().mean().sqrt()) < 0.5 * 0.5 * travel
+
+
+def test_a_step_without_signal_keeps_a_hundredth_of_its_length():
+    """|S|^2 / n below d: what a first step of few members often is. The adapter is small, and not the base."""
+    (step,) = mean_step([torch.full((8, 8), 2.0)], members=16, length=0.5)
+    torch.testing.assert_close(step, torch.full((8, 8), 0.5 * 0.01 * 2.0 / 4))
 
 
 def test_a_planted_signal_is_found_at_the_predicted_angle():

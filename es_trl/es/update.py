@@ -4,7 +4,8 @@ A member's fitness `F` has unit deviation over its step and its perturbation `E`
 members without any signal the sum `S = sum_i F_i E_i` has entries of variance `n`: `S / n` is the mean estimate of
 EGGROLL (arXiv 2511.16652, Eq. 6) over the whole run, and `S / sqrt(n)` has entries of unit variance plus `sqrt(n)`
 times the signal. Without any, `|S|^2 / n` has mean `d`, the number of entries, and deviation `sqrt(2 d)`: until it is
-two deviations above that, steps are shortened in proportion, so that next to nothing moves where nothing was found.
+two deviations above that, steps are shortened in proportion, so that next to nothing moves where nothing was found (a
+hundredth remains, so that a short trial run ends with an adapter that draws something else, and not with the base).
 Momentum as torch's SGD has it (`momentum=0.9, dampening=0.9`) would let the first estimate in undamped, with ten times
 the weight of any other.
 """
@@ -17,6 +18,7 @@ from torch import nn
 
 
 CERTAIN = 2.0  # deviations of |S|^2 / n above pure noise at which a step has its whole length
+LEAST = 0.01  # of a step's length, where there is no more than noise
 
 
 def first_step(travel: float, steps: int) -> float:
@@ -33,7 +35,7 @@ def travel_left(travel: float, done: int, steps: int) -> float:
 def mean_step(weighted_sums: Sequence[torch.Tensor], members: int, length: float) -> list[torch.Tensor]:
     """
     The step `length * believed * S / sqrt(n)` of every matrix, in units of sigma, where `believed` is
-    `(|S|^2 / n - d) / (2 sqrt(2 d))`, between 0 and 1.
+    `(|S|^2 / n - d) / (2 sqrt(2 d))`, between .01 and 1.
 
     Args:
         weighted_sums (`Sequence[torch.Tensor]`): `S` by matrix, `(m, n)` fp32: the sum of `F_i s_i E_i` over all
@@ -44,7 +46,7 @@ def mean_step(weighted_sums: Sequence[torch.Tensor], members: int, length: float
     """
     energy = sum(float(value.double().square().sum()) for value in weighted_sums) / members
     entries = sum(value.numel() for value in weighted_sums)
-    believed = min(1.0, max(0.0, (energy - entries) / (CERTAIN * (2 * entries) ** 0.5)))
+    believed = min(1.0, max(LEAST, (energy - entries) / (CERTAIN * (2 * entries) ** 0.5)))
     return [value * (length * believed / members**0.5) for value in weighted_sums]
 
 
