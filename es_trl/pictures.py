@@ -22,7 +22,7 @@ def on_white(image: Image.Image) -> Image.Image:
         return image
     from PIL import Image
 
-    layers = image.convert("RGBA")
+    layers = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     paper = Image.new("RGBA", layers.size, "white")
     return Image.alpha_composite(paper, layers).convert("RGB")
 

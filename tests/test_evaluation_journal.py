@@ -19,6 +19,7 @@ from tiny_pipelines import sana
 from es_trl.cli import commands
 from es_trl.evaluation import EvaluationRow, evaluate
 from es_trl.evaluation.journal import Journal
+from es_trl.lock import FolderInUse
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
 from es_trl.rewards import RewardSet
 
@@ -259,6 +260,44 @@ def test_resume_notices_another_scheduler(tmp_path):
         evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", resume=True, **options)
 
 
+def test_resume_notices_other_weights_of_a_pipeline_in_memory(tmp_path):
+    pipe = sana()
+    options = {"steps": [2], "settings": CallSettings(guidance_scale=2.0, max_sequence_length=None), "save_images": 0,
+               "resamples": 10, "output_dir": tmp_path}  # fmt: skip
+    evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", **options)
+    evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", resume=True, **options)
+    weight = pipe.transformer.proj_out.weight
+    weight.data = weight.data.flip(0)  # permuted
+    with pytest.raises(ValueError, match="'jpeg_compressibility' now gives .* the model, the reward or its server"):
+        evaluate(pipe, PROMPTS[:1], "jpeg_compressibility", resume=True, **options)
+
+
+def test_resume_notices_another_reward_of_the_same_name(tmp_path, pipe):
+    options = {"steps": [1], "settings": CALL, "save_images": 0, "resamples": 10, "output_dir": tmp_path}
+
+    def share(images, channel):
+        return [float(np.asarray(image)[..., channel].mean()) for image in images]
+
+    evaluate(pipe, PROMPTS[:2], functools.partial(share, channel=0), **options)
+    evaluate(pipe, PROMPTS[:2], functools.partial(share, channel=0), resume=True, **options)
+    with pytest.raises(ValueError, match="'share' now gives"):
+        evaluate(pipe, PROMPTS[:2], functools.partial(share, channel=2), resume=True, **options)
+
+
+def test_two_evaluations_at_once_in_one_folder(tmp_path, pipe):
+    options = {"steps": [1], "settings": CALL, "save_images": 0, "resamples": 10, "output_dir": tmp_path}
+    refused = []
+
+    def second(images):
+        with pytest.raises(FolderInUse, match="writes into it. Give another output_dir"):
+            evaluate(pipe, PROMPTS[:1], mean_channel, **options)
+        refused.append(True)
+        return mean_channel(images)
+
+    evaluate(pipe, PROMPTS[:1], second, **options)
+    assert refused and not (tmp_path / "eval.lock").exists() and not (tmp_path / "earlier-1").exists()
+
+
 def test_a_reward_that_compares_pictures_sees_a_prompt_whole_whatever_the_batch_size(pipe):
     def table(batch_size, **options):
         result = evaluate(pipe, PROMPTS[:3], ["pairwise:tiny-pickscore", relative], steps=[1], settings=CALL,
@@ -278,8 +317,9 @@ def test_a_reward_that_compares_pictures_sees_a_prompt_whole_whatever_the_batch_
 
 
 @pytest.mark.parametrize("options", [{"max_prompts": -1}, {"max_prompts": 0}, {"n_keep": -1}, {"resamples": -1},
-                                     {"save_images": -1}, {"batch_size": -1}, {"images_per_prompt": -1}])  # fmt: skip
-def test_negative_numbers_are_refused(options):
+                                     {"save_images": -1}, {"batch_size": -1}, {"images_per_prompt": -1},
+                                     {"steps": []}, {"seed": 1.5}])  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         evaluate("no-such-model", PROMPTS, "jpeg_compressibility", **options)
 

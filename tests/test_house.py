@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "replay": {"pipelines", "rewards", "run", "trainer"},
     "files": set(),
     "lazy": set(),
+    "lock": set(),
     "version": set(),
     "formatting": set(),
     "names": set(),
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 # packages whose names are imported when they are used
 LAZY = ["", "cli", "evaluation", "pipelines", "replay", "rewards", "run", "trainer"]
 # single files that every room but the mathematics may use, and that know no room
-FOR_ALL = {"files", "formatting", "lazy", "names", "pictures", "samples", "version"}
+FOR_ALL = {"files", "formatting", "lazy", "lock", "names", "pictures", "samples", "version"}
 # what stands above the rooms and takes only what a room's front door gives: `from es_trl.room import name`
 FRONT_DOORS_ONLY = ("cli",)
 

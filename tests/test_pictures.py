@@ -31,10 +31,10 @@ def transparent(mode):
         file = io.BytesIO()
         Image.new("RGB", (32, 32), "red").save(file, "PNG", transparency=(255, 0, 0))
         return Image.open(io.BytesIO(file.getvalue()))
-    return clear.convert(mode)
+    return clear.convert("LA").convert("La") if mode == "La" else clear.convert(mode)
 
 
-MODES = ["RGBA", "LA", "PA", "P", "P from a file", "RGB with a transparent colour"]
+MODES = ["RGBA", "LA", "La", "RGBa", "PA", "P", "P from a file", "RGB with a transparent colour"]
 WHITE = Image.new("RGB", (32, 32), "white")
 
 

@@ -91,9 +91,13 @@ def test_what_overflows_in_the_decoder_is_seen_before_it_is_a_black_picture():
     assert adapter.drawer.pictures == {"drawn": 2, "not_finite": 2}
 
 
-def test_what_a_safety_checker_flagged_has_no_score():
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("nsfw_content_detected", list), ("nsfw_content_detected", np.array), ("nsfw_detected", torch.tensor)],
+)
+def test_what_a_safety_checker_flagged_has_no_score(name, kind):
     def call(self, prompt, num_inference_steps=1, generator=None):
-        return output(self.transformer(inputs(prompt, generator)), nsfw_content_detected=["red" in p for p in prompt])
+        return output(self.transformer(inputs(prompt, generator)), **{name: kind(["red" in p for p in prompt])})
 
     _, images = draw(pipeline(call), PROMPTS[::-1])
     assert [why_unscored(image) is not None for image in images] == [False, False, True]
@@ -135,6 +139,15 @@ def test_noise_from_torch_s_global_generator_is_the_picture_s_own(caplog):
         drawn.append(images)
     assert same(*drawn) and not same(drawn[0][:1], drawn[0][1:2])
     assert "global generator" in adapter.drawer.one_by_one and "call of its own" in caplog.text
+
+
+def test_noise_of_numpy_s_global_generator_is_refused():
+    def call(self, prompt, num_inference_steps=1, generator=None):
+        values = inputs(prompt, generator)
+        return output(self.transformer(values + torch.from_numpy(np.random.randn(*values.shape)).float()))
+
+    with pytest.raises(ValueError, match="draws another picture every time from the same prompt and generator"):
+        draw(pipeline(call))
 
 
 def test_one_generator_for_a_whole_batch_is_noticed():

@@ -17,9 +17,9 @@ from tiny_runs import redness, tiny_trainer
 from transformers import TrainerCallback
 
 from es_trl.evaluation import find_adapters
+from es_trl.lock import this_process
 from es_trl.report import LivePage
 from es_trl.run import running
-from es_trl.run.lock import this_process
 
 
 def fetched(url, data=None):

@@ -216,11 +216,18 @@ def test_wanted_text_is_the_first_in_quotes():
         "\u770b\u677f\u300eopen\u300f",
         "\u5199\u7740\u201copen\u201d\u7684\u724c",
         "\u5199\u7740\uff02open\uff02",
+        "\u770b\u677f\uff62open\uff63",
+        "the dog\u2019s sign \u2018open\u2019",
     ],
     ids=ascii,
 )
 def test_quotes_of_many_languages_and_empty_ones(prompt):
     assert quoted(prompt) == "open"
+
+
+def test_an_apostrophe_within_single_quotes_does_not_close_them():
+    assert quoted("a sign \u2018don\u2019t\u2019 above") == "don\u2019t"
+    assert quoted("the dogs\u2019 and the cats\u2019 sign") is quoted("it's 'open'") is None
 
 
 def test_ocr_compares_letters_however_they_are_composed_and_ignores_blanks():

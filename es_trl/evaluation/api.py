@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from .. import __version__
 from ..hub.adapters import frozen_files
 from ..hub.escaping import redact
 from ..hub.judged import adapter_digest
+from ..lock import FolderLock
 from ..pipelines import LoadedAdapters, PipelineAdapter, add_frozen, as_pipeline, load_pipeline
 from ..pipelines.quantization import read_quantization
 from ..rewards import RewardSet
@@ -61,6 +63,7 @@ def evaluate(
 
     Raises:
         TypeError: There is no such option; the nearest one is named.
+        FolderInUse: Another evaluation writes into `output_dir`.
         ValueError: Input that cannot work; before a model is loaded where that is possible.
     """
     started, asked = time.perf_counter(), EvaluationOptions(**options)
@@ -72,26 +75,33 @@ def evaluate(
         rewards = RewardSet(rewards, device=_device(asked.device), dtype=_exact(asked))
     trained = choose_trained(asked.trained_rewards, sources, rewards, asked.best_of)
     share = _share(asked, len(prompts), in_training)
-    drawer, details = _drawer(model, asked, sources, rewards)
-    try:
-        judge = _judge(asked, prompts, rewards, trained)
-        details = {"prompts_source": prompts_source, **details, **_described(asked, judge, share)}
-        result = Evaluation(
-            rows=_rows(rows, drawer, asked, None if in_training else sources), reward_names=list(rewards.names),
-            prompts=prompts, noise=asked.noise, resamples=asked.resamples, settings=drawer.describe(),
-            trained=trained, columns=columns, adapters=sources, details=details, rising=rewards.rising,
-        )  # fmt: skip
-        if isinstance(model, str) or asked.device is not None:
-            drawer.to(_device(asked.device))
-        _measure(result, drawer, rewards, judge, share, asked)
-    finally:
-        if isinstance(drawer, LoadedAdapters):
-            drawer.unload()
-    if asked.output_dir is not None and share.process_index == 0:
-        details["seconds"] = round(time.perf_counter() - started, 1)
-        write_files(result, asked.output_dir)
+    with _alone_in(asked, share):
+        drawer, details = _drawer(model, asked, sources, rewards)
+        try:
+            judge = _judge(asked, prompts, rewards, trained)
+            details = {"prompts_source": prompts_source, **details, **_described(asked, judge, share)}
+            result = Evaluation(
+                rows=_rows(rows, drawer, asked, None if in_training else sources), reward_names=list(rewards.names),
+                prompts=prompts, noise=asked.noise, resamples=asked.resamples, settings=drawer.describe(),
+                trained=trained, columns=columns, adapters=sources, details=details, rising=rewards.rising,
+            )  # fmt: skip
+            if isinstance(model, str) or asked.device is not None:
+                drawer.to(_device(asked.device))
+            _measure(result, drawer, rewards, judge, share, asked)
+        finally:
+            if isinstance(drawer, LoadedAdapters):
+                drawer.unload()
+        if asked.output_dir is not None and share.process_index == 0:
+            details["seconds"] = round(time.perf_counter() - started, 1)
+            write_files(result, asked.output_dir)
     share.barrier()
     return result
+
+
+def _alone_in(asked: EvaluationOptions, share: PromptShare) -> AbstractContextManager[Any]:
+    """Two evaluations that write into one folder would move each other's rows away."""
+    writes = asked.output_dir is not None and share.process_index == 0
+    return FolderLock(asked.output_dir, "eval.lock") if writes else nullcontext()
 
 
 def _share(asked: EvaluationOptions, prompts: int, in_training: bool) -> PromptShare:

@@ -82,8 +82,8 @@ def settings_of(
     result: Evaluation, rewards: RewardSet, drawer: PipelineAdapter | LoadedAdapters, batch_size: int
 ) -> dict[str, Any]:
     """
-    What was asked for, as plain data that can be compared with what is on disk. Names stand for what they name: the
-    weights behind a model's or a judge's name, a server and a function of your own are not looked into.
+    What was asked for, as plain data that can be compared with what is on disk. Names stand for what they name:
+    whether weights, a server or a function are still the same is seen by [`Measurement`], from their scores.
     """
     scheduler = getattr(drawer.pipe, "scheduler", None)
     settings = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from ..data import check_prompts, unstorable
@@ -56,7 +57,8 @@ class EvaluationOptions:
         output_dir (`str`, *optional*): Writes eval.json, eval.md, scores.parquet, prompts.jsonl and images there, and
             a journal of finished rows. An earlier evaluation there is moved into `earlier-<n>`.
         resume (`bool`, *optional*, defaults to `False`): Take the finished rows of this very call from `output_dir`.
-            Settings are compared field by field; what a name stands for and what a function does is not looked into.
+            Settings are compared field by field, and one prompt of every finished row is drawn and scored again: other
+            scores are an error.
         allow_partial (`bool`, *optional*, defaults to `False`): Go on, with a warning, when the model takes only a
             part of an adapter, for example without its text encoder's matrices.
         save_images (`int`, *optional*, defaults to 24): Prompts whose images are written, drawn again from their keys:
@@ -128,9 +130,11 @@ class EvaluationOptions:
         for name in ("steps", "best_of"):
             for value in getattr(self, name) or ():
                 _check_count(name, value, 1)
+        if self.steps is not None and not self.steps:
+            raise ValueError("steps is empty; give one number of steps or more, or leave it out.")
         seeds = self.noise.seeds
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seed is {list(seeds)}; give at least one, and each once.")
+        if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, Integral) for seed in seeds):
+            raise ValueError(f"seed is {list(seeds)}; give at least one integer, and each once.")
         for scale in self.adapter_scales:
             if not 0 <= scale <= 4:
                 raise ValueError(

@@ -155,6 +155,7 @@ class Measurement:
                 number = len(share.mine) * images_of
                 logger.info("evaluated %s: %d images", ", ".join(row.name for row in users), number)
             else:
+                self._refuse_other_scores(users[0], images_of, arrays["scores"])
                 keys = [(prompt, image) for prompt in keeping.mine for image in range(images_of)]
                 for batch, images in self._draw(users[0], keys):
                     kept |= dict(zip(batch, map(still_of, images), strict=True))
@@ -205,6 +206,22 @@ class Measurement:
         if counts:
             self.result.details.setdefault("odd_pictures", {})[row.name] = counts
         return found
+
+    def _refuse_other_scores(self, row: EvaluationRow, images_of: int, finished: np.ndarray) -> None:
+        """Draws and scores one prompt of a finished row again: no name says whether weights or functions changed."""
+        for prompt in self.share.mine[:1]:
+            keys = [(prompt, image) for image in range(images_of)]
+            images = [image for _, pictures in self._draw(row, keys) for image in pictures]
+            again = self._rewards_of(row, [prompt] * images_of, images)
+            spread = np.nanstd(finished.reshape(-1, finished.shape[-1]), axis=0)
+            same = np.isclose(again, finished[prompt], rtol=1e-4, atol=0.05 * np.nan_to_num(spread), equal_nan=True)
+            for image, k in np.argwhere(~same)[:1]:
+                raise ValueError(
+                    f"resume: for prompt {self.result.prompts[prompt][:80]!r} reward {self.rewards.names[k]!r} now "
+                    f"gives {again[image, k]:.5g}, where the finished row {row.name} has "
+                    f"{finished[prompt, image, k]:.5g}: the model, the reward or its server has changed, or the "
+                    "reward gives another score every time. Leave resume out to start afresh."
+                )
 
     def _rewards_of(self, row: EvaluationRow, indices: list[int], images: list[Any]) -> np.ndarray:
         """(B, K): the scores of pictures of the prompts `indices`."""

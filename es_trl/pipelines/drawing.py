@@ -23,6 +23,7 @@ from .watching import CallWatch, device_of, dtype_of
 logger = logging.getLogger(__name__)
 
 ODD = ("not_finite", "flagged", "black")  # pictures that are counted
+FLAGS = ("nsfw_content_detected", "nsfw_detected")  # where it says which of them a safety checker blackened
 OUTPUTS = ("images", "image", "frames", "videos", "audios")  # where a pipeline's output has its pictures
 
 
@@ -154,7 +155,22 @@ class Drawer:
             )
         elif new:
             self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone, len(set(prompts)) > 1)
+            if self.one_by_one:
+                last = len(prompts) - 1
+                again = self._alone(last, prompts, states, columns, output_type, overrides)
+                self._refuse_unrepeatable(alone[last], again)
         return drawn
+
+    def _refuse_unrepeatable(self, first: torch.Tensor, again: torch.Tensor) -> None:
+        """Noise of numpy, of Python or of a clock: neither common to members nor to be had again."""
+        limit = tolerance(first, rms(first - first.mean()), rounding_dtype(self.denoiser))
+        if first.shape == again.shape and not rms(first - again) > limit:  # what is not a number is counted elsewhere
+            return
+        raise ValueError(
+            f"{type(self.pipe).__name__} with {type(getattr(self.pipe, 'scheduler', None)).__name__} draws another "
+            "picture every time from the same prompt and generator: members could not be compared, nor anything be "
+            "repeated. Let it take its noise from `generator`, or from torch's own."
+        )
 
     def _alone(self, i, prompts, states, columns, output_type, overrides) -> torch.Tensor:
         counted, generator = self.pictures.copy(), torch.Generator()
@@ -250,7 +266,7 @@ class Drawer:
         if isinstance(drawn, torch.Tensor | np.ndarray) and output_type == "pil":
             drawn = list(drawn)
         if isinstance(drawn, list):
-            self._judge(drawn, prompts, watch, getattr(output, "nsfw_content_detected", None))
+            self._judge(drawn, prompts, watch, flags_of(output))
         return drawn
 
     @contextmanager
@@ -280,7 +296,7 @@ class Drawer:
 
     # ---- what may be scored ----
 
-    def _judge(self, drawn: list, prompts: list[str], watch: CallWatch, flagged: Sequence[bool] | None) -> None:
+    def _judge(self, drawn: list, prompts: list[str], watch: CallWatch, flagged: list[bool]) -> None:
         """Marks what is no picture of the model's, and counts it."""
         self.pictures["drawn"] += len(prompts)
         bad = watch.not_finite()
@@ -289,7 +305,7 @@ class Drawer:
             sample = drawn if whole else drawn[i]
             if i in bad:
                 sample = mark_unscored(sample, self._note("not_finite", prompt, self._cause(bad[i])))
-            elif isinstance(flagged, list | tuple) and i < len(flagged) and flagged[i]:
+            elif i < len(flagged) and flagged[i]:
                 cause = (
                     "the pipeline's safety checker flagged and blackened it; pass safety_checker=None to draw without"
                 )
@@ -334,6 +350,12 @@ class Drawer:
             if dtype == torch.float16:
                 hint = "float16 overflows in some models: use bfloat16 or float32"
         return f"it is not made of numbers, first in {where} ({name}), and has no score: {hint}"
+
+
+def flags_of(output: Any) -> list[bool]:
+    """Which pictures a safety checker flagged, whether it says so in a list, an array or a tensor."""
+    found = next((value for name in FLAGS if (value := getattr(output, name, None)) is not None), ())
+    return [bool(flag) for flag in (found.tolist() if hasattr(found, "tolist") else found)]
 
 
 def pictures_of(output: Any) -> Any:

@@ -28,8 +28,11 @@ MARKS = {
     "\u300e": "\u300f",
     "\u301d": "\u301e\u301f",
     "\uff02": "\uff02",
+    "\uff62": "\uff63",
 }
-QUOTED = re.compile("|".join(f"{start}([^{ends}]*)[{ends}]" for start, ends in MARKS.items()))
+# Typographic single quotes: within a word the closing one is an apostrophe.
+SINGLE = "(?<!\\w)\u2018((?:[^\u2018\u2019]|\u2019(?=\\w))*)\u2019(?!\\w)"
+QUOTED = re.compile("|".join([*(f"{start}([^{ends}]*)[{ends}]" for start, ends in MARKS.items()), SINGLE]))
 INSTALL = "pip install 'es-trl[ocr]'"
 
 
@@ -39,8 +42,9 @@ class Ocr:
     characters, ignoring case, spaces and how letters are composed (NFKC); 1 if the wanted text is part of what was
     read (the score of Flow-GRPO, https://huggingface.co/papers/2505.05470). In [0, 1].
 
-    Wanted is the first text in double quotes of the prompt (`a sign that says "open"`; also typographic quotes, German
-    and Polish low ones, guillemets, corner brackets), or the entry of the dataset's column `text`, a text or a number.
+    Wanted is the first text in double quotes of the prompt (`a sign that says "open"`; also typographic quotes, single
+    ones too, German and Polish low ones, guillemets, corner brackets; a straight single one is an apostrophe), or the
+    entry of the dataset's column `text`, a text or a number.
     Without either, or where it is blank, the answer is None: the reward does not apply.
 
     The reader is RapidOCR (PP-OCR networks under onnxruntime, on the CPU); its weights come with the package, nothing
@@ -70,7 +74,7 @@ class Ocr:
 
 
 def quoted(prompt: str) -> str | None:
-    """The first text between double quotes that is not blank, or None."""
+    """The first text between quotes that is not blank, or None."""
     found = (match[match.lastindex] for match in QUOTED.finditer(prompt))
     return next((text.strip() for text in found if plain(text)), None)
 

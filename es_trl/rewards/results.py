@@ -28,10 +28,10 @@ def as_scores(result: Any, count: int, name: str, where: str = "") -> np.ndarray
         `ValueError`: any other type or shape, a wrong length, or an element that is not a number that fits a float.
     """
     if hasattr(result, "detach"):  # a tensor; torch itself need not be imported to see it
-        result = result.detach().cpu()
         try:
+            result = result.detach().cpu()
             result = result.double().numpy() if result.dtype.is_floating_point else result.numpy()
-        except (TypeError, RuntimeError) as error:  # a sparse or masked tensor has no array
+        except (TypeError, RuntimeError) as error:  # a sparse, masked or meta tensor has no array
             got = f"a {type(result).__name__} that is no plain tensor ({' '.join(str(error).split())})"
             raise _error(name, where, count, got) from None
     result = _plain(result)
@@ -71,6 +71,8 @@ def _number(value: Any, index: int, count: int, name: str, where: str) -> float:
             return float(value)
         except OverflowError:
             raise _error(name, where, count, f"a number beyond the range of floats at index {index}") from None
+        except TypeError:  # numpy calls a duration an integer
+            pass
     raise _error(name, where, count, f"{_describe(value)} at index {index}")
 
 

@@ -6,9 +6,9 @@ from ..lazy import attach
 
 
 if TYPE_CHECKING:
+    from ..lock import FolderInUse
     from .checkpoint import CheckpointCorrupt
     from .live import running
-    from .lock import FolderInUse
     from .memory import peak_memory_gb
     from .stopping import TrainingStopped
 

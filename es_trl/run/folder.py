@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..files import LORA_WEIGHTS_NAME
-from .lock import FolderLock
+from ..lock import FolderLock
 
 
 logger = logging.getLogger(__name__)

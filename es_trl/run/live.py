@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import writing
-from .lock import lives, this_process
+from ..lock import lives, this_process
 from .settings import run_config
 
 

@@ -54,6 +54,7 @@ class Results:
         self.last: Evaluation | None = None
         self.last_step: int | None = None
         self._base: Evaluation | None = None
+        self._silent: set[str] = set()  # rewards of which it was said that they scored nothing
         self.gallery: list[tuple[str, str]] = []
 
     def evaluate(self, row: EvaluationRow, prompts: Sequence[str], columns: dict[str, list]) -> Evaluation:
@@ -99,6 +100,15 @@ class Results:
             spoke = int(np.isfinite(self.last.of("adapter", name)).any(axis=1).sum())
             if spoke < len(self.last.prompts):  # it failed, or does not apply to the others
                 metrics[f"rewards/{name}/prompts"] = float(spoke)
+            if not spoke and trainer.args.eval_images_per_prompt == 1 and name not in self._silent:
+                self._silent.add(name)
+                logger.warning(
+                    "%s scored no prompt of the evaluation%s.",
+                    name,
+                    ": it compares pictures of a prompt, and eval_images_per_prompt=1 draws one; set it to 2 or more"
+                    if trainer.eval_rewards.names.index(name) in trainer.eval_rewards.group_rewards
+                    else "",
+                )
         metrics["reward"] = self.last.mean_total("adapter")
         if "diversity" in self.last.judge_scores.get("adapter", {}):
             metrics["diversity"] = float(self.last.judge_scores["adapter"]["diversity"].mean())

@@ -11,6 +11,7 @@ from transformers import Trainer
 from ..data import load_prompts
 from ..hub import find_adapter
 from ..hub.adapters import frozen_files
+from ..lock import FolderLock
 from ..pipelines import (
     CallSettings,
     PipelineAdapter,
@@ -24,7 +25,6 @@ from ..pipelines import (
 )
 from ..pipelines.quantization import read_quantization
 from ..run.folder import check_writable
-from ..run.lock import FolderLock
 from ..run.trackers import check_trackers
 from .config import DiffusionConfig
 

@@ -12,10 +12,10 @@ from tiny_runs import PROMPTS, same, theta_of
 from toy_runs import RUN, redness, toy_trainer, train
 
 from es_trl import ESConfig, ESTrainer
+from es_trl.lock import FolderInUse
 from es_trl.replay import verify_run
 from es_trl.run import TrainingStopped, checkpoint
 from es_trl.run.checkpoint import last_checkpoint
-from es_trl.run.lock import FolderInUse
 from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
@@ -114,6 +114,9 @@ def test_only_one_run_writes_into_a_folder(tmp_path):
     os.utime(lock, (time.time() - 600,) * 2)
     train(tmp_path, max_steps=1)
     assert not lock.exists()
+    lock.write_bytes(b"\xff{")  # torn, or being written
+    with pytest.raises(FolderInUse, match="another process writes into it"):
+        toy_trainer(tmp_path)
 
 
 def die_training(folder):

@@ -1,4 +1,4 @@
-"""One run to a folder: a lock that outlives no process, also across machines that share a disk."""
+"""One writer to a folder: a lock that outlives no process, also across machines that share a disk."""
 
 import json
 import logging
@@ -13,7 +13,6 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-LOCK = "run.lock"
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # without a beat; only asked of locks of another machine, whose processes cannot be seen
 
@@ -34,30 +33,34 @@ def lives(entry: dict[str, Any]) -> bool:
 
 
 class FolderInUse(ValueError):
-    """Another run writes into the folder."""
+    """Another run, or another evaluation, writes into the folder."""
 
 
 class FolderLock:
     """
-    The file `run.lock`, which names the process that writes into a folder. One of a process that is gone, on this
-    machine, or that shows no sign of life for two minutes, on another one, is taken over.
+    The file `run.lock`, of an evaluation `eval.lock`, which names the process that writes into a folder. One of a
+    process that is gone, on this machine, or that shows no sign of life for two minutes, on another, is taken over.
 
     Args:
-        folder (`str`): The run folder.
+        folder (`str`): The folder of the run or the evaluation.
+        name (`str`, *optional*, defaults to `"run.lock"`): The file.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.path = Path(folder, LOCK)
+    def __init__(self, folder: str | os.PathLike, name: str = "run.lock"):
+        self.path = Path(folder, name)
         self._depth = 0
         self._ended, self._beats = threading.Event(), threading.Thread()
 
     def check(self) -> None:
-        """Raises `FolderInUse` while another run writes into the folder."""
+        """Raises `FolderInUse` while somebody else writes into the folder."""
         holder = self._holder()
         if self._depth == 0 and holder is not None and self._is_alive(holder):
+            who = (
+                f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
+            )
             raise FolderInUse(
-                f"output_dir={str(self.path.parent)!r} is in use: process {holder.get('pid')} on {holder.get('host')} "
-                f"writes into it. Give another output_dir, or end that run; if there is none, delete {self.path}."
+                f"output_dir={str(self.path.parent)!r} is in use: {who} writes into it. Give another output_dir, or "
+                f"end that process; if there is none, delete {self.path}."
             )
 
     def __enter__(self) -> "FolderLock":
@@ -81,12 +84,12 @@ class FolderLock:
         for _ in range(3):
             self.check()
             if self.path.exists():
-                stale = self.path.with_name(f"{LOCK}-stale-{os.getpid()}")
+                stale = self.path.with_name(f"{self.path.name}-stale-{os.getpid()}")
                 try:
                     os.rename(self.path, stale)  # of several that see a stale lock one can move it away
                 except FileNotFoundError:
                     continue
-                logger.warning("Taking over %s, whose run is gone.", self.path)
+                logger.warning("Taking over %s, whose process is gone.", self.path)
                 stale.unlink()
             try:
                 with open(self.path, "x", encoding="utf-8") as file:
@@ -94,7 +97,7 @@ class FolderLock:
                 return
             except FileExistsError:
                 continue
-        raise FolderInUse(f"output_dir={str(self.path.parent)!r} is being taken by another run at this moment.")
+        raise FolderInUse(f"output_dir={str(self.path.parent)!r} is being taken by another process at this moment.")
 
     def _holder(self) -> dict[str, Any] | None:
         try:
@@ -112,7 +115,7 @@ class FolderLock:
 
     def _age(self) -> float:
         """Seconds since the last beat by the clock of the disk, which may not be this machine's."""
-        probe = self.path.with_name(f"{LOCK}-now-{os.getpid()}")
+        probe = self.path.with_name(f"{self.path.name}-now-{os.getpid()}")
         try:
             probe.touch()
             return probe.stat().st_mtime - self.path.stat().st_mtime
