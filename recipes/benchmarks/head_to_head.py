@@ -56,9 +56,9 @@ def run(job: dict, folder: Path) -> dict:
     trainer, seconds, megabytes = train(job, folder)
     steps = (1,) if job["stage"] == "tune" else (1, 2)
     rows = [(adapter, count) for count in steps for adapter in (False, True)]
-    table, _ = evaluated(trainer.adapter, prompts, job, folder, rows)
     trainer.save_model()
     trainer.save_state()
+    table, _ = evaluated(trainer.adapter, prompts, job, folder, rows)
     return job | {
         "images": trainer.images_drawn,
         "steps": trainer.state.global_step,
@@ -132,6 +132,7 @@ def evaluated(adapter, prompts: list[str], job: dict, folder: Path, rows: list[t
 
     from es_trl import RewardSet, evaluate
     from es_trl.evaluation import EvaluationRow, load_judge
+    from es_trl.hub import adapter_digest
 
     rows = [EvaluationRow(f"{'adapter' if on else 'base'}@{n}", adapter=on, num_inference_steps=n) for on, n in rows]
     result = evaluate(
@@ -146,6 +147,7 @@ def evaluated(adapter, prompts: list[str], job: dict, folder: Path, rows: list[t
         n_keep=0,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    result.details["judged"] = {"adapter": adapter_digest(folder)}  # pages show nothing of another adapter's
     result.save(folder / "eval.json")
     scores = {row.name: {name: result.of(row.name, name) for name in SCORERS} for row in rows}
     for row in rows:
