@@ -1,5 +1,6 @@
 """The voting page, driven over HTTP as a browser would."""
 
+import contextlib
 import io
 import json
 import math
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from es_trl import ESConfig, ESTrainer
+from es_trl.evaluation import evaluate
 from es_trl.rewards import Human, RewardSet
 from es_trl.rewards.preferences import pairs_within, share_won
+from recipes.benchmarks.toy_pipeline import toy_pipeline
 
 
 IMAGES = [Image.new("RGB", (size, 8), (size * 40, 0, 0)) for size in range(1, 7)]
@@ -151,6 +155,36 @@ def test_only_the_secret_and_this_machine_open_the_page(human):
     assert refused(urllib.request.urlopen, huge, timeout=10) == 400
     voter.vote("tie")
     voter.result()
+
+
+def test_a_run_from_votes_alone_asks_in_training_and_never_in_an_evaluation(human, tmp_path, caplog):
+    """Two pictures of one model side by side say nothing about it."""
+
+    def left_always():
+        while not done.is_set():
+            with contextlib.suppress(OSError):  # the page closes behind the last vote
+                state = json.loads(urllib.request.urlopen(base + "state", timeout=10).read())
+                if state["index"] < state["total"]:
+                    body = json.dumps({"round": state["round"], "index": state["index"], "choice": "left"}).encode()
+                    urllib.request.urlopen(urllib.request.Request(base + "vote", data=body), timeout=10).close()
+                    votes.append(state["total"])
+            time.sleep(0.01)
+
+    base, votes, done = human.start(), [], threading.Event()
+    voter = threading.Thread(target=left_always, daemon=True)
+    voter.start()
+    config = ESConfig(output_dir=str(tmp_path), max_steps=2, population_size=8, prompts_per_step=2, use_cpu=True,
+                      report_to="none", sample_steps=0, eval_strategy="steps", eval_steps=1, eval_images_per_prompt=2,
+                      eval_reward_funcs=["jpeg_compressibility"], lora_target_modules=["to_q"])  # fmt: skip
+    trainer = ESTrainer(toy_pipeline(), human, config, train_dataset=["a cat", "a dog"], eval_dataset=["a fox"])
+    trainer.train()
+    done.set()
+    voter.join(timeout=10)
+    images = trainer.images_drawn
+    assert len(votes) == images // 2 and not voter.is_alive()
+    assert "human scored no prompt of the evaluation: people are asked in training only" in caplog.text
+    with pytest.raises(ValueError, match="human asks people.* says nothing about the model"):
+        evaluate(toy_pipeline(), ["a fox"], human, images_per_prompt=2)
 
 
 def test_a_picture_alone_asks_nobody(human):

@@ -123,6 +123,11 @@ def _drawer(
         return model, {}
     settings = complete_settings(asked.settings, sources)
     rewards.load()  # a scorer that cannot be had is said before the larger model is loaded
+    if not rewards.asking_nobody:
+        raise ValueError(
+            f"rewards: {', '.join(rewards.names)} asks people, who would compare the pictures of one model with each "
+            "other, which says nothing about the model. Give a reward that scores single pictures."
+        )
     dtype = as_torch_dtype(asked.dtype or run_value(sources, "dtype"))
     quantised = read_quantization(run_value(sources, "quantization_config"))
     init = {"quantization_config": quantised} if quantised else {}

@@ -234,4 +234,5 @@ class Measurement:
             where=f"evaluation of {row.name}, prompts {indices[0]} to {indices[-1]}",
             groups=indices,
             step_prompts=result.prompts,
+            only=self.rewards.asking_nobody,
         )

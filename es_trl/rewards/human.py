@@ -50,6 +50,7 @@ class Human:
     """
 
     groupwise = True
+    asks_people = True
     __name__ = "human"
 
     def __init__(self, pairing: str = "neighbours", port: int = 0, timeout: float | None = None):

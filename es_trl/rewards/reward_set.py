@@ -231,6 +231,14 @@ class RewardSet:
         """Indices of the rewards that compare the images of a group, so must see it whole. Loads the rewards."""
         return [k for k, call in enumerate(self.load()._calls) if call.is_groupwise]
 
+    @property
+    def asking_nobody(self) -> list[int]:
+        """
+        Indices of the rewards that no person answers (attribute `asks_people`). An evaluation has no two models side
+        by side, so that votes in it would say nothing. Loads the rewards.
+        """
+        return [k for k, func in enumerate(self.functions()) if not getattr(func, "asks_people", False)]
+
     def total(self, scores: np.ndarray) -> np.ndarray:
         """
         The weighted sum of the rewards, (..., G, K) -> (..., G), for groups of G pictures of one prompt. A reward that

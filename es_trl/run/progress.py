@@ -1,5 +1,6 @@
 """The progress line, and the clock of the steps."""
 
+import math
 import sys
 import time
 
@@ -46,6 +47,9 @@ class StepProgressCallback(ProgressCallback):
             base = self.trainer.results.base_means
             parts = []
             for name, value in shown.items():
+                if math.isnan(value):
+                    parts.append(f"{name.removeprefix('eval_')} has no score")
+                    continue
                 change = f" ({value - base[name]:+.3g} to the base)" if name in base else ""
                 parts.append(f"{name.removeprefix('eval_')} {value:.4g}{change}")
             self.training_bar.write(f"Evaluation at step {state.global_step}: {'  '.join(parts)}")

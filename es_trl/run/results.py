@@ -100,20 +100,23 @@ class Results:
             spoke = int(np.isfinite(self.last.of("adapter", name)).any(axis=1).sum())
             if spoke < len(self.last.prompts):  # it failed, or does not apply to the others
                 metrics[f"rewards/{name}/prompts"] = float(spoke)
-            if not spoke and trainer.args.eval_images_per_prompt == 1 and name not in self._silent:
+            if not spoke and name not in self._silent:
                 self._silent.add(name)
-                logger.warning(
-                    "%s scored no prompt of the evaluation%s.",
-                    name,
-                    ": it compares pictures of a prompt, and eval_images_per_prompt=1 draws one; set it to 2 or more"
-                    if trainer.eval_rewards.names.index(name) in trainer.eval_rewards.group_rewards
-                    else "",
-                )
+                logger.warning("%s scored no prompt of the evaluation: %s.", name, self._why_silent(name))
         metrics["reward"] = self.last.mean_total("adapter")
         if "diversity" in self.last.judge_scores.get("adapter", {}):
             metrics["diversity"] = float(self.last.judge_scores["adapter"]["diversity"].mean())
         metrics["images_per_second"] = scores[..., 0].size / (time.perf_counter() - started)
         return metrics
+
+    def _why_silent(self, name: str) -> str:
+        rewards = self.trainer.eval_rewards
+        k = rewards.names.index(name)
+        if k not in rewards.asking_nobody:
+            return "people are asked in training only, where two members stand side by side"
+        if k in rewards.group_rewards and self.trainer.args.eval_images_per_prompt == 1:
+            return "it compares pictures of a prompt, and eval_images_per_prompt=1 draws one; set it to 2 or more"
+        return "it failed, or applies to none of them"
 
     def compare(
         self, dataset: Dataset, rows: list[EvaluationRow], images_per_prompt: int, judge: str | None, seed: int | None,
