@@ -75,7 +75,9 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
     files = {}
     if drawn:
         files["learning_curves.png"] = charts.side_by_side([draw for *_, draw in drawn], 2, entries)
-    pairs, labels, rows = _pairs(methods, comparable)
+    places = [line["label"] for line in tables[0]["lines"]] if tables else []
+    best_first = sorted(methods, key=lambda method: places.index(method.label) if places else 0)
+    pairs, labels, rows = _pairs(best_first, comparable)
     return {
         "title": "comparison",
         "methods": methods,
@@ -86,6 +88,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
         "tables": tables,
         "comparable": comparable,
         "pairs": pairs,
+        "leader": best_first[0].label,
         "row_labels": labels,
         "pair_rows": rows,
         "runs": [
