@@ -146,11 +146,16 @@ def test_finished_runs_are_skipped_and_killed_ones_redone(tmp_path, monkeypatch,
     assert started[finished:] == [*redone, f"seconds-{next(iter(SETTINGS['rewards']))}-es-0"], "what was changed, only"
     names = [row["name"] for row in head_to_head.read(tmp_path / "results.jsonl")]
     assert len(names) == len(set(names)) == finished - 1
+    args.stage, args.methods = ["opponents"], None
+    changed["quick"]["opponents"] = 2
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert head_to_head.everything(args) == 0
     text = tables.tables(tmp_path)
+    assert all(f"| {name} | 1 | 512 |" in text.split(tables.TITLES["opponents"])[1] for name in SETTINGS["opponents"])
     titles = [line.split(", trained")[0].strip("# ") for line in text.splitlines() if ", trained on" in line]
     rewards = SETTINGS["quick"]["rewards"]
     images, seconds, untuned = (tables.TITLES[stage] for stage in ("images", "seconds", "untuned"))
-    assert titles == [images] * rewards + [seconds] + [untuned] * rewards
+    assert titles == [images] * rewards + [seconds] + [untuned] * rewards + [tables.TITLES["opponents"]]
     first = [line.split()[1] for line in text.split("### ")[1].splitlines() if line.startswith("| ")]
     assert [word for word in first if word in METHODS][: len(METHODS)] == list(METHODS), "also those that ran again"
     for method in METHODS:

@@ -60,8 +60,9 @@ def tables(output: Path) -> str:
     """Markdown: per stage and reward a table of methods, and the trials."""
     from es_trl.trainer import METHODS
 
-    order = [BASE, "tune", *STAGES, *METHODS]  # what was run again comes last in the file
-    rows = sorted(read(output / "results.jsonl"), key=lambda row: [order.index(row[k]) for k in ("stage", "method")])
+    rows = read(output / "results.jsonl")
+    order = list(dict.fromkeys([BASE, "tune", *STAGES, *METHODS, *(row["method"] for row in rows)]))
+    rows.sort(key=lambda row: [order.index(row[k]) for k in ("stage", "method")])  # what was run again stands last
     for row in rows:
         folder = output / "runs" / row["name"]
         row["per_prompt"] = json.loads((folder / PER_PROMPT).read_text())
@@ -72,7 +73,8 @@ def tables(output: Path) -> str:
         searched = stage in ("images", "untuned")
         base = next((row for row in rows if searched and row["stage"] == BASE and row["reward"] == reward), None)
         parts += [f"### {TITLES[stage]}, trained on {reward}", "", method_table(runs, base, reward), ""]
-        if len({run["method"] for run in runs}) > 1:
+        methods = {run["method"] for run in runs}
+        if "es" in methods and len(methods) > 1:
             parts += [against_es(runs, reward), ""]
     trials = [row for row in rows if row["stage"] == "tune"]
     if trials:
