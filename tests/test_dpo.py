@@ -268,6 +268,31 @@ def test_models_of_other_kinds(tmp_path, name, online):
     assert not same(start, theta_of(trainer))
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_columns_of_prompts_go_into_the_loss(tmp_path, online):
+    """A control network cannot be called without its picture; each row of the loss has its own."""
+    model = next(model for model in MODELS if model.name == "StableDiffusionControlNetPipeline")
+    data = pairs(image=[picture(colour, 32) for colour in ("red", "green", "blue", "white", "black", "grey")])
+    own = {"max_steps": 1, "num_inference_steps": 2, "noise_draws": 1, "height": 32, "width": 32}
+    own |= {"max_sequence_length": None, "guidance_scale": None, "train_dataset": data, "model": model.pipeline()}
+    trainer = offline(tmp_path, **own) if not online else tiny_policy(tmp_path, "dpo", **own)
+    start = theta_of(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert not same(start, theta_of(trainer))
+    latents, levels, images = (
+        torch.randn(2, *trainer.denoising.latent_shape),
+        torch.tensor([0.5, 0.5]),
+        data["image"][:2],
+    )
+    with torch.no_grad():
+        together = trainer.denoising.predict(latents, levels, PROMPTS[:2], {"image": images})
+        alone = trainer.denoising.predict(latents[1:], levels[1:], PROMPTS[1:2], {"image": images[1:]})
+        other = trainer.denoising.predict(latents[1:], levels[1:], PROMPTS[1:2], {"image": images[:1]})
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+    assert (other - alone).abs().max() > 1e-3 * alone.abs().max()
+
+
 # ---- pairs ----
 
 

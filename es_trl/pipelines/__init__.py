@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .adapter import PipelineAdapter, check_lora_config
     from .base_layers import is_cast, rounding_dtype
     from .call_settings import CallSettings
-    from .denoising import DenoisingModel
+    from .denoising import DenoisingModel, rows_of
     from .differentiable import DifferentiableForward
     from .digest import file_digest, tensor_digest
     from .empty import build_pipeline, empty_pipeline, known_shapes, shorten, standing

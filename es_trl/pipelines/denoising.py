@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,9 @@ from .self_check import rounding_limit
 
 # Guidance that calls the model a second time; pretraining has none.
 WITHOUT = {"true_cfg_scale": 1.0, "pag_scale": 0.0}
+
+
+Columns = Mapping[str, Sequence] | None
 
 
 class _Done(Exception):
@@ -66,12 +69,11 @@ class DenoisingModel:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, such as `(C, H, W)`."""
-        if self._shape is None:
-            with torch.no_grad():
-                self._call(None, torch.full((1,), 0.5), ["a cat"])
-        return self._shape
+        return self._find_shape(None)
 
-    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    def predict(
+        self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str], columns: Columns = None
+    ) -> torch.Tensor:
         """
         What the scheduler gets of the model, in the units of `z`.
 
@@ -79,17 +81,18 @@ class DenoisingModel:
             noisy (`torch.Tensor`): `(B, ...)` fp32 latents at noise `levels`, as [`noised`] makes them.
             levels (`torch.Tensor`): `(B,)` noise levels in [0, 1]; 1 is pure noise.
             prompts (`Sequence[str]`): B prompts.
+            columns (`Mapping`, *optional*): Their columns; those that are keywords of the call go into it.
 
         Returns:
             `(B, ...)` fp32.
         """
         unique, rows = levels.unique(return_inverse=True)
-        if len(unique) == 1 or self._can_take_rows(noisy, levels, prompts):
-            return self._call(noisy, levels if len(unique) > 1 else unique, prompts)
+        if len(unique) == 1 or self._can_take_rows(noisy, levels, prompts, columns):
+            return self._call(noisy, levels if len(unique) > 1 else unique, prompts, columns)
         found: list[torch.Tensor] = [noisy] * len(noisy)
         for i, level in enumerate(unique):
             own = (rows == i).nonzero().flatten().tolist()
-            predicted = self._call(noisy[own], level[None], [prompts[j] for j in own])
+            predicted = self._call(noisy[own], level[None], [prompts[j] for j in own], rows_of(columns, own))
             for j, row in zip(own, predicted, strict=True):
                 found[j] = row
         return torch.stack(found)
@@ -99,25 +102,32 @@ class DenoisingModel:
         return self.kind.noised(latents, noise, _like(levels, latents))
 
     def error(
-        self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        levels: torch.Tensor,
+        prompts: Sequence[str],
+        columns: Columns = None,
     ) -> torch.Tensor:
         """
         `(B,)` fp32: squared error of the model's own prediction, mean over a latent's entries, at latents `z`, noise
         `eps` (both `(B, ...)` fp32) and noise levels `(B,)`.
         """
-        predicted = self.predict(self.noised(latents, noise, levels), levels, prompts)
+        predicted = self.predict(self.noised(latents, noise, levels), levels, prompts, columns)
         miss = predicted - self.kind.target(latents, noise, _like(levels, latents))
         return miss.square().flatten(1).mean(dim=1)
 
     # ---- the pipeline's call ----
 
-    def _can_take_rows(self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str]) -> bool:
+    def _can_take_rows(
+        self, noisy: torch.Tensor, levels: torch.Tensor, prompts: Sequence[str], columns: Columns
+    ) -> bool:
         """Whether rows of one call may have times of their own; found out once, the last row being called alone."""
         if self._takes_rows is None:
             with torch.no_grad():
-                alone = self._call(noisy[-1:], levels[-1:], prompts[-1:])
+                alone = self._call(noisy[-1:], levels[-1:], prompts[-1:], rows_of(columns, [-1]))
                 try:
-                    together = self._call(noisy, levels, prompts)[-1:]
+                    together = self._call(noisy, levels, prompts, columns)[-1:]
                 except (TypeError, ValueError, RuntimeError, IndexError):
                     self._takes_rows = False
                 else:
@@ -125,7 +135,9 @@ class DenoisingModel:
                     self._takes_rows = bool((together - alone).abs().max() <= near)
         return self._takes_rows
 
-    def _call(self, noisy: torch.Tensor | None, levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    def _call(
+        self, noisy: torch.Tensor | None, levels: torch.Tensor, prompts: Sequence[str], columns: Columns = None
+    ) -> torch.Tensor:
         """The model's output for all rows; with no `noisy` the first step's, of latents that the pipeline draws."""
         found: list[torch.Tensor] = []
 
@@ -142,17 +154,24 @@ class DenoisingModel:
 
         done: list[bool] = []
         with self._scheduler(step, self.kind.times(levels)), self._skipped(lambda: noisy is not None and not done):
-            self._run(prompts)
+            self._run(prompts, columns)
         output = found[0].float() / self.kind.unit
         if output.shape[1] == 2 * self._shape[0]:  # with a learned variance
             output = output.chunk(2, dim=1)[0]
         return output
 
-    def _run(self, prompts: Sequence[str], output_type: str = "latent") -> None:
+    def _find_shape(self, columns: Columns) -> tuple[int, ...]:
+        """The shape of one latent; `columns` are those of one row, without which some pipelines cannot be called."""
+        if self._shape is None:
+            with torch.no_grad():
+                self._call(None, torch.full((1,), 0.5), ["a cat"], columns)
+        return self._shape
+
+    def _run(self, prompts: Sequence[str], columns: Columns, output_type: str = "latent") -> None:
         """Calls the pipeline; ends where its stand-ins raise `_Done`."""
         adapter = self.adapter
         accepted = adapter.settings.parameters(self.pipe)
-        kwargs = adapter.call_kwargs(prompts, num_inference_steps=2) | {
+        kwargs = adapter.call_kwargs(prompts, num_inference_steps=2, columns=columns) | {
             k: v for k, v in WITHOUT.items() if k in accepted
         }
         config = adapter.denoiser.config
@@ -186,14 +205,15 @@ class DenoisingModel:
     # ---- latents of pictures ----
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def encode(self, images: Sequence[Image.Image], columns: Columns = None) -> torch.Tensor:
         """
-        `(B, ...)` fp32 latents of pictures, which are cut and resized to the adapter's image size.
+        `(B, ...)` fp32 latents of pictures, which are cut and resized to the adapter's image size; `columns` as in
+        [`predict`].
 
         Raises:
             `ValueError`: where the pipeline does more between its loop and its decoder than to sort and scale.
         """
-        order, scale, shift, shape = self._decoding or self._look_at_decoding()
+        order, scale, shift, shape = self._decoding or self._look_at_decoding(rows_of(columns, [0]))
         height, width = self.adapter.settings.size(self.pipe)
         vae = self.pipe.vae
         pixels = self.pipe.image_processor.preprocess([fit(image, height, width) for image in images])
@@ -206,12 +226,13 @@ class DenoisingModel:
         sorted_[:, order] = ((latents.float() - shift) / scale).flatten(1)
         return sorted_.view(-1, *self.latent_shape)
 
-    def _look_at_decoding(self):
+    def _look_at_decoding(self, columns: Columns):
         """What a pipeline does to its latents before it decodes them: where each goes, its scale and its shift."""
-        size = torch.Size(self.latent_shape).numel()
+        shape = self._find_shape(columns)
+        size = torch.Size(shape).numel()
         places, base = torch.arange(size, dtype=torch.float32), 512
         zeros, ones, low, high = (
-            self._decoder_input(value.view(1, *self.latent_shape))
+            self._decoder_input(value.view(1, *shape), columns)
             for value in (torch.zeros(size), torch.ones(size), places % base / base, (places // base) / base)
         )
         scale, shift = ones - zeros, zeros
@@ -225,7 +246,7 @@ class DenoisingModel:
         self._decoding = order, scale, shift, tuple(zeros.shape)
         return self._decoding
 
-    def _decoder_input(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decoder_input(self, latents: torch.Tensor, columns: Columns = None) -> torch.Tensor:
         """`(1, ...)` fp32: what the decoder is given for final latents."""
         found: list[torch.Tensor] = []
 
@@ -241,7 +262,7 @@ class DenoisingModel:
         vae.decode = decode
         try:
             with self._scheduler(step, self.kind.times(torch.full((1,), 0.5))), self._skipped(lambda: True):
-                self._run(["a cat"], "pil")
+                self._run(["a cat"], columns, "pil")
         finally:
             del vae.decode
         return found[0]
@@ -269,6 +290,11 @@ class DenoisingModel:
             yield drawn
         finally:
             del drawer.call, scheduler.step
+
+
+def rows_of(columns: Columns, rows: Sequence[int]) -> dict[str, list]:
+    """Some rows of the columns of prompts."""
+    return {name: [values[j] for j in rows] for name, values in (columns or {}).items()}
 
 
 def _like(levels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,11 @@ from torch import nn
 from ..es import make_generator
 from ..hub.methods import Method, Paper
 from ..names import checked
-from ..pipelines import DenoisingModel, DifferentiableForward, watching_layers
+from ..pipelines import DenoisingModel, DifferentiableForward, rows_of, watching_layers
 from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
-from .dpo_pairs import Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
+from .dpo_pairs import PICK_A_PIC, Pairs, best_and_worst, check_pairs, columns_of, pictures_of, slices, totals
 from .gradient_trainer import GradientTrainer
 
 
@@ -145,6 +145,7 @@ class DiffusionDPOTrainer(GradientTrainer):
                     noise,
                     levels,
                     [pairs.prompts[i] for i in places],
+                    rows_of(pairs.columns, places),
                 )
                 loss = dpo_loss(errors, config.beta, config.loss_type)
                 (loss.sum() * scale).backward()
@@ -165,11 +166,12 @@ class DiffusionDPOTrainer(GradientTrainer):
                 if self.owner(block) == self.args.process_index:
                     chosen, rejected = self.args.chosen_column, self.args.rejected_column
                     pictures = [picture for row in rows[part] for picture in pictures_of(row, chosen, rejected)]
+                    columns = columns_of(rows[part], (chosen, rejected, *PICK_A_PIC))
                     parts = slices(len(pictures), self.args.images_per_forward)
-                    latents = torch.cat([self.denoising.encode(pictures[images]) for images in parts])
+                    latents = torch.cat([self.denoising.encode(pictures[images], columns) for images in parts])
                     prompts = [row["prompt"] for row in rows[part]]
                     indices = list(range(part.start, part.stop))
-                    pairs[block] = Pairs(prompts, indices, *latents.unflatten(0, (-1, 2)).unbind(1))
+                    pairs[block] = Pairs(prompts, columns, indices, *latents.unflatten(0, (-1, 2)).unbind(1))
         return pairs, len(rows)
 
     def _draw_pairs(
@@ -203,6 +205,7 @@ class DiffusionDPOTrainer(GradientTrainer):
             drawn = drawn.unflatten(0, (-1, group))
             pairs[block] = Pairs(
                 [rows[j]["prompt"] for j, _, _ in mine],
+                columns_of([rows[j] for j, _, _ in mine]),
                 [j for j, _, _ in mine],
                 drawn[[j - part.start for j, _, _ in mine], [best for _, best, _ in mine]],
                 drawn[[j - part.start for j, _, _ in mine], [worst for _, _, worst in mine]],
@@ -215,14 +218,12 @@ class DiffusionDPOTrainer(GradientTrainer):
         """Latents `(B, ...)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
         started = time.perf_counter()
         prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
-        columns = {name: [rows[j][name] for j, _ in keys] for name in rows[0] if name != "prompt"}
+        columns = columns_of([rows[j] for j, _ in keys])
         for part in slices(len(keys), self.args.images_per_forward):
             self.stopping.check_own()
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
             with self.denoising.recording_latents() as drawn:
-                images += self._draw(
-                    prompts[part], generators, {name: values[part] for name, values in columns.items()}
-                )
+                images += self._draw(prompts[part], generators, columns_of([rows[j] for j, _ in keys[part]]))
             latents.append(torch.cat(drawn)[-len(generators) :])
         between = time.perf_counter()
         scores = self.rewards(

@@ -44,12 +44,15 @@ def pair_errors(
     noise: torch.Tensor,
     levels: torch.Tensor,
     prompts: list[str],
+    columns: dict[str, list] | None = None,
 ) -> PairErrors:
     """
     Errors of n pairs, `(n, ...)` latents each, at the same noise `(n, ...)` and noise levels `(n,)` for both
-    images of a pair. Differentiable in theta inside [`~es_trl.pipelines.DifferentiableForward`].
+    images of a pair, which have one prompt and its columns. Differentiable in theta inside
+    [`~es_trl.pipelines.DifferentiableForward`].
     """
-    inputs = torch.cat([chosen, rejected]), torch.cat([noise, noise]), torch.cat([levels, levels]), prompts * 2
+    columns = {name: [*values, *values] for name, values in (columns or {}).items()}
+    inputs = torch.cat([chosen, rejected]), torch.cat([noise] * 2), torch.cat([levels] * 2), prompts * 2, columns
     with torch.no_grad(), model.adapter.adapter_disabled():
         base = model.error(*inputs)
     return PairErrors(*model.error(*inputs).chunk(2), *base.chunk(2))

@@ -23,12 +23,13 @@ class Pairs:
     Preferred and other images of `n` prompts.
 
     Attributes:
-        prompts (`list[str]`): n prompts.
+        prompts (`list[str]`), columns (`dict[str, list]`): n prompts and their columns.
         indices (`list[int]`): Places of these prompts in the step's batch, which key their noise.
         chosen, rejected (`torch.Tensor`): `(n, ...)` fp32 latents.
     """
 
     prompts: list[str]
+    columns: dict[str, list]
     indices: list[int]
     chosen: torch.Tensor
     rejected: torch.Tensor
@@ -71,6 +72,12 @@ def best_and_worst(values: np.ndarray) -> list[tuple[int, int, int]]:
             best, worst = finite[row[finite].argmax()], finite[row[finite].argmin()]
             found.append((prompt, int(best), int(worst)))
     return found
+
+
+def columns_of(rows: list[dict], but: tuple[str, ...] = ()) -> dict[str, list]:
+    """What is known of prompts beside their text; without `but`."""
+    names = [name for name in (rows[0] if rows else ()) if name not in ("prompt", *but)]
+    return {name: [row[name] for row in rows] for name in names}
 
 
 # ---- a data set of pairs ----
