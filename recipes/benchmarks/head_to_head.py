@@ -72,13 +72,14 @@ def run(job: dict, folder: Path) -> dict:
 def train(job: dict, folder: Path):
     """The trained trainer, the processor seconds of its steps, and the memory that training took."""
     from peak_memory import training_megabytes
+    from processor_clock import ProcessorClock
 
     config_class, trainer_class = classes_of(job.get("of", job["method"]))
     config = config_class(output_dir=str(folder), seed=job["seed"], eval_reward_funcs=[HELD_OUT], **job["settings"])
     config.max_steps = max(1, job["budget_images"] // images_per_step(config))
     if job["stage"] != "tune":  # curves of the held-out prompts, for es-trl compare
         config.eval_strategy, config.eval_steps = type(config.eval_strategy)("steps"), max(1, config.max_steps // 4)
-    clock = processor_clock()
+    clock = ProcessorClock()
     trainer = trainer_class(
         "tiny-sana-sprint",
         job["reward_funcs"],
@@ -108,22 +109,6 @@ def images_per_step(config) -> int:
     if hasattr(config, "population_size"):
         return config.population_size * config.images_per_member
     return config.num_generations * config.prompts_per_step
-
-
-def processor_clock():
-    """Processor time of steps, without evaluations: what other processes of the machine do does not enter."""
-    from transformers import TrainerCallback
-
-    class ProcessorClock(TrainerCallback):
-        seconds, started = 0.0, 0.0
-
-        def on_step_begin(self, *args, **kwargs):
-            self.started = time.process_time()
-
-        def on_step_end(self, *args, **kwargs):
-            self.seconds += time.process_time() - self.started
-
-    return ProcessorClock()
 
 
 def evaluated(adapter, prompts: list[str], job: dict, folder: Path, rows: list[tuple[bool, int]], images: int = 2):

@@ -20,6 +20,7 @@ import build_random_sana_sprint as sana
 import numpy as np
 import torch
 from peak_memory import peak_megabytes
+from processor_clock import ProcessorClock
 
 import es_trl
 
@@ -82,31 +83,15 @@ def measure(size: str, method: str, steps: int) -> dict:
                 trainer.adapter.generate(PROMPTS * BATCH, [torch.Generator().manual_seed(i) for i in range(BATCH)])
                 seconds = time.process_time() - began
         else:
-            clock = processor_clock()
+            clock = ProcessorClock()
             trainer.add_callback(clock)
             trainer.train()
-            seconds = clock.seconds
+            seconds = clock.last
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     return {
         "size": size, "method": method, "steps": steps, "parameters": parameters,
         "peak_gb": round(peak_megabytes() / 1000, 2), "seconds_per_image": round(seconds / BATCH, 2),
     }  # fmt: skip
-
-
-def processor_clock():
-    """Processor seconds of the last step."""
-    from transformers import TrainerCallback
-
-    class ProcessorClock(TrainerCallback):
-        seconds, started = 0.0, 0.0
-
-        def on_step_begin(self, *args, **kwargs):
-            self.started = time.process_time()
-
-        def on_step_end(self, *args, **kwargs):
-            self.seconds = time.process_time() - self.started
-
-    return ProcessorClock()
 
 
 def table(rows: list[dict]) -> str:
