@@ -1,39 +1,21 @@
 """The recipes per model and card: each runs as it stands on a small model of its architecture; their page is true."""
 
-import json
 import math
 import re
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
 
-from es_trl.cli import parse, prepare
+from es_trl.cli import parse
 from es_trl.cli.recipes import recipes
 from es_trl.pipelines import known_shapes
 from es_trl.pipelines.quantization import read_quantization
-from es_trl.trainer import method_classes
-from recipes.benchmarks import cards
+from recipes.benchmarks import cards, true_widths
 from recipes.benchmarks.tiny_models import MODELS
 
 
 RECIPES = {name: path for name, path in recipes().items() if not name.startswith(("tiny_", "sana_sprint/"))}
 TINY = {model.name: model for model in reversed(MODELS) if model.kind == "text to image"}
-
-# What cannot be had here: the model, prompts and rewards of the Hub, a GPU; and a run of a minute instead of hours.
-SMALL = {
-    "dataset_name": "tiny-train", "max_train_prompts": 4, "eval_dataset_name": "tiny-validation",
-    "max_eval_prompts": 2, "reward_funcs": "tiny-pickscore", "eval_reward_funcs": "tiny-clip-heldout",
-    "use_cpu": True, "height": 32, "width": 32, "max_steps": 1, "eval_steps": 1, "save_strategy": "no",
-    "load_best_model_at_end": False, "num_sample_prompts": 2, "report_to": "none", "disable_tqdm": True,
-}  # fmt: skip
-SMALL_OF = {
-    "es": {"population_size": 4, "prompts_per_step": 1, "sigma": 0.05},
-    "grpo": {"num_generations": 2, "prompts_per_step": 1},
-    "dpo": {"num_generations": 2, "prompts_per_step": 1, "noise_draws": 1},
-}
-TOKENS = {"max_sequence_length": 16}
 
 
 @pytest.fixture(scope="module")
@@ -44,43 +26,23 @@ def model_of(tmp_path_factory):
     def folder(pipeline: str) -> Path:
         if pipeline not in made:
             made[pipeline] = tmp_path_factory.mktemp(pipeline)
-            TINY[pipeline].pipeline().save_pretrained(made[pipeline])
+            pipe = TINY[pipeline].pipeline()
+            pipe.save_pretrained(made[pipeline])
+            true_widths.frozen_lora(pipe, made[pipeline] / "frozen.safetensors")
         return made[pipeline]
 
     return folder
-
-
-def frozen_lora(pipeline: str, path: Path) -> Path:
-    """A LoRA as Lightning is one: on every attention layer, made elsewhere."""
-    pipe = TINY[pipeline].pipeline()
-    name = next(name for name in pipe._lora_loadable_modules if hasattr(pipe, name) and name != "text_encoder")
-    denoiser = getattr(pipe, name)
-    denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
-    tensors = {f"{name}.{key}": value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
-    save_file(tensors, path)
-    return path
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_it_stands_but_for_what_is_not_here(name, tmp_path, model_of):
     arguments, config = parse(args=["--config", name, "--use_cpu", "True"])
     pipeline = known_shapes()[arguments.model_name_or_path]["pipeline"]
-    changes = SMALL | SMALL_OF[arguments.method] | {"output_dir": tmp_path / "run"}
-    changes["model_name_or_path"] = model_of(pipeline)
     if config.quantization_config:
-        read_quantization(config.quantization_config)  # bitsandbytes itself needs a GPU: here torchao's int8
-        int8 = {"quant_backend": "torchao", "quant_kwargs": {"quant_type": "Int8WeightOnlyConfig"}}
-        changes["quantization_config"] = json.dumps(int8)
-    if config.frozen_adapters:
-        assert re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+\.safetensors", config.frozen_adapters[0])
-        changes["frozen_adapters"] = frozen_lora(pipeline, tmp_path / "lightning.safetensors")
-    if pipeline == "Flux2KleinPipeline":
-        changes["pipeline_kwargs"] = json.dumps({"text_encoder_out_layers": [1, 2, 3]})  # of three layers
-    if "max_sequence_length" in TINY[pipeline].call:
-        changes |= TOKENS
-    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    arguments, config = parse(args=["--config", name, *words])
-    trainer = prepare(method_classes(arguments.method)[1], arguments, config)
+        read_quantization(config.quantization_config)  # bitsandbytes itself needs a GPU
+    for adapter in config.frozen_adapters or ():
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+\.safetensors", adapter)
+    trainer = true_widths.small_trainer(name, model_of(pipeline), tmp_path / "run")
     trainer.train()
     assert trainer.state.global_step == 1 and trainer.adapter.pipe.text_encoder is None
     step = next(entry for entry in trainer.state.log_history if "grad_norm" in entry)

@@ -2,11 +2,12 @@
 A recipe's model with random weights, in its true widths but with few blocks, to run the recipe where the real model
 cannot be downloaded. It draws noise, so it proves nothing about learning.
 
-    python recipes/benchmarks/true_widths.py z_image_turbo/es/config_12gb /tmp/z_image   # a folder to train on
+    python recipes/benchmarks/true_widths.py z_image_turbo/es/config_12gb /tmp/z_image   # one small step of the recipe
     python recipes/benchmarks/true_widths.py --memory                                    # the table of docs/scale.md
 
-`--memory` draws with some of them (or goes backward), each in a process of its own, and compares the memory that this
-took with what `es-trl dry-run --gpu` counts for the same shapes. Linux only.
+A step has tiny rewards and prompts, few small pictures, and torchao's int8 in place of bitsandbytes, which needs a
+GPU. The model stays in the folder. `--memory` draws with some of them (or goes backward), each in a process of its
+own, and compares the memory that this took with what `es-trl dry-run --gpu` counts for the same shapes. Linux only.
 """
 
 import argparse
@@ -14,27 +15,46 @@ import copy
 import ctypes
 import dataclasses
 import gc
+import inspect
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import diffusers
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 
-from es_trl.cli import parse, plan_memory
+from es_trl.cli import parse, plan_memory, prepare
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, DifferentiableForward, PipelineAdapter, build_pipeline, known_shapes
+from es_trl.trainer import DiffusionTrainer, method_classes
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peak_memory import current_megabytes, training_megabytes  # noqa: E402
+from peak_memory import current_megabytes, peak_megabytes, training_megabytes  # noqa: E402
 
 
 BLOCKS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "num_hidden_layers", "depth")
 VOCABULARY = 2048  # of the small tokenizer, and room
 SANA, Z_IMAGE = "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers", "Tongyi-MAI/Z-Image-Turbo"
+
+# What cannot be had here: the model, prompts and rewards of the Hub, a GPU; and a run of a minute instead of hours.
+SMALL = {
+    "dataset_name": "tiny-train", "max_train_prompts": 4, "eval_dataset_name": "tiny-validation",
+    "max_eval_prompts": 2, "reward_funcs": "tiny-pickscore", "eval_reward_funcs": "tiny-clip-heldout",
+    "use_cpu": True, "height": 32, "width": 32, "max_steps": 1, "eval_steps": 1, "save_strategy": "no",
+    "load_best_model_at_end": False, "num_sample_prompts": 2, "report_to": "none", "disable_tqdm": True,
+}  # fmt: skip
+SMALL_OF = {
+    "es": {"population_size": 4, "prompts_per_step": 1, "sigma": 0.05},
+    "grpo": {"num_generations": 2, "prompts_per_step": 1},
+    "dpo": {"num_generations": 2, "prompts_per_step": 1, "noise_draws": 1},
+}
+INT8 = {"quant_backend": "torchao", "quant_kwargs": {"quant_type": "Int8WeightOnlyConfig"}}
 
 
 @dataclasses.dataclass
@@ -77,6 +97,58 @@ def few_blocks(model: str, blocks: int) -> dict:
 
     reduce(shapes["components"])
     return shapes
+
+
+def frozen_lora(pipe, path: Path) -> None:
+    """Adds a LoRA as Lightning is one: on every attention layer, made elsewhere; and saves it."""
+    name = next(name for name in pipe._lora_loadable_modules if hasattr(pipe, name) and "encoder" not in name)
+    denoiser = getattr(pipe, name)
+    denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    tensors = {f"{name}.{key}": value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
+    save_file(tensors, path)
+
+
+def small_trainer(name: str, model: Path, output_dir: Path, **changes) -> DiffusionTrainer:
+    """The trainer of a recipe as its file says, but for what is not here; a frozen LoRA is beside the `model`."""
+    arguments, config = parse(args=["--config", name, "--use_cpu", "True"])
+    pipeline = getattr(diffusers, known_shapes()[arguments.model_name_or_path]["pipeline"])
+    known = inspect.signature(pipeline.__call__).parameters
+    small = SMALL | SMALL_OF[arguments.method] | {"model_name_or_path": model, "output_dir": output_dir}
+    if config.quantization_config:
+        small["quantization_config"] = json.dumps(INT8)
+    if config.frozen_adapters:
+        small["frozen_adapters"] = Path(model, "frozen.safetensors")
+    if "text_encoder_out_layers" in known:
+        small["pipeline_kwargs"] = json.dumps({"text_encoder_out_layers": [0, 1, 2]})  # a text encoder has few here
+    if "max_sequence_length" in known:
+        small["max_sequence_length"] = 16
+    words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
+    arguments, config = parse(args=["--config", name, *words])
+    return prepare(method_classes(arguments.method)[1], arguments, config)
+
+
+def one_step(name: str, folder: Path, blocks: int) -> dict:
+    """Makes the model of a recipe, and goes through one step; what that was."""
+    arguments, config = parse(args=["--config", name, "--use_cpu", "True"])
+    torch.manual_seed(0)
+    pipe = build_pipeline(few_blocks(arguments.model_name_or_path, blocks), getattr(torch, config.dtype))
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    pipe.save_pretrained(folder)
+    if config.frozen_adapters:
+        frozen_lora(pipe, folder / "frozen.safetensors")
+    del pipe, parts
+    gc.collect()
+    with tempfile.TemporaryDirectory() as output_dir:
+        trainer = small_trainer(name, folder, Path(output_dir), height=64, width=64)
+        trainer.train()
+        trainer.save_model()
+    step = next(entry for entry in trainer.state.log_history if "grad_norm" in entry)
+    return {
+        "recipe": name, "million_weights": round(weights / 1e6), "reward": step["reward"],
+        "grad_norm": step["grad_norm"], "peak_gb": round(peak_megabytes() / 1000, 1),
+        "cpu_s": round(time.process_time()),
+    }  # fmt: skip
 
 
 def save_shapes(pipe, folder: Path) -> None:
@@ -190,10 +262,7 @@ def main() -> None:
             rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(table(rows))
     else:
-        arguments, config = parse(args=["--config", args.recipe, "--use_cpu", "True"])
-        shapes = few_blocks(arguments.model_name_or_path, args.blocks)
-        build_pipeline(shapes, getattr(torch, config.dtype)).save_pretrained(args.folder)
-        print(f"Saved to {args.folder}")
+        print(json.dumps(one_step(args.recipe, Path(args.folder), args.blocks)))
 
 
 if __name__ == "__main__":
