@@ -24,6 +24,7 @@ from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, Gaussian, PipelineAdapter, PolicySampler, PolicySettings
 from es_trl.pipelines.policy import flow_sde_transition
 from es_trl.pipelines.scheduler_steps import Step, gaussian_of
+from recipes.benchmarks.tiny_models import MODELS
 
 
 def generators(tag="latents"):
@@ -478,3 +479,18 @@ def test_schedulers_without_gaussian_steps_are_refused_with_the_way_out():
     adapter.pipe.scheduler = CogVideoXDPMScheduler()
     with pytest.raises(ValueError, match="CogVideoXDPMScheduler, whose step takes other things.*or use ESTrainer"):
         sampler_of(adapter)
+
+
+# --- pipelines whose calls cannot be a policy's ---
+
+
+@pytest.mark.parametrize("name", ["SanaImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline"])
+def test_a_call_that_cannot_be_is_one_sentence(name):
+    """One takes no lists of pictures, the other steps with copies of its scheduler, frame by frame."""
+    model = next(model for model in MODELS if model.name == name)
+    sampler = sampler_of(PipelineAdapter(model.pipeline(), settings=model.settings()), steps=3)
+    for rows, way in ((2, "images_per_backward of 1, or use ESTrainer"), (1, "Use ESTrainer")):
+        columns = {column: values[:rows] for column, values in model.columns.items()}
+        drawn = PROMPTS[:rows], generators()[:rows], generators("noise")[:rows]
+        with pytest.raises(ValueError, match=rf"{name} with .* cannot draw {rows} picture.s. in one call .*{way}"):
+            sampler.rollout(*drawn, columns=columns)

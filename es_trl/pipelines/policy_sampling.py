@@ -242,6 +242,12 @@ class PolicySampler:
         try:
             with self._schedule():
                 drawn = adapter.drawer.call(kwargs, generators, trajectory.prompts, output_type, with_graph=with_graph)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            smaller = "Try images_per_forward and images_per_backward of 1, or use" if len(trajectory) > 1 else "Use"
+            raise ValueError(
+                f"{type(self.pipe).__name__} with {type(self.scheduler).__name__} cannot draw {len(trajectory)} "
+                f"picture(s) in one call for a policy ({error}). {smaller} ESTrainer, which draws them in any way."
+            ) from error
         finally:
             self.pipe.scheduler = own
         if adapter.drawer.last_watch.used_global_noise:
