@@ -1,6 +1,7 @@
 """`es-trl` and the recipe script: one run from a YAML file, and one sentence for a file that cannot work."""
 
 import json
+import logging
 import os
 import runpy
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from es_trl.cli import main
+from es_trl.cli import main, messages
 
 
 ROOT = Path(__file__).parent.parent
@@ -84,3 +85,14 @@ def test_a_config_that_cannot_work_is_one_sentence(line, message, tmp_path, caps
     assert message in error
     assert "es-trl train: " in error and "Traceback" not in error
     assert not os.path.exists(tmp_path / "run" / "pytorch_lora_weights.safetensors")
+
+
+def test_what_a_library_warned_at_its_import_silences_no_message_of_ours(monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    assert not messages._set_up()
+    logging.warning("a library is imported")  # which gives the root logger a handler
+    assert root.handlers and not messages._set_up()
+    logging.basicConfig(level=logging.INFO, force=True)
+    assert messages._set_up()

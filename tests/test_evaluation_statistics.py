@@ -11,10 +11,13 @@ from es_trl.evaluation import holm, runs_difference, statistics, verdict, wilcox
 from es_trl.evaluation.statistics import gap_closure, mean_estimate, paired_difference, wilson_interval
 
 
+RESAMPLING = {"n_resamples": 20_000, "method": "percentile", "random_state": 2}
+
+
 def test_mean_interval_agrees_with_scipy():
     values = np.random.default_rng(3).gamma(2.0, 1.0, 80)  # skewed, so that the two ends differ
     ours = mean_estimate(values, resamples=20_000, seed=1)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=2).confidence_interval
+    theirs = stats.bootstrap((values,), np.mean, **RESAMPLING).confidence_interval
     assert ours.value == pytest.approx(values.mean())
     assert ours.low == pytest.approx(theirs.low, abs=0.01)
     assert ours.high == pytest.approx(theirs.high, abs=0.01)
@@ -30,7 +33,13 @@ def test_gap_closure_interval_agrees_with_scipy():
 
     ours = gap_closure(model, base, target, resamples=20_000, seed=1)
     theirs = stats.bootstrap(
-        (model, base, target), ratio, paired=True, n_resamples=20_000, method="percentile", rng=2, vectorized=True
+        (model, base, target),
+        ratio,
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        random_state=2,
+        vectorized=True,
     ).confidence_interval
     assert ours.value == pytest.approx(ratio(model, base, target, 0))
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)

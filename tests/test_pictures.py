@@ -31,6 +31,10 @@ def transparent(mode):
         file = io.BytesIO()
         Image.new("RGB", (32, 32), "red").save(file, "PNG", transparency=(255, 0, 0))
         return Image.open(io.BytesIO(file.getvalue()))
+    if mode == "PA":  # Pillow 11.0 loses the transparency when it converts to it
+        picture = Image.new("PA", (32, 32), (0, 0))
+        picture.putpalette([255, 0, 0])
+        return picture
     return clear.convert("LA").convert("La") if mode == "La" else clear.convert(mode)
 
 

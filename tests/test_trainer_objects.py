@@ -140,7 +140,7 @@ REVIEWED = {
         full_determinism gradient_accumulation_steps label_names label_smoothing_factor learning_rate
         length_column_name lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps neftune_noise_alpha
         num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size
-        remove_unused_columns seed tf32 train_sampling_strategy use_cpu warmup_steps weight_decay
+        remove_unused_columns seed tf32 train_sampling_strategy use_cpu warmup_ratio warmup_steps weight_decay
 
         advantage_clip antithetic beta checkpoint_activations chosen_column compile_denoiser
         complex_human_instruction draw_with dtype epsilon epsilon_high es_space

@@ -16,11 +16,18 @@ class AboveTheBar(logging.Handler):
 def show_messages(first_process: bool) -> None:
     """What the library logs, to standard error: all of it in the first process, warnings in the others."""
     package = logging.getLogger("es_trl")
-    if not logging.getLogger().handlers and not package.handlers:
+    if not _set_up() and not package.handlers:
         package.addHandler(AboveTheBar())
         package.setLevel(logging.INFO if first_process else logging.WARNING)
         package.propagate = False
         silence_loading()
+
+
+def _set_up() -> bool:
+    """Whether the program has set up logging: not where a library's `logging.warning(...)`, at its import, has."""
+    root = logging.getLogger()
+    by_default = all(getattr(handler.formatter, "_fmt", None) == logging.BASIC_FORMAT for handler in root.handlers)
+    return bool(root.handlers) and not (by_default and root.level == logging.WARNING)
 
 
 def silence_loading() -> None:

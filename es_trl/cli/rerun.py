@@ -40,7 +40,9 @@ def _chosen(values: Any) -> dict[str, Any]:
         default = field.default if factory is dataclasses.MISSING else factory()
         value = _plain(getattr(values, field.name))
         if field.init and value != _plain(default):
-            found[field.name] = value if value != [] else "none"  # `report_to`, which is a list once it is resolved
+            found[field.name] = value
+            if field.name == "report_to" and value == []:  # which is a list once it is resolved
+                found[field.name] = "none"
     return found
 
 

@@ -117,8 +117,11 @@ class PopulationForward:
 
     def _read_batch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [*args[:1], *(kwargs[name] for name in _SAMPLE_NAMES if name in kwargs), *kwargs.values()]
-        sample = next((value for value in inputs if isinstance(value, list | tuple | torch.Tensor)), None)
-        self._batch = len(sample) if isinstance(sample, list | tuple | torch.Tensor) else None
+        self._batch = None
+        for value in inputs:  # as plain as torch 2.6 compiles it: no `next(...)`, no union of types
+            if isinstance(value, (list, tuple, torch.Tensor)):
+                self._batch = len(value)
+                return
 
     def _weights(self, site: Site, dtype: torch.dtype) -> torch.Tensor:
         """`(M, m', n)`: the members' matrices."""

@@ -19,8 +19,8 @@ INHERITED = {
     """,
     # what is written, logged, shown or pushed, and how often
     "output": """
-        output_dir logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
-        include_num_input_tokens_seen log_level log_level_replica report_to run_name project
+        output_dir logging_dir logging_strategy logging_steps logging_first_step log_on_each_node
+        logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica report_to run_name project
         trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start
         push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     """,

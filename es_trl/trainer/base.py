@@ -34,7 +34,7 @@ from ..run.settings import save_run_files
 from ..run.stopping import Stopping, StopRequested
 from .config import DiffusionConfig
 from .inputs import AdapterView, checked_args, checked_datasets, load_adapter, lora_config_of
-from .prompt_batches import PromptBlocks, prompt_dataloader
+from .prompt_batches import PromptBlocks, TellEpoch, prompt_dataloader
 
 
 RewardFunc = str | Callable[..., Sequence[float | None]]
@@ -123,7 +123,7 @@ class DiffusionTrainer(Trainer):
         self.journal = JournalCallback(self) if self.keeps_journal else None
         self.image_table, warning = ImageTable(self.rewards.names, self), EarlyWarningCallback(self)
         watchers = [self.image_table, warning, LiveCallback(self), self.stopping, PendingLogs(self)]
-        for callback in filter(None, [self.clock, self.samples, self.journal, *watchers]):
+        for callback in filter(None, [TellEpoch(), self.clock, self.samples, self.journal, *watchers]):
             self.add_callback(callback)
 
     # ---- input ----

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 from ..es import make_generator
 
@@ -34,8 +35,15 @@ class PromptBatchSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    # The Trainer looks for the sampler to tell the epoch one level below `dataloader.batch_sampler`.
-    batch_sampler = property(lambda self: self)
+
+class TellEpoch(TrainerCallback):
+    """
+    Tells the sampler the epoch. The Trainer does so in some versions only, and in fewer where a resumed run begins
+    within an epoch: what then skips its first batches is a loader of accelerate's.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.batch_sampler.set_epoch(int(state.epoch or 0))
 
 
 def prompt_dataloader(
@@ -43,14 +51,7 @@ def prompt_dataloader(
 ) -> DataLoader:
     """A loader of lists of rows (dicts); not sharded over processes, since members are what is shared out."""
     sampler = PromptBatchSampler(len(dataset), prompts_per_step, seed)
-    return PromptLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-
-
-class PromptLoader(DataLoader):
-    """Tells its sampler the epoch: the Trainer tells the loader in every version, samplers only in some."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
 
 
 class PromptBlocks:
