@@ -48,9 +48,12 @@ $(DEV_STAMP): $(STAMP)
 demo: $(STAMP)  ## post-train the shipped model on the CPU and show that the pictures got better
 	$(PY) recipes/es_sana.py --config $(CONFIG)
 
-# Two workers of one thread each: a file's tests stay together, because some share what a fixture has trained.
+# Two workers of one thread each: a file's tests stay together, because some share what a fixture has trained. The order
+# of the files is that of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(DEV_STAMP)  ## run the test suite
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+	$(PYTEST) tests
 
 soak: $(DEV_STAMP)  ## what takes longer than a test may: kills, damaged files, a long run (tests/soak)
 	$(PY) tests/soak/kill_resume.py --kills 20 --output outputs/soak/kills.jsonl
@@ -58,7 +61,7 @@ soak: $(DEV_STAMP)  ## what takes longer than a test may: kills, damaged files, 
 	$(PY) tests/soak/long_run.py --logging_steps 0 --sample_steps 0 --output outputs/soak/long_run.json
 
 test-fast: $(DEV_STAMP)  ## the part of it that draws nothing
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(FAST)
+	$(PYTEST) $(FAST)
 
 style: $(DEV_STAMP)  ## format and fix
 	$(PY) -m ruff format $(SOURCES)

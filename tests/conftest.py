@@ -1,6 +1,8 @@
 """What every test runs under: one thread, no network, no trackers, no Hub."""
 
+import functools
 import gc
+import hashlib
 import os
 
 
@@ -19,10 +21,56 @@ for name in ("HF_TOKEN", "WANDB_API_KEY"):
     os.environ.pop(name, None)
 
 
+# Files of which a few tests take long: they come first, so that no worker of `make test` is left alone with one.
+LONG_FILES = ("test_gpu_rehearsal", "test_trainer_watch", "test_trainer_distributed", "test_docs", "test_hub_pushing",
+              "test_methods_contract", "test_ranks", "test_trainer_training", "test_policy_gradient", "test_cards",
+              "test_docs_pages", "test_trainer_resume")  # fmt: skip
+begun = set()
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_collection_finish():
+    remember_singular_vectors()
+
+
+def pytest_runtest_setup(item):
+    if item.path not in begun:
+        begun.add(item.path)
+        hide_what_stays()
+
+
+def hide_what_stays():
     """
     What has been imported by now stays. Out of the collector's sight, because every run begins with a collection of
     garbage (accelerate's `free_memory`) that otherwise walks through 700,000 objects of libraries: half of a tiny run.
     """
     gc.collect()
     gc.freeze()
+
+
+def remember_singular_vectors():
+    """
+    The shipped model's 40 matrices are decomposed once in a process and not for every trainer: a sixth of a tiny run.
+    They are known by their bytes, so that a space is built from what it would be built from.
+    """
+    import torch
+
+    from es_trl.pipelines import spaces
+
+    decompose, known = spaces._top_singular_vectors, {}
+
+    @functools.wraps(decompose)
+    def remembered(W, rank, seed):
+        if W.is_meta or min(W.shape) > 512:  # there a seed decides too
+            return decompose(W, rank, seed)
+        content = W.detach().contiguous().view(torch.uint8).numpy()
+        key = hashlib.sha256(content).digest(), tuple(W.shape), W.dtype, rank
+        if key not in known:
+            known[key] = decompose(W, rank, seed)
+        return tuple(part.clone() for part in known[key])
+
+    spaces._top_singular_vectors = remembered

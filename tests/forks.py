@@ -1,12 +1,13 @@
 """
 Copies of this process that may be killed, and groups of them: all is imported there already, which takes a process
-of its own six seconds. `test_trainer_distributed.py` starts its group with torchrun, as users do.
+of its own nine seconds. `test_trainer_distributed.py` starts its group with torchrun, as users do.
 """
 
 import logging
 import os
 import signal
 import socket
+import sys
 import traceback
 from pathlib import Path
 
@@ -36,6 +37,21 @@ def fork(function, *args, output: Path | None = None, **environment) -> int:
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     os._exit(code)
+
+
+def fork_beside(root: Path, code: str, output: Path) -> int:
+    """Runs `code` in a copy of this process that has the libraries but imports es_trl anew, from `root`, and waits."""
+
+    def run() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "es_trl"]:
+            del sys.modules[name]
+        sys.path.insert(0, str(root))
+        os.chdir(root)
+        sys.stdout = open(1, "w", closefd=False)  # pytest's own writes elsewhere
+        exec(compile(code, "code", "exec"), {"__name__": "code"})
+        sys.stdout.flush()
+
+    return wait(fork(run, output=output))
 
 
 def wait(pid: int) -> int:

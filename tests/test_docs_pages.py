@@ -158,6 +158,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert "evaluation prompts the trained sum went from" in json.dumps(shown)
     scope = {"__name__": "notebook"}
     for number, cell in enumerate(cells):
-        cell = cell.replace("STEPS = 4", "STEPS = 1")
+        cell = cell.replace("STEPS = 4", "STEPS = 1").replace("max_steps=STEPS", "max_steps=STEPS, population_size=16")
+        cell = cell.replace('eval_dataset="tiny-validation"', "eval_dataset=PROMPTS")
         exec(compile(cell, f"cell {number}", "exec"), scope)
     assert (tmp_path / "outputs/notebook/README.md").is_file() and scope["result"].rows

@@ -2,15 +2,14 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from forks import fork, wait
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,13 +26,12 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory):
-    """In a process of its own, as on a card."""
+def rehearsal(tmp_path_factory, run):
+    """In a copy of this process, since on a card it has one of its own."""
     folder = tmp_path_factory.mktemp("gpu")
-    command = [sys.executable, str(RUNNER / "run.py"), "--rehearse", "--output", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    log = folder.parent / "gpu.log"
+    process = fork(lambda: sys.exit(run("--rehearse", "--output", folder)), output=log, PYTHONPATH=str(ROOT))
+    assert wait(process) == 0, log.read_text()[-4000:]
     return folder
 
 

@@ -63,7 +63,7 @@ def hub_environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     return kept | own | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
-def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(tmp_path):
+def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(hub, tmp_path, monkeypatch, capfd, caplog):
     """`es-trl train` with push_to_hub; then, elsewhere, nothing but the lines of the published card."""
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -88,28 +88,27 @@ def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(tmp_path):
         output_dir: {tmp_path / "run"}
         """
     )
-    with LoopbackHub() as hub:
-        hub.token = CANARY
-        train = [sys.executable, "-m", "es_trl.cli.commands", "train", "--config", str(config)]
-        done = subprocess.run(train, env=hub_environment(hub, tmp_path / "a"), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert CANARY not in done.stdout + done.stderr
-        assert f"Pushed to {hub.url}/someone/tiny-es/commit/" in done.stderr
-        assert hub.repos["model/someone/tiny-es"]["private"]
-        messages = [message for _, _, message, _ in hub.commits]
-        assert messages == ["Training in progress, step 1"], "the last checkpoint; at the end nothing is new"
-        files = hub.files("someone/tiny-es")
-        assert CANARY.encode() not in b"".join(files.values())
-        pictures = {"samples/metadata.jsonl", "samples/step-000000.jpg", "samples/step-000001.jpg"}
-        assert {name for name in files if "members" not in name} == pictures | set(SETTINGS)
+    hub.token = CANARY
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert main(["train", "--config", str(config)]) == 0
+    said = "".join([caplog.text, *capfd.readouterr()])
+    assert CANARY not in said and f"Pushed to {hub.url}/someone/tiny-es/commit/" in said
+    assert hub.repos["model/someone/tiny-es"]["private"]
+    messages = [message for _, _, message, _ in hub.commits]
+    assert messages == ["Training in progress, step 1"], "the last checkpoint; at the end nothing is new"
+    files = hub.files("someone/tiny-es")
+    assert CANARY.encode() not in b"".join(files.values())
+    pictures = {"samples/metadata.jsonl", "samples/step-000000.jpg", "samples/step-000001.jpg"}
+    assert {name for name in files if "members" not in name} == pictures | set(SETTINGS)
 
-        (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), flags=re.DOTALL)
-        assert '"someone/tiny-es"' in code
-        (tmp_path / "elsewhere").mkdir()
-        draw = [sys.executable, "-W", "error::FutureWarning", "-c", code]
-        environment = hub_environment(hub, tmp_path / "b")
-        done = subprocess.run(draw, env=environment, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), flags=re.DOTALL)
+    assert '"someone/tiny-es"' in code
+    (tmp_path / "elsewhere").mkdir()
+    draw = [sys.executable, "-W", "error::FutureWarning", "-c", code]
+    environment = hub_environment(hub, tmp_path / "b")
+    done = subprocess.run(draw, env=environment, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     drawn = np.asarray(Image.open(tmp_path / "elsewhere" / "image.png"), np.int16)
 
     pipe = load_pipeline("tiny-sana-sprint")

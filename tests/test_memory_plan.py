@@ -245,7 +245,7 @@ def test_encoders_are_asked_where_they_are(monkeypatch):
 
 def test_a_gpu_never_holds_the_noise_of_all_members(tmp_path, monkeypatch):
     """Of the members that are drawn now all matrices, or of all members one matrix; the rest waits on the CPU."""
-    trainer = tiny_trainer(tmp_path, max_steps=1, population_size=8, members_per_forward=2)
+    trainer = tiny_trainer(tmp_path, max_steps=1, population_size=8, members_per_forward=2, self_check=True)
     drawn_on, moved, own_draw, own_to = [], [], type(trainer.noise).draw, Factors.to
 
     def draw(bank, step, directions, micro=0, device="cpu", **more):

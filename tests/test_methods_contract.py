@@ -3,17 +3,15 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import SanaSprintPipeline
+from forks import fork_beside
 from tiny_policies import tiny_policy
 from tiny_runs import brightness, redness, same, theta_of
 from transformers import TrainerCallback, TrainingArguments
@@ -258,14 +256,13 @@ def test_a_new_method_is_two_files_and_a_line(tmp_path):
         "max_sequence_length: 16\nsample_steps: 0\nuse_cpu: true\nreport_to: none\nsave_steps: 1\n"
         f"test_dataset_name: tiny-train\nmax_test_prompts: 2\noutput_dir: {tmp_path / 'run'}\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     code = (
         "from es_trl.cli.commands import main; assert main(['train', '--config', 'config.yaml']) == 0\n"
         "from es_trl import trainer; print(trainer.RandomWalkTrainer.__name__, trainer.METHODS['random_walk'][0])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "RandomWalkTrainer random_walk_config:RandomWalkConfig"
+    output = tmp_path / "output.log"
+    assert fork_beside(tmp_path, code, output) == 0, output.read_text()
+    assert output.read_text().splitlines()[-1] == "RandomWalkTrainer random_walk_config:RandomWalkConfig"
     settings = json.loads((tmp_path / "run" / "es_config.json").read_text())
     assert (settings["method"], settings["config"]["stride"], settings["about"]["settings"]) == (
         "random_walk", 0.5, ["stride"],

@@ -3,19 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 
 import pytest
+from forks import fork, wait
 from report_folders import run_folder
 from test_report import Page
 from tiny_runs import redness, tiny_trainer
 from transformers import TrainerCallback
 
+from es_trl.cli import commands
 from es_trl.evaluation import find_adapters
 from es_trl.lock import this_process
 from es_trl.report import LivePage
@@ -103,21 +103,22 @@ def test_the_button_does_what_ctrl_c_does_and_only_to_a_run_that_trains(watched,
 
 
 def test_a_run_is_stopped_from_its_page_with_a_checkpoint(tmp_path):
-    """A process of its own, as a user has it: `es-trl train --live`, the address from its log, and the button."""
+    """`es-trl train --live` in a process of its own, the address from its log, and the button."""
     words = ["train", "--model_name_or_path", "tiny-sana-sprint", "--reward_funcs", "jpeg_compressibility",
              "--dataset_name", "tiny-train", "--output_dir", str(tmp_path / "run"), "--max_steps", "100000",
              "--population_size", "2", "--prompts_per_step", "1", "--max_sequence_length", "16", "--use_cpu", "true",
              "--live", "true", "--report_to", "none", "--sample_steps", "0"]  # fmt: skip
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen([sys.executable, "-m", "es_trl.cli.commands", *words], **pipes)
-    timer = threading.Timer(240, process.kill)
+    log = tmp_path / "output.log"
+    process = fork(commands.main, words, output=log)
+    timer = threading.Timer(240, os.kill, (process, signal.SIGKILL))
     timer.start()
-    url = next(line.split()[-1] for line in process.stderr if "The page of this run" in line)
     while running(tmp_path / "run") is None:
+        assert timer.is_alive(), log.read_text()
         time.sleep(0.1)
+    url = next(line.split()[-1] for line in log.read_text().splitlines() if "The page of this run" in line)
     assert fetched(url + "stop", b"")[0] == "stopping"
-    rest = process.stderr.read()
-    assert process.wait() == 130, rest
+    assert wait(process) == 130, log.read_text()
+    rest = log.read_text()
     timer.cancel()
     (folder,) = (tmp_path / "run").glob("checkpoint-*")
     assert running(tmp_path / "run") is None

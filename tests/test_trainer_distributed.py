@@ -1,15 +1,20 @@
-"""Two processes compute, bit by bit, what one computes."""
+"""Two processes compute, bit by bit, what one computes, and write the same files."""
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from tiny_runs import PROMPTS, files_in, theta_of, tiny_trainer
 
+from es_trl.report import write_report
+
+
+LORA = "pytorch_lora_weights.safetensors"
 
 # Three micro-batches for two processes: one of them draws twice as much. The second holds members of both groups.
 RUN = {"max_steps": 3, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 2,
@@ -23,6 +28,7 @@ sys.path[:0] = {paths!r}
 from test_trainer_distributed import RUN
 from tiny_runs import tiny_trainer
 from es_trl.files import write_json
+from es_trl.report import write_report
 trainer = tiny_trainer({folder!r}, **RUN)
 trainer.train()
 trainer.save_model()
@@ -32,17 +38,30 @@ write_json({folder!r} + "/process-%d.json" % process, {{
     "theta": {{name: value.tolist() for name, value in trainer.adapter.theta.items()}},
     "log_history": trainer.state.log_history,
 }})
+if process == 0:
+    write_report({reported!r})
 """
+HASH_SEED = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # not this process's
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def redrawn(one_process, tmp_path_factory):
+    """A copy of the run of one process, of which the others draw the page again."""
+    folder = tmp_path_factory.mktemp("redrawn") / Path(one_process.args.output_dir).name
+    shutil.copytree(one_process.args.output_dir, folder, ignore=shutil.ignore_patterns("report"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, redrawn):
+    """As a user starts them; the order of Python's sets is another there, and that of safetensors' hash tables."""
     folder = tmp_path_factory.mktemp("two")
     here = Path(__file__).parent
     script = folder.parent / "two_processes.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(folder)))
+    paths = [str(here), str(here.parent)]
+    script.write_text(SCRIPT.format(paths=paths, folder=str(folder), reported=str(redrawn)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": HASH_SEED}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -53,6 +72,7 @@ def one_process(tmp_path_factory):
     trainer = tiny_trainer(tmp_path_factory.mktemp("one"), **RUN)
     trainer.train()
     trainer.save_model()
+    write_report(trainer.args.output_dir)
     return trainer
 
 
@@ -62,9 +82,20 @@ def test_two_processes_are_bit_identical_to_one(two_processes, one_process):
         result = json.loads((two_processes / f"process-{process}.json").read_text())
         assert result["world_size"] == 2
         assert result["theta"] == expected
-    ours = load_file(Path(one_process.args.output_dir) / "pytorch_lora_weights.safetensors")
-    theirs = load_file(two_processes / "pytorch_lora_weights.safetensors")
-    assert all((value == theirs[name]).all() for name, value in ours.items())
+    files = [Path(folder, LORA).read_bytes() for folder in (one_process.args.output_dir, two_processes)]
+    assert files[0] == files[1]
+
+
+def test_the_card_differs_in_the_seconds_it_took_alone(two_processes, one_process):
+    cards = [Path(folder, "README.md").read_text() for folder in (one_process.args.output_dir, two_processes)]
+    assert len({re.sub(r"[\d.]+ m?s\b", "_ s", card) for card in cards}) == 1
+
+
+def test_the_page_is_the_same_file(two_processes, one_process, redrawn):
+    first, again = Path(one_process.args.output_dir, "report"), redrawn / "report"
+    names = sorted(path.name for path in first.iterdir())
+    assert "index.html" in names
+    assert [name for name in names if (first / name).read_bytes() != (again / name).read_bytes()] == []
 
 
 def test_metrics_and_evaluation_are_those_of_the_whole_run(two_processes, one_process):
@@ -79,7 +110,7 @@ def test_metrics_and_evaluation_are_those_of_the_whole_run(two_processes, one_pr
 
 def test_only_one_process_writes(two_processes, one_process):
     written = [name for name in files_in(two_processes) if not name.startswith("process-")]
-    assert written == files_in(Path(one_process.args.output_dir))
+    assert written == [name for name in files_in(Path(one_process.args.output_dir)) if "report/" not in name]
 
 
 def test_a_run_of_two_processes_resumes_in_one(two_processes, one_process):

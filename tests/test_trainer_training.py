@@ -539,7 +539,7 @@ def test_lengths_fall_linearly_and_nothing_moves_without_a_signal(tmp_path, capl
     ids=lambda options: ", ".join(options),
 )
 def test_options_train(tmp_path, options):
-    trainer = tiny_trainer(tmp_path, max_steps=1, **options)
+    trainer = tiny_trainer(tmp_path, max_steps=1, self_check=True, **options)
     before = theta_of(trainer)
     trainer.train()
     assert all(not torch.equal(value, before[name]) for name, value in theta_of(trainer).items())

@@ -1,5 +1,7 @@
 """What an ES run sees along its way: margins, slopes, and the turn at which it goes back and restarts or stops."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -168,24 +170,25 @@ def test_it_may_stop_or_be_ignored(tmp_path, monkeypatch, when, turns):
     assert (trainer.state.global_step < 6) == (when == "stop") == trainer.watch.stopped
 
 
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A run that turned at step 3, with a checkpoint of every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = turning_trainer(tmp_path_factory.mktemp("whole"), patch, rising_steps=3)
+    trainer.train()
+    assert trainer.watch.optimizer.param_groups[0]["watch"]["turns"] == 1
+    return trainer
+
+
 @pytest.mark.parametrize("step", [2, 3, 4])
-def test_a_resumed_run_turns_where_the_uninterrupted_one_did(tmp_path, monkeypatch, step):
+def test_a_resumed_run_turns_where_the_uninterrupted_one_did(tmp_path, monkeypatch, turned, step):
     """Before, at and after the turn: its maximum, the sum and the objective are in the checkpoint."""
-    whole = turning_trainer(tmp_path / "whole", monkeypatch, rising_steps=3)
-    whole.train()
-    turning_trainer(tmp_path / "parts", monkeypatch, rising_steps=3, callbacks=[StopAt(step)]).train()
-    resumed = turning_trainer(tmp_path / "parts", monkeypatch, rising_steps=3)
+    later = [f"checkpoint-{n}" for n in range(step + 1, 7)]
+    folder = shutil.copytree(turned.args.output_dir, tmp_path / "run", ignore=shutil.ignore_patterns(*later))
+    resumed = turning_trainer(folder, monkeypatch, rising_steps=3)
     resumed.train(resume_from_checkpoint=True)
-    assert whole.watch.optimizer.param_groups[0]["watch"]["turns"] == 1
-    assert same(theta_of(resumed), theta_of(whole))
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+    assert resumed.watch.optimizer.param_groups[0]["watch"]["turns"] == 1
+    assert same(theta_of(resumed), theta_of(turned))
 
 
 class ThetaByStep(TrainerCallback):

@@ -30,12 +30,20 @@ def tiny_config(output_dir: Path | str, **overrides) -> ESConfig:
     return ESConfig(output_dir=str(output_dir), max_sequence_length=16, use_cpu=True, **(small | quiet | overrides))
 
 
-def tiny_trainer(output_dir: Path | str, reward_funcs=redness, model="tiny-sana-sprint", **options) -> ESTrainer:
-    """Keywords that are not the trainer's go to the config."""
+def tiny_trainer(
+    output_dir: Path | str, reward_funcs=redness, model="tiny-sana-sprint", self_check=None, **options
+) -> ESTrainer:
+    """
+    Keywords that are not the trainer's go to the config. `self_check`: whether the run begins by drawing two members
+    together and alone, which is a third of it; models of a test's own do.
+    """
     fields = {field.name for field in dataclasses.fields(ESConfig)}
     config = {name: options.pop(name) for name in list(options) if name in fields}
     options = {"train_dataset": PROMPTS} | options
-    return ESTrainer(model, reward_funcs, args=tiny_config(output_dir, **config), **options)
+    trainer = ESTrainer(model, reward_funcs, args=tiny_config(output_dir, **config), **options)
+    if not (model != "tiny-sana-sprint" if self_check is None else self_check):
+        trainer.rollout._checked = True
+    return trainer
 
 
 def theta_of(trainer: ESTrainer) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ def befalls(how):
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "hangs":
-        time.sleep(6)
+        time.sleep(4)
     if how == "raises":
         raise OSError("the server is gone")
 
