@@ -46,7 +46,7 @@ class FolderLock:
         name (`str`, *optional*, defaults to `"run.lock"`): The file.
     """
 
-    def __init__(self, folder: str | os.PathLike, name: str = "run.lock"):
+    def __init__(self, folder: str | os.PathLike[str], name: str = "run.lock"):
         self.path = Path(folder, name)
         self._depth = 0
         self._ended, self._beats = threading.Event(), threading.Thread()
@@ -73,7 +73,7 @@ class FolderLock:
         self._depth += 1
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._ended.set()

@@ -101,7 +101,7 @@ def evaluate(
 def _alone_in(asked: EvaluationOptions, share: PromptShare) -> AbstractContextManager[Any]:
     """Two evaluations that write into one folder would move each other's rows away."""
     writes = asked.output_dir is not None and share.process_index == 0
-    return FolderLock(asked.output_dir, "eval.lock") if writes else nullcontext()
+    return FolderLock(str(asked.output_dir), "eval.lock") if writes else nullcontext()
 
 
 def _share(asked: EvaluationOptions, prompts: int, in_training: bool) -> PromptShare:

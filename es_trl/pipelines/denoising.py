@@ -47,7 +47,8 @@ class DenoisingModel:
 
     def __init__(self, adapter: PipelineAdapter):
         self.adapter, self.pipe = adapter, adapter.pipe
-        own = getattr(self.pipe, "scheduler", None)
+        own: Any = getattr(self.pipe, "scheduler", None)
+        self.kind: TrigFlow | Flow | Diffusion
         if isinstance(own, SCMScheduler):
             self.kind, self.scheduler = TrigFlow(own.config.sigma_data), copy.copy(own)
         elif is_flow(own):
@@ -63,7 +64,7 @@ class DenoisingModel:
             )
         self._skipped = SkippedSteps(adapter.denoiser)
         self._takes_rows: bool | None = None
-        self._shape: tuple[int, ...] | None = None
+        self._shape: tuple[int, ...] = ()
         self._decoding: tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
 
     @property
@@ -162,7 +163,7 @@ class DenoisingModel:
 
     def _find_shape(self, columns: Columns) -> tuple[int, ...]:
         """The shape of one latent; `columns` are those of one row, without which some pipelines cannot be called."""
-        if self._shape is None:
+        if not self._shape:
             with torch.no_grad():
                 self._call(None, torch.full((1,), 0.5), ["a cat"], columns)
         return self._shape
@@ -215,6 +216,10 @@ class DenoisingModel:
         """
         order, scale, shift, shape = self._decoding or self._look_at_decoding(rows_of(columns, [0]))
         height, width = self.adapter.settings.size(self.pipe)
+        if height is None or width is None:
+            raise ValueError(
+                f"{type(self.pipe).__name__} does not say how large its pictures are: set height and width."
+            )
         vae = self.pipe.vae
         pixels = self.pipe.image_processor.preprocess([fit(image, height, width) for image in images])
         pixels = pixels.to(vae.device, vae.dtype)
@@ -284,8 +289,8 @@ class DenoisingModel:
             return output
 
         last: list[torch.Tensor] = []
-        recording_step.__signature__ = inspect.signature(step)
-        drawer.call, scheduler.step = recording_call, recording_step
+        vars(recording_step)["__signature__"] = inspect.signature(step)
+        vars(drawer)["call"], scheduler.step = recording_call, recording_step
         try:
             yield drawn
         finally:

@@ -48,7 +48,7 @@ class Drawer:
         self.pipe, self.denoiser, self.settings, self.prompts = pipe, denoiser, settings, prompts
         self.one_by_one, self.by_prompt, self.members = "", "", 1
         self.pictures: Counter[str] = Counter()
-        self.last_watch: CallWatch | None = None
+        self.last_watch = CallWatch(pipe, denoiser, 1, False)  # of the last call
         self._batches_work, self._takes_text = False, False
         self._said: set[tuple[str, str]] = set()
         self._last_cause = ""
@@ -89,7 +89,8 @@ class Drawer:
                 return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
         if self.members > 1:
             raise PopulationShapeError(self.one_by_one)
-        singles, numbers = [], []
+        singles: list = []
+        numbers: list[torch.Tensor] = []
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
             own = {name: values[i] for name, values in columns.items()}
             singles.append(self._single(prompt, generator, own, output_type, keep_numbers, overrides))
@@ -104,7 +105,8 @@ class Drawer:
     def _prompt_by_prompt(self, prompts, generators, columns, output_type, keep_numbers, overrides):
         if self.members > 1:
             raise PopulationShapeError(self.by_prompt)
-        found, numbers = {}, {}
+        found: dict[int, Any] = {}
+        numbers: dict[int, torch.Tensor] = {}
         for prompt in dict.fromkeys(prompts):
             own = [i for i, other in enumerate(prompts) if other == prompt]
             drawn = self.draw(
@@ -272,7 +274,7 @@ class Drawer:
     @contextmanager
     def _step_noise(self, generators: torch.Generator | list[torch.Generator]) -> Iterator[None]:
         """Inside, noise that the scheduler draws at a step comes from the pictures' generators, not torch's own."""
-        scheduler = getattr(self.pipe, "scheduler", None)
+        scheduler: Any = getattr(self.pipe, "scheduler", None)
         step = getattr(scheduler, "step", None)
         own = getattr(step, "draws_its_own_noise", False)
         if step is None or own or "generator" not in inspect.signature(step).parameters:
@@ -296,7 +298,7 @@ class Drawer:
 
     # ---- what may be scored ----
 
-    def _judge(self, drawn: list, prompts: list[str], watch: CallWatch, flagged: list[bool]) -> None:
+    def _judge(self, drawn: list, prompts: Sequence[str], watch: CallWatch, flagged: list[bool]) -> None:
         """Marks what is no picture of the model's, and counts it."""
         self.pictures["drawn"] += len(prompts)
         bad = watch.not_finite()

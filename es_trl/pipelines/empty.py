@@ -105,7 +105,7 @@ def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.
         made = transformers.AutoTokenizer.from_pretrained(assets.resolve("tiny-pickscore"))
         made.model_max_length, made.chat_template = config.get("model_max_length", 77), TEMPLATE
         return made
-    kind = getattr(diffusers, class_name, None)
+    kind: Any = getattr(diffusers, class_name, None)
     if name == "scheduler":
         return kind.from_config(config)
     before = torch.get_default_dtype()

@@ -109,7 +109,7 @@ def _like_before(func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 @functools.cache
-def _makes_new_tensors(func: Callable) -> bool:
+def _makes_new_tensors(func: Any) -> bool:
     values = [*func._schema.arguments, *func._schema.returns]
     return all(value.alias_info is None for value in values)
 
@@ -163,7 +163,7 @@ def _without_numbers(value: Any) -> Any:
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 
-def _counts(func: Callable, kwargs: dict) -> bool:
+def _counts(func: Any, kwargs: dict) -> bool:
     """Whether a new tensor holds places or a mask, which decide what a model does."""
     dtype = kwargs.get("dtype")
     return func.overloadpacket is aten.arange or (dtype is not None and not dtype.is_floating_point)
@@ -171,7 +171,7 @@ def _counts(func: Callable, kwargs: dict) -> bool:
 
 def _without_masks(indices: list) -> list:
     """Which rows a mask picks is known as long as it has numbers."""
-    found = []
+    found: list = []
     for index in indices:
         masked = index is not None and index.dtype == torch.bool and not index.is_meta
         found += index.nonzero().unbind(1) if masked else [index]

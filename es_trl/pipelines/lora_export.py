@@ -108,10 +108,10 @@ def export_tensors(denoiser: nn.Module, pairs: Sequence[LoraPair], program: str)
 
 def _joined(denoiser: nn.Module, pairs: Iterable[LoraPair], rules: Rules, program: str) -> dict[str, list]:
     """By their name: what each part of a joined matrix has, its rows and its pair, if any."""
-    ours = {pair.layer: pair for pair in pairs}
+    ours = {str(pair.layer): pair for pair in pairs}
     places: dict[str, dict[int, tuple[int, LoraPair | None]]] = {}
     for layer, module in denoiser.named_modules():
-        rows = getattr(module, "out_features", None)
+        rows = getattr(module, "out_features", 0)
         for pattern, name, place in rules if rows else ():
             match = re.fullmatch(pattern, layer)
             if match:

@@ -57,7 +57,7 @@ class LoraFile:
     def state_dict(self, denoiser_name: str) -> dict[str, torch.Tensor]:
         """The pairs for `load_lora_weights`: by the denoiser's names, or by the file's for diffusers to convert."""
         own = all(pair.layer is not None for pair in self.pairs)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for pair in self.pairs:
             names = [f"{denoiser_name}.{pair.layer}.lora_{part}.weight" for part in "AB"] if own else pair.keys
             tensors |= zip(names, (pair.A, pair.B), strict=True)
@@ -73,8 +73,9 @@ class LoraFile:
         for pair in sorted(self.pairs, key=lambda pair: pair.layer not in left):
             energy, probe = _energy(pair.A, pair.B), _probe(pair.A)
             named = pair.layer in left
-            parts = [pair.layer] if named else [name for name, other in left.items() if other.fits(pair.A, probe)]
-            taken, found = [], 0.0
+            parts = [str(pair.layer)] if named else [name for name, other in left.items() if other.fits(pair.A, probe)]
+            taken: list[str] = []
+            found = 0.0
             for name in parts:
                 if found + left[name].energy <= (1 + TOLERANCE) * energy:
                     taken, found = [*taken, name], found + left[name].energy
@@ -111,7 +112,9 @@ def read_lora(path: str, denoiser: nn.Module | None = None) -> LoraFile:
     config = _config(path, header, tensors)
     layers = {name.replace(".", "_"): name for name, _ in denoiser.named_modules()} if denoiser is not None else {}
 
-    lora, halves, alphas = LoraFile(), {}, {}
+    lora = LoraFile()
+    halves: dict = {}
+    alphas: dict = {}
     for key, value in tensors.items():
         match = FACTOR.fullmatch(key)
         if match:

@@ -210,7 +210,9 @@ class PolicySampler:
     ) -> None:
         def act(index: int, step: Step) -> torch.Tensor:
             if index in steps:
-                visit(index, self._gaussian(index, step, trained=True), trajectory.states[index])
+                gaussian = self._gaussian(index, step, trained=True)
+                assert gaussian is not None, "a trained step has a density"
+                visit(index, gaussian, trajectory.states[index])
             if index >= steps[-1]:
                 raise _Done
             return trajectory.states.get(index, step.sample)

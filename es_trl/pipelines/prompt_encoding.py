@@ -216,9 +216,9 @@ class PromptEncoder:
             return tuple(value if "negative" in name else text for name, value in zip(names, first, strict=True))
 
         try:
-            texts = [probe(text) for text in PROBES]
-            split = RowSplit(encode(texts), encode([*texts, texts[0]]))
-            split.check(encode, texts)
+            probes = [probe(text) for text in PROBES]
+            split = RowSplit(encode(probes), encode([*probes, probes[0]]))
+            split.check(encode, probes)
         except Unsplittable as error:
             split, self.whole_reason = None, str(error)
         if split is not None and not split.separable:
@@ -229,7 +229,7 @@ class PromptEncoder:
 
 def _flat(arguments: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
     """Arguments by name, those of `**kwargs` among them."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in arguments.items():
         kind = signature.parameters[name].kind
         flat |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}

@@ -220,8 +220,7 @@ def stepping(
         return output if return_dict else output.to_tuple()
 
     # Pipelines look for `generator` and `eta` in the signature.
-    wrapped.__signature__ = inspect.signature(original)
-    wrapped.draws_its_own_noise = True
+    vars(wrapped).update(__signature__=inspect.signature(original), draws_its_own_noise=True)
     scheduler.step = wrapped
     try:
         yield
@@ -245,7 +244,7 @@ class SkippedSteps:
         original, hooked = self.denoiser.forward, "forward" in vars(self.denoiser)  # by offloading
 
         def forward(*args, **kwargs):
-            rows = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor | list)), ())
+            rows: Any = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor | list)), ())
             if self._template is not None and now() and len(rows):
                 shape, dtype = self._template
                 return (torch.zeros(len(rows), *shape, dtype=dtype, device=rows[0].device),)

@@ -48,8 +48,9 @@ def _scheduler(pipe, changes: dict[str, Any]):
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         known = [each for each in dir(diffusers) if each.endswith("Scheduler")]
         raise ValueError(f"scheduler_config: diffusers has no scheduler {name!r}. {hint(name, known)}".rstrip())
-    expected = kind._get_init_keys(kind) - {"self"}
+    scheduler: Any = kind
+    expected = scheduler._get_init_keys(kind) - {"self"}
     for key in changes:
         if key not in expected:
             raise ValueError(f"scheduler_config: {name} takes no {key!r}. {hint(key, expected)}".rstrip())
-    return kind.from_config(own.config, **changes)
+    return scheduler.from_config(own.config, **changes)

@@ -118,7 +118,7 @@ def _group(name: str) -> str:
 
 def _shortened(denoiser: nn.Module, layers: Sequence[str]) -> list[str]:
     """Their last names, if these mean the same layers to peft; else the whole names."""
-    last = {re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)[0] for name in layers}
+    last = {found[0] for name in layers if (found := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name))}
     meant = {
         name for name, _ in denoiser.named_modules() if any(name == end or name.endswith(f".{end}") for end in last)
     }

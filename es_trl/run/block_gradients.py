@@ -60,7 +60,7 @@ class BlockGradients:
     @torch.no_grad()
     def write(self, scale: float = 1.0) -> None:
         """Adds the sum over all blocks of all processes, times `scale`, to what stood in `.grad` at first."""
-        total = self.total if self.num_processes == 1 else self._sum_in_order()
+        total = self._sum_in_order() if self.total is None else self.total
         self.is_finite = bool(torch.isfinite(total).all())
         offset = 0
         for parameter, before in zip(self.parameters, self.kept, strict=True):
@@ -72,7 +72,7 @@ class BlockGradients:
         of_process = [[b for b in self.blocks if self.owner(b) == w] for w in range(self.num_processes)]
         rounds = max(len(blocks) for blocks in of_process)
         empty = torch.zeros(sum(p.numel() for p in self.parameters), device=self.parameters[0].device)
-        by_block = {}
+        by_block: dict[int, torch.Tensor] = {}
         for index in range(rounds):
             everyone = self.gather(self.own[index] if index < len(self.own) else empty)
             by_block |= {blocks[index]: everyone[w] for w, blocks in enumerate(of_process) if index < len(blocks)}

@@ -192,7 +192,7 @@ def find_checkpoint(resume_from_checkpoint: str | bool, output_dir: str, method:
             f"Can't find a valid checkpoint at {resume_from_checkpoint}. Give a checkpoint-<step> folder, or True for "
             f"the newest one in {output_dir}."
         )
-    verify_checkpoint(resume_from_checkpoint)
+    verify_checkpoint(str(resume_from_checkpoint))
     return str(resume_from_checkpoint)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -127,7 +128,7 @@ class EarlyWarningCallback(TrainerCallback):
     @staticmethod
     def _compare(name: str, before: Measures, now: Measures) -> str | None:
         """One line when the trained reward rose and `name` fell."""
-        seed = {"resamples": RESAMPLES, "confidence": CONFIDENCE}
+        seed: dict[str, Any] = {"resamples": RESAMPLES, "confidence": CONFIDENCE}
         reward = paired_difference(now.reward, before.reward, **seed)
         watched = paired_difference(now.watched[name], before.watched[name], **seed)
         fell = paired_difference(before.watched[name], now.watched[name], **seed)

@@ -65,7 +65,7 @@ def changes_of(field: dataclasses.Field) -> str:
 def with_facts(config_class: type) -> type:
     """Writes `INHERITED` onto a config class's own copies of the fields that it inherits."""
     kinds = {name: kind for kind, names in INHERITED.items() for name in names.split()}
-    fields = config_class.__dataclass_fields__
+    fields = vars(config_class)["__dataclass_fields__"]
     for name, kind in kinds.items():
         if name in fields and not isinstance(fields[name].metadata.get("help"), Help):
             fields[name] = own = copy.copy(fields[name])

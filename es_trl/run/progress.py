@@ -77,7 +77,7 @@ class StepClock(TrainerCallback, ExportableState):
     """
 
     def __init__(self):
-        self.seconds, self.started = 0.0, None
+        self.seconds = self.started = 0.0
 
     def state(self) -> dict:
         """For `trainer_state.json`."""

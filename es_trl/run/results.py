@@ -50,7 +50,7 @@ class Results:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.comparison: dict[str, Any] | None = None
+        self.comparison: dict[str, Any] = {}
         self.last: Evaluation | None = None
         self.last_step: int | None = None
         self._base: Evaluation | None = None
@@ -181,7 +181,9 @@ class Results:
             files = [[os.path.join(output_dir, pair["files"][row.name]) for row in rows] for pair in shown]
             captions = [f"{pair['prompt']} ({number(pair['change'], sign=True)})" for pair in shown]
             steps = [(row, row.num_inference_steps) for row in rows]
-            labels = [f"{'adapter' if row.adapter else 'base'}, {n} step{'s' if n > 1 else ''}" for row, n in steps]
+            labels = [
+                f"{'adapter' if row.adapter else 'base'}, {n or 'own'} step{'' if n == 1 else 's'}" for row, n in steps
+            ]
             ends = f"The two ends and the middle of {len(result.prompts)} prompts"
             note = f"{ends}, sorted by the change of {shown[0]['reward']}."
             images = [[Image.open(path) for path in paths] for paths in files]
@@ -232,7 +234,7 @@ class Results:
             card = model_card(
                 adapter_info=trainer.adapter.describe(),
                 config=run_config(trainer),
-                evaluation=self.comparison,
+                evaluation=self.comparison or None,
                 digest=digest,  # training may have gone on since the comparison
                 env=trainer.environment,
                 samples=self.gallery,

@@ -127,8 +127,8 @@ class SampleCallback(TrainerCallback):
         save_jpeg(tiles([images for _, _, images in rows]), self._path(f"{name}-tiles.jpg"))
         if trainer.args.log_images and has_tracker(trainer):
             values = last.fitness.rewards[last.fitness.rewards.isfinite()].tolist()
-            members = {"members": (strip, "best, median and worst member")}
-            log_media(trainer, members, {"reward_histogram": values}, step)
+            picture = {"members": (strip, "best, median and worst member")}
+            log_media(trainer, picture, {"reward_histogram": values}, step)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.trainer.args.output_dir, "samples", name)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -34,7 +35,7 @@ class StopSignals:
     def __init__(self):
         self.received: int | None = None
         self._since = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self.received = None
