@@ -231,14 +231,14 @@ def _refuse_constant(name: str):
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _start_of(body: bytes) -> str:
+def _start_of(body: bytes | bytearray) -> str:
     text = bytes(body[:300]).decode(errors="replace")
     return repr("".join(c if c.isprintable() else " " for c in text)[:120])
 
 
 def _seconds(text: str | None) -> float | None:
     try:
-        value = float(text)
-    except (TypeError, ValueError):
+        value = float(text or "")
+    except ValueError:
         return None
     return value if 0 < value < math.inf else None

@@ -160,8 +160,8 @@ def _models(vision: dict, text_config: dict, path: str):
     except (KeyError, ValueError) as error:
         raise ValueError(f"reward 'image_reward': {path!r} is no ImageReward file: {error!r} is missing") from error
     # transformers builds the cross-attention only into a decoder; without is_decoder at the call it reads both ways
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    keys += ("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id")
+    keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    keys += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     settings = {key: text_config[key] for key in keys if key in text_config}
     settings |= {"encoder_hidden_size": width, "is_decoder": True, "use_cache": False}
     config = BlipTextConfig(bos_token_id=None, eos_token_id=None, sep_token_id=None, **settings)

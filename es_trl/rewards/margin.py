@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 
 class Margin:
@@ -29,7 +30,7 @@ class Margin:
                 f"{self.__name__}: the reward has no method across(prompts, images), which scores every image under "
                 "every prompt; margins are known of pickscore and CLIP checkpoints like it, clip_text and hpsv2."
             )
-        self.reward = reward
+        self.reward: Any = reward
 
     def __call__(self, prompts, images, step_prompts, **kwargs) -> list[float | None]:
         """One margin per image, None where there is no other prompt; `step_prompts` may hold a prompt repeatedly."""

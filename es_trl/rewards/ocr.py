@@ -75,7 +75,7 @@ class Ocr:
 
 def quoted(prompt: str) -> str | None:
     """The first text between quotes that is not blank, or None."""
-    found = (match[match.lastindex] for match in QUOTED.finditer(prompt))
+    found = (match[match.lastindex or 0] for match in QUOTED.finditer(prompt))
     return next((text.strip() for text in found if plain(text)), None)
 
 
@@ -85,7 +85,8 @@ def wanted_text(entry: Any) -> str | None:
         return None
     if isinstance(entry, numbers.Real) and not isinstance(entry, bool | np.bool_):
         whole = isinstance(entry, numbers.Integral) or float(entry).is_integer()
-        entry = str(int(entry) if whole else entry)
+        exact: Any = entry
+        entry = str(int(exact) if whole else exact)
     if not isinstance(entry, str):
         raise ValueError(f"the column 'text' of the ocr reward holds a {type(entry).__name__} ({entry!r}): give a str")
     return entry if plain(entry) else None
@@ -127,7 +128,7 @@ def _reader(threads: int):
         from rapidocr import RapidOCR
     except ImportError as error:
         raise ImportError(f"reward 'ocr' needs rapidocr and onnxruntime: {INSTALL}") from error
-    engine = RapidOCR(
+    engine: Any = RapidOCR(
         params={
             "Global.log_level": "error",
             "Global.use_cls": False,

@@ -120,14 +120,14 @@ class GroupJudge:
         failure: str = "raise",
     ):
         self.temperature = temperature
-        func = judge
+        func: Any = judge
         if isinstance(judge, str):
             found = parse_reward(judge)
             func = found.build(device, None) if ":" in judge and ".py" in judge else None
         self.name = judge if isinstance(judge, str) else function_name(judge)
-        limits = {"retries": retries, "timeout": timeout, "failure": failure}
+        limits: dict[str, Any] = {"retries": retries, "timeout": timeout, "failure": failure}
         asked_in_pairs = func is not None and is_pairwise(func)
-        self.pairwise = RewardCall(self.name, func, **limits) if asked_in_pairs else None
+        self.pairwise: Any = RewardCall(self.name, func, **limits) if asked_in_pairs else None
         self.scorer = None if asked_in_pairs else RewardSet(func or judge, device=device, **limits)
         self._runner = AsyncRunner()
 
@@ -162,7 +162,9 @@ class GroupJudge:
         columns, size = columns or {}, len(groups[0])
         groups = [[on_white(image) for image in group] for group in groups]
         if self.scorer is not None:
-            repeated = {name: [v for v in values for _ in range(size)] for name, values in columns.items()}
+            repeated: dict[str, Sequence] = {
+                name: [v for v in values for _ in range(size)] for name, values in columns.items()
+            }
             scores = self.scorer(
                 [prompt for prompt in prompts for _ in range(size)],
                 [image for group in groups for image in group],

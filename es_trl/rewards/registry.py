@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from es_trl import assets
 
@@ -173,11 +174,11 @@ def _from_file(spec: str, path: str, function: str) -> NamedReward:
     if not os.path.isfile(file):
         raise ValueError(f"reward {spec!r} in reward_funcs: there is no file {file!r}")
     module_name = f"es_trl_user_rewards_{hashlib.blake2b(os.fsencode(file), digest_size=6).hexdigest()}"
-    loader = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(loader)
+    found: Any = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(found)
     sys.modules[module_name] = module  # dataclasses and pickling look their module up by name
     try:
-        loader.loader.exec_module(module)
+        found.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
         raise ValueError(

@@ -80,7 +80,7 @@ class Remote:
         return [score for scores in answers for score in scores]
 
     async def _ask(self, prompts, images, columns: dict[str, list]) -> list[float | None]:
-        question = {"prompts": list(prompts), "images": [png_base64(image) for image in images]}
+        question: dict[str, Any] = {"prompts": list(prompts), "images": [png_base64(image) for image in images]}
         if columns:
             question["columns"] = columns
         try:

@@ -82,10 +82,10 @@ class RewardSet:
         self.retries, self.timeout, self.failure = retries, timeout, failure
         self.weights = _check_weights(weights, len(reward_funcs))
         self._given = list(reward_funcs)
-        self._sources = [_parse(func) for func in reward_funcs]
+        self._sources: list[Any] = [_parse(func) for func in reward_funcs]
         self.names = _unique([s.name if isinstance(s, NamedReward) else function_name(s) for s in self._sources])
         self.specs = [getattr(source, "spec", None) or function_name(source) for source in self._sources]
-        self._calls: list[RewardCall] | None = None
+        self._calls: list[RewardCall] = []
         self._runner = AsyncRunner()
         self._first: RewardSet | None = None
 
@@ -94,7 +94,7 @@ class RewardSet:
         A set that measures `reward_funcs` beside these rewards, whose models it shares; weights are all 1. Without any
         it is still a set of its own.
         """
-        calls = {"retries": self.retries, "timeout": self.timeout, "failure": self.failure}
+        calls: dict[str, Any] = {"retries": self.retries, "timeout": self.timeout, "failure": self.failure}
         both = RewardSet([*self._given, *reward_funcs], None, self.device, self.dtype, **calls)
         both._first = self
         return both
@@ -104,7 +104,7 @@ class RewardSet:
 
     def load(self) -> RewardSet:
         """Load the models of the named rewards now rather than at the first call. Returns itself."""
-        if self._calls is None:
+        if not self._calls:
             funcs = self._first.functions() if self._first is not None else []
             others = self._sources[len(funcs) :]
             funcs += [s.build(self.device, self.dtype) if isinstance(s, NamedReward) else s for s in others]
@@ -254,7 +254,8 @@ class PendingScores:
         self._scores, self._where = scores, where
         self._kept, self._count = kept, count
         self._rewards = rewards  # its event loop ends with it
-        self._future, self._names = None, {}
+        self._future: Any = None
+        self._names: dict[int, str] = {}
 
     def start(self, future, names: dict[int, str]) -> None:
         """Rewards `names`, by their columns, are under way in `future`."""
@@ -267,7 +268,7 @@ class PendingScores:
     def result(self) -> np.ndarray:
         """Wait; then as `RewardSet.__call__`."""
         try:
-            results = self._wait() if self._future else ()
+            results = self._wait() if self._future else []
             for (k, name), result in zip(self._names.items(), results, strict=True):
                 if result is not FAILED:
                     self._scores[:, k] = as_scores(result, len(self._scores), name, self._where)
