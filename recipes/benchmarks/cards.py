@@ -35,6 +35,22 @@ For a card that is not here take the file of a smaller one, or ask `es-trl dry-r
 TAIL = """
 A frozen LoRA is counted as one of rank 64 on every layer. Encoded prompts are kept in the computer's memory, not on
 the card.
+
+## In true widths
+
+`python recipes/benchmarks/true_widths.py NAME FOLDER` goes through one small step of a file on its model in true
+widths, with random weights and two blocks of each kind (SD-Turbo's UNet whole), in 64 px. On one thread of a
+shared 2-core CPU, 2026-11-28, one run each:
+
+| file | weights | processor seconds | peak of the process, GB |
+|---|---:|---:|---:|
+| `sana_sprint_0_6b/es` | 0.5 G | 26 | 2.1 |
+| `sana_sprint_0_6b/grpo` | 0.5 G | 19 | 2.1 |
+| `sd_turbo/es` | 1.0 G | 37 | 3.4 |
+| `sd_turbo/dpo` | 1.0 G | 29 | 3.4 |
+| `z_image_turbo/es/config_12gb` | 1.4 G | 292 | 5.1 |
+
+Not run in true widths: the other files.
 """
 CARD = re.compile(r"(.+?), for one GPU with (\d+) GB")
 

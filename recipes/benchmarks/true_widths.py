@@ -114,6 +114,8 @@ def small_trainer(name: str, model: Path, output_dir: Path, **changes) -> Diffus
     pipeline = getattr(diffusers, known_shapes()[arguments.model_name_or_path]["pipeline"])
     known = inspect.signature(pipeline.__call__).parameters
     small = SMALL | SMALL_OF[arguments.method] | {"model_name_or_path": model, "output_dir": output_dir}
+    if arguments.test_dataset_name:
+        small["test_dataset_name"] = "tiny-test"
     if config.quantization_config:
         small["quantization_config"] = json.dumps(INT8)
     if config.frozen_adapters:
