@@ -14,6 +14,7 @@ installs that pair. The Python that runs this has pip; nothing is installed into
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,8 @@ def table() -> str:
     for package, floor in floors().items():
         found = [(Version(v), why) for (name, v), why in known().items() if name == package]
         passed, failed = [v for v, why in found if not why], [(v, why) for v, why in found if why]
-        below = "; ".join(f"{v}: {why.replace('|', '/')}" for v, why in sorted(failed, reverse=True)) or "not tried"
+        brief = [f"{v}: {re.sub(r' [(]/.*?[)]', '', why).replace('|', '/')}" for v, why in sorted(failed, reverse=True)]
+        below = "; ".join(brief) or "not tried"
         if found:
             lines.append(f"| {package} | {floor} | {min(passed) if passed else 'none'} | {below} |")
         else:
