@@ -44,6 +44,7 @@ shared 2-core CPU, 2026-11-28, one run each:
 
 | file | weights | processor seconds | peak of the process, GB |
 |---|---:|---:|---:|
+| `sana_sprint/es` | 0.7 G | 27 | 2.4 |
 | `sana_sprint_0_6b/es` | 0.5 G | 26 | 2.1 |
 | `sana_sprint_0_6b/grpo` | 0.5 G | 19 | 2.1 |
 | `sd_turbo/es` | 1.0 G | 37 | 3.4 |
