@@ -43,7 +43,7 @@ def test_a_base_in_any_storage_trains_exactly_and_its_file_loads(storage, space,
     adapter = PipelineAdapter(quantised_sprint(storage), LORA, space, CALL)
     check = verify_population_forward(adapter, PROMPTS, sigma=0.05)
     # bitsandbytes' 8 bit rounds activations as well, to 1 in 127: the last bit of one decides about the next.
-    rounding = 0.05 if storage is bnb_int8 else 1e-4
+    rounding = 0.06 if storage is bnb_int8 else 1e-4
     assert check.ok and check.limit == (0.1 if storage is bnb_int8 else 1e-3)
     assert check.fused and check.max_difference < rounding * check.spread, check
     generator = make_generator(0, "test")

@@ -86,7 +86,7 @@ def test_accepted_results_become_float64(value):
         (pd.DataFrame({"score": [1.0, 2.0, 3.0]}), r"a DataFrame of shape \(3, 1\)"),
         (sparse.coo_array(np.array([1.0, 0.0, 2.0])), r"a coo_array of shape \(3,\)"),
         (sparse.csr_matrix([[1.0, 0.0, 2.0]]), r"a csr_matrix of shape \(1, 3\)"),
-        (torch.sparse_coo_tensor([[0]], [1.0], (3,)), "a Tensor that is no plain tensor .*to_dense"),
+        (torch.sparse_coo_tensor([[0]], [1.0], (3,)), "a Tensor that is no plain tensor .*dense"),
         (torch.ones(3, device="meta"), "a Tensor that is no plain tensor .*meta"),
         (np.array([1, 2, 3], dtype="m8[s]"), "timedelta64.* at index 0"),
         ([1.0, 10**400, 2.0], "a number beyond the range of floats at index 1"),

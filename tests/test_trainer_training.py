@@ -605,7 +605,7 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
 
     torch._dynamo.reset()
     dynamo.counters.clear()
-    options = {"max_steps": 3, "guidance_scale": 1.0}
+    options = {"max_steps": 3, "guidance_scale": 1.0, "lora_target_modules": ["attn1.to_q", "attn2.to_v"]}
     # Tracing is what could break; generating machine code would only cost the test a minute.
     compile_as_is = torch.nn.Module.compile
     with pytest.MonkeyPatch.context() as patch:

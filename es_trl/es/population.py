@@ -116,9 +116,9 @@ class PopulationForward:
         return self._additive if site.additive else self._linear
 
     def _read_batch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = [*args[:1], *(kwargs[name] for name in _SAMPLE_NAMES if name in kwargs), *kwargs.values()]
+        inputs = [*args[:1], *[kwargs[name] for name in _SAMPLE_NAMES if name in kwargs], *kwargs.values()]
         self._batch = None
-        for value in inputs:  # as plain as torch 2.6 compiles it: no `next(...)`, no union of types
+        for value in inputs:  # as plain as torch 2.6 compiles it: no generator, no union of types
             if isinstance(value, (list, tuple, torch.Tensor)):
                 self._batch = len(value)
                 return
