@@ -1,11 +1,33 @@
 """What a generator draws: a picture, or a video as a list of pictures; how to show it, and whether it has a score."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
 
+OUTPUTS = ("images", "image", "frames", "videos", "audios")  # where a pipeline's output has its pictures
 _KEY = "es_trl_no_score"
+
+
+def pictures_of(output: Any) -> Any:
+    """
+    What a pipeline's output holds, a list or an array: the first of `images`, `image`, `frames`, `videos`, `audios`.
+
+    Raises:
+        `ValueError`: if it has none of them.
+    """
+    for name in OUTPUTS:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if found is not None:
+            break
+    else:
+        found = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(found, Image.Image):
+        return [found]
+    if not isinstance(found, list | tuple) and not hasattr(found, "__array__"):
+        raise ValueError(f"the pipeline's output {type(output).__name__} has none of {', '.join(OUTPUTS)}")
+    return list(found) if isinstance(found, tuple) else found
 
 
 def mark_unscored(sample: Any, reason: str) -> Any:

@@ -1,5 +1,7 @@
 """Objects with `module` and `generate` train as diffusers pipelines do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,18 @@ from peft import LoraConfig
 from PIL import Image
 from tiny_runs import theta_of
 
-from es_trl import ESConfig, ESTrainer
+from es_trl import (
+    DiffusionDPOConfig,
+    DiffusionDPOTrainer,
+    ESConfig,
+    ESTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+)
 from es_trl.es import make_generator
 from es_trl.evaluation import EvaluationRow, evaluate
-from es_trl.pipelines import PipelineAdapter, verify_population_forward
+from es_trl.pipelines import GeneratorPipeline, PipelineAdapter, verify_population_forward
+from es_trl.samples import why_unscored
 
 
 PROMPTS = ["a red apple", "two blue cats", "a green frog"]
@@ -101,8 +111,13 @@ def test_members_of_an_object_are_drawn_fused_and_exact():
     assert check.fused and check.max_difference <= 1.5 / 255 < check.spread
 
 
-def adapter() -> PipelineAdapter:
-    return PipelineAdapter(Pictures(), LoraConfig(r=2, target_modules=["to_q"]))
+def adapter(output=list) -> PipelineAdapter:
+    class Pictures_(Pictures):
+        def generate(self, prompts, generators, colour):
+            return output(super().generate(prompts, generators, colour))
+
+    Pictures_.__name__ = "Pictures"
+    return PipelineAdapter(Pictures_(), LoraConfig(r=2, target_modules=["to_q"]))
 
 
 def test_the_base_draws_when_the_adapter_is_off():
@@ -114,6 +129,72 @@ def test_the_base_draws_when_the_adapter_is_off():
         base = made.generate(*draw, columns={"colour": ["red"] * 3})
     plain = Pictures().generate(PROMPTS, [make_generator(0, "test", i) for i in range(3)], ["red"] * 3)
     assert all(np.array_equal(a, b) for a, b in zip(base, plain, strict=True))
+
+
+def _array(images) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        tuple,
+        _array,
+        lambda images: _array(images).astype(np.float32) / 255,
+        lambda images: torch.from_numpy(_array(images)).permute(0, 3, 1, 2).float() / 255,
+        lambda images: [torch.from_numpy(picture) for picture in _array(images)],
+        lambda images: SimpleNamespace(images=images),
+        lambda images: {"images": images},
+        lambda images: (images,),
+    ],
+)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
+def test_outputs_of_any_kind_are_the_same_pictures(output, prompts):
+    generators = [[make_generator(0, "test", i) for i in range(len(prompts))] for _ in range(2)]
+    plain = Pictures().generate(prompts, generators[0], ["red"] * len(prompts))
+    drawn = adapter(output).generate(prompts, generators[1], columns={"colour": ["red"] * len(prompts)})
+    assert all(isinstance(picture, Image.Image) for picture in drawn)
+    assert np.array_equal(_array(drawn), _array(plain))
+
+
+def test_numbers_that_are_no_picture_are_refused_or_have_no_score():
+    def draw(output, **columns):
+        made = adapter(output)
+        drawn = made.generate(PROMPTS, [make_generator(0, "test", i) for i in range(3)], columns=columns)
+        return [why_unscored(picture) for picture in drawn]
+
+    red = ["red"] * 3
+    with pytest.raises(ValueError, match=r"Pictures.generate gave a picture of floats from .*be in \[0, 1\]"):
+        draw(lambda images: _array(images) / 127.5 - 1, colour=red)
+    with pytest.raises(TypeError, match="one sample per prompt, got NoneType"):
+        draw(lambda images: None, colour=red)
+    with pytest.raises(ValueError, match="Pictures.generate needs colour, .* they have shade"):
+        draw(tuple, shade=red)
+
+    whole = Pictures().generate(PROMPTS, [make_generator(0, "test", i) for i in range(3)], red)
+
+    def spoilt(images):
+        numbers = _array(images) / 255
+        numbers[[np.array_equal(image, whole[1]) for image in images], 0, 0] = np.nan
+        return numbers
+
+    assert ["not made of numbers" in (reason or "") for reason in draw(spoilt, colour=red)] == [False, True, False]
+
+
+def test_sounds_stay_as_they_are():
+    sound = GeneratorPipeline(Pictures()).postprocess(torch.ones(2, 800))
+    assert sound.shape == (2, 800)
+
+
+@pytest.mark.parametrize(
+    ("config", "trainer_class"), [(GRPOConfig, GRPOTrainer), (DiffusionDPOConfig, DiffusionDPOTrainer)]
+)
+def test_gradient_methods_say_that_an_object_has_no_scheduler(tmp_path, config, trainer_class):
+    args = config(
+        str(tmp_path), max_steps=1, prompts_per_step=2, report_to="none", use_cpu=True, lora_target_modules=["to_q"]
+    )
+    with pytest.raises(ValueError, match="Pictures has no scheduler.*ESTrainer"):
+        trainer_class(Pictures(), brightness, args, train_dataset=dataset()).train()
 
 
 def test_what_is_no_generator_is_refused_with_what_it_lacks(tmp_path):

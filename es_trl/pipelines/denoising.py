@@ -58,9 +58,11 @@ class DenoisingModel:
             # Schedulers of sigmas scale what the model gets; this one does not.
             self.scheduler = DDIMScheduler.from_config(own.config) if hasattr(own, "sigmas") else copy.copy(own)
         else:
+            name = getattr(self.pipe, "class_name", type(self.pipe).__name__)
+            with_what = f"samples with {type(own).__name__}, which is neither" if own else "has no scheduler"
             raise ValueError(
-                f"The denoising loss knows models of flows and of diffusion; {type(self.pipe).__name__} samples with "
-                f"{type(own).__name__}, which is neither. Use ESTrainer, which needs no loss."
+                f"The denoising loss knows models of flows and of diffusion; {name} {with_what}. Use ESTrainer, which "
+                "needs no loss."
             )
         self._skipped = SkippedSteps(adapter.denoiser)
         self._takes_rows: bool | None = None

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..es import PopulationShapeError
-from ..samples import is_black, mark_unscored
+from ..samples import is_black, mark_unscored, pictures_of
 from .base_layers import rounding_dtype
 from .call_settings import CallSettings
 from .self_check import numbers_of, rms, tolerance
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 ODD = ("not_finite", "flagged", "black")  # pictures that are counted
 FLAGS = ("nsfw_content_detected", "nsfw_detected")  # where it says which of them a safety checker blackened
-OUTPUTS = ("images", "image", "frames", "videos", "audios")  # where a pipeline's output has its pictures
 
 
 class Drawer:
@@ -46,6 +44,7 @@ class Drawer:
 
     def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, prompts):
         self.pipe, self.denoiser, self.settings, self.prompts = pipe, denoiser, settings, prompts
+        self.name = getattr(pipe, "class_name", type(pipe).__name__)
         self.one_by_one, self.by_prompt, self.members = "", "", 1
         self.pictures: Counter[str] = Counter()
         self.last_watch = CallWatch(pipe, denoiser, 1, False)  # of the last call
@@ -142,17 +141,17 @@ class Drawer:
         except Exception as error:
             if len(prompts) == 1:
                 raise
-            self.one_by_one = f"{type(self.pipe).__name__} does not take {len(prompts)} prompts at once ({error})."
+            self.one_by_one = f"{self.name} does not take {len(prompts)} prompts at once ({error})."
             return None
         # Later on other threads, of rewards that wait for servers, may use torch's generator while members are drawn.
         if self.last_watch.used_global_noise and (self.members == 1 or not self._batches_work):
             self.one_by_one = (
-                f"{type(self.pipe).__name__} with {type(getattr(self.pipe, 'scheduler', None)).__name__} takes noise "
+                f"{self._with_scheduler()} takes noise "
                 "from torch's global generator, so that pictures of one call would not be repeatable."
             )
         elif self.prompts.mixed:
             self.by_prompt = (
-                f"{type(self.pipe).__name__} encodes prompts of different lengths otherwise together than alone, so "
+                f"{self.name} encodes prompts of different lengths otherwise together than alone, so "
                 "that a picture would depend on what it is drawn with."
             )
         elif new:
@@ -169,7 +168,7 @@ class Drawer:
         if first.shape == again.shape and not rms(first - again) > limit:  # what is not a number is counted elsewhere
             return
         raise ValueError(
-            f"{type(self.pipe).__name__} with {type(getattr(self.pipe, 'scheduler', None)).__name__} draws another "
+            f"{self._with_scheduler()} draws another "
             "picture every time from the same prompt and generator: members could not be compared, nor anything be "
             "repeated. Let it take its noise from `generator`, or from torch's own."
         )
@@ -196,14 +195,14 @@ class Drawer:
             # The last picture may be right only because its prompt is the longest.
             if off[len(together) - 1] <= limit < max(off.values()) and prompts_differ:
                 self.by_prompt = (
-                    f"a picture of {type(self.pipe).__name__} depends on how long the prompts are that it is drawn "
+                    f"a picture of {self.name} depends on how long the prompts are that it is drawn "
                     f"with (by {max(off.values()) / spread:.2g} of the difference between two pictures)."
                 )
                 return
             worst = off[len(together) - 1] / spread if off[len(together) - 1] > limit else 0.0
         if worst:
             self.one_by_one = (
-                f"a picture of {type(self.pipe).__name__} depends on what it is drawn with (by {worst:.2g} of the "
+                f"a picture of {self.name} depends on what it is drawn with (by {worst:.2g} of the "
                 "difference between two pictures), as where one generator serves a whole batch."
             )
 
@@ -270,6 +269,10 @@ class Drawer:
         if isinstance(drawn, list):
             self._judge(drawn, prompts, watch, flags_of(output))
         return drawn
+
+    def _with_scheduler(self) -> str:
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return self.name if scheduler is None else f"{self.name} with {type(scheduler).__name__}"
 
     @contextmanager
     def _step_noise(self, generators: torch.Generator | list[torch.Generator]) -> Iterator[None]:
@@ -358,18 +361,3 @@ def flags_of(output: Any) -> list[bool]:
     """Which pictures a safety checker flagged, whether it says so in a list, an array or a tensor."""
     found = next((value for name in FLAGS if (value := getattr(output, name, None)) is not None), ())
     return [bool(flag) for flag in (found.tolist() if hasattr(found, "tolist") else found)]
-
-
-def pictures_of(output: Any) -> Any:
-    """What a pipeline's output holds: the first of `images`, `image`, `frames`, `videos` and `audios`."""
-    for name in OUTPUTS:
-        found = getattr(output, name, None)
-        if found is not None:
-            break
-    else:
-        found = output[0] if isinstance(output, tuple) else output
-    if isinstance(found, Image.Image):
-        return [found]
-    if not isinstance(found, list | tuple | torch.Tensor | np.ndarray):
-        raise ValueError(f"the pipeline's output {type(output).__name__} has none of {', '.join(OUTPUTS)}")
-    return list(found) if isinstance(found, tuple) else found

@@ -11,9 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 from safetensors.torch import save_file
 
 from ..files import LORA_WEIGHTS_NAME
+from ..samples import pictures_of
 
 
 @runtime_checkable
@@ -23,6 +25,7 @@ class Generator(Protocol):
 
     `module` is where LoRA goes. `generate(prompts, generators, **columns)` draws one sample per prompt, whose every
     random number comes from that prompt's CPU generator; a sample is a PIL picture, or a list of them for a video.
+    Arrays and tensors of pictures, uint8 or floats in [0, 1], become PIL ones; sounds stay what they are.
     `**columns` are the data set's columns that it names, all of them if it takes `**`. Rows of a batch have to stay in
     order in `module`, several members of a population being drawn at once; a run checks that at its first step.
 
@@ -54,7 +57,38 @@ class GeneratorPipeline:
         self.name_or_path = str(getattr(generator, "name_or_path", None) or type(generator).__name__)
 
     def __call__(self, prompt: list[str], generator: list[torch.Generator], **columns: list) -> SimpleNamespace:
-        return SimpleNamespace(images=list(self.generator.generate(prompt, generator, **columns)))
+        drawn = self.generator.generate(prompt, generator, **columns)
+        try:
+            found = pictures_of(drawn)
+        except ValueError:
+            raise TypeError(
+                f"{self.class_name}.generate must return one sample per prompt, got {type(drawn).__name__}."
+            ) from None
+        if not isinstance(drawn, tuple) or len(found) == len(prompt):  # else it holds the samples, not an output
+            drawn = found
+        return SimpleNamespace(images=[self.postprocess(value) if _is_array(value) else value for value in drawn])
+
+    def postprocess(self, sample: Any) -> Any:
+        """
+        A picture `(height, width, channels)` or `(channels, height, width)`, or pictures of a video one axis more, as
+        PIL has them; sounds as they are. By diffusers' name, under which numbers that are none are looked for.
+        """
+        numbers = torch.as_tensor(sample).detach().cpu()
+        if numbers.ndim not in (3, 4):
+            return sample
+        if numbers.ndim == 4:
+            return [self.postprocess(frame) for frame in numbers]
+        if numbers.shape[-1] not in (1, 3, 4):
+            numbers = numbers.permute(1, 2, 0)
+        if numbers.is_floating_point():
+            low, high = (float(end) for end in torch.nan_to_num(numbers).aminmax())
+            if low < -0.01 or high > 1.01:
+                raise ValueError(
+                    f"{self.class_name}.generate gave a picture of floats from {low:.3g} to {high:.3g}: they have to "
+                    "be in [0, 1], uint8, or PIL pictures."
+                )
+            numbers = torch.nan_to_num(numbers).clamp(0, 1).mul(255).round().byte()
+        return Image.fromarray(numbers.numpy().squeeze())
 
     @property
     def class_name(self) -> str:
@@ -76,10 +110,21 @@ class GeneratorPipeline:
         return number if "num_inference_steps" in self.call_parameters() else None
 
     def call_columns(self, columns: Mapping[str, Sequence]) -> dict[str, list]:
-        """Those of a data set's columns that `generate` takes."""
+        """
+        Those of a data set's columns that `generate` takes.
+
+        Raises:
+            `ValueError`: if it needs another one.
+        """
         own = inspect.signature(self.generator.generate).parameters.values()
         everything = any(p.kind is p.VAR_KEYWORD for p in own)
         named = self.call_parameters()
+        missing = [name for name, p in named.items() if p.default is p.empty and name not in columns]
+        if missing:
+            raise ValueError(
+                f"{self.class_name}.generate needs {', '.join(missing)}, which the prompts do not come with; they "
+                f"have {', '.join(columns) or 'no other columns'}. Add it to the data set, or give it a default."
+            )
         return {name: list(values) for name, values in columns.items() if everything or name in named}
 
     def to(self, device: torch.device | str) -> "GeneratorPipeline":
@@ -165,6 +210,10 @@ def as_pipeline(model: Any) -> Any:
         f"model must be a string, a DiffusionPipeline, or an object with `module` (an nn.Module) and "
         f"`generate(prompts, generators, **columns)` that returns one sample per prompt; got {type(model).__name__}."
     )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, Image.Image)
 
 
 def _plain(value: Any) -> Any:

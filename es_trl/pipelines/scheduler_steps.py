@@ -120,6 +120,9 @@ def policy_scheduler(pipe) -> Any:
         `ValueError`: if there is none.
     """
     own = getattr(pipe, "scheduler", None)
+    if own is None:
+        name = getattr(pipe, "class_name", type(pipe).__name__)
+        raise ValueError(f"{name} has no scheduler, whose steps have the likelihood that is trained: use ESTrainer.")
     reason = why_no_density(own)
     if not reason:
         return own

@@ -41,9 +41,10 @@ def resolve_targets(denoiser: nn.Module, targets: Sequence[str] | str | None) ->
             continue
         layers = attention_layers(denoiser) if target == ATTENTION else feed_forward_layers(denoiser)
         if not layers:
+            names = listed(_layers(denoiser, nn.Linear), 8)
             raise ValueError(
                 f"{type(denoiser).__name__} has no Linear layers that are {target} by their place: set "
-                "lora_target_modules to names of its layers."
+                f"lora_target_modules to names of its layers ({names or 'it has no Linear ones'})."
             )
         found += _shortened(denoiser, layers)
     return found

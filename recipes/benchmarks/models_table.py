@@ -21,12 +21,12 @@ from peft import LoraConfig
 
 from es_trl.es import Factors, NoiseBank, Population, make_generator
 from es_trl.pipelines import PipelineAdapter, PolicySampler, PolicySettings, numbers_of
-from es_trl.pipelines.drawing import pictures_of
 from es_trl.pipelines.self_check import AMPLIFIED, VISIBLE, rms, tolerance
 from es_trl.pipelines.targets import coverage
 from es_trl.pipelines.verify import merged_weights
 from es_trl.pipelines.watching import CallWatch
 from es_trl.rewards import RewardSet
+from es_trl.samples import pictures_of
 from es_trl.trainer.rollout import PopulationRollout, PromptBatch
 from recipes.benchmarks.tiny_models import MODELS, TinyModel
 
