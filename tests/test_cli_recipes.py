@@ -1,5 +1,6 @@
 """The recipes are usable by name, in a clone and from an installed wheel."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -41,6 +42,15 @@ def test_list_and_copy(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "my.yaml").read_bytes() == recipes()["sana_sprint/es"].read_bytes()
     assert main(["recipes", "copy", "sana_sprint/es", "my.yaml"]) == 2
     assert "my.yaml cannot be written: File exists" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "es_trl.cli.commands", "recipes", "list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_unknown_name_says_where_the_names_are(capsys):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_export import by_the_rule
 from test_lora_files import diffusers_names, kohya_names, mixed, pairs_of
 from tiny_pipelines import flux, fresh_sprint
-from tiny_runs import tiny_trainer
+from tiny_runs import theta_of, tiny_trainer
 
 import es_trl
 from es_trl.cli import main
@@ -88,7 +88,7 @@ def diffusers_lora(style):
     return diffusers_names({layer: (A.contiguous(), scales[layer] * B) for layer, (A, B) in pairs.items()})
 
 
-@pytest.mark.parametrize("space", ["lora", "lora_b"])
+@pytest.mark.parametrize("space", ["lora", "lora_b", "weight"])
 def test_a_run_starts_from_a_foreign_lora(space, style, tmp_path):
     path, pairs, scales = style
     loaded = LoadedAdapters(fresh_sprint(), {"style": str(path)}, CALL)
@@ -145,9 +145,18 @@ def test_what_cannot_work_is_said_before_a_model_loads(style, tmp_path, monkeypa
             tiny_trainer(tmp_path, **options)
 
 
-def test_a_space_that_starts_at_the_base_starts_from_nothing_else(style, tmp_path):
-    with pytest.raises(ValueError, match="init_adapter needs es_space 'lora' or 'lora_b', got 'lora_xs'"):
-        tiny_trainer(tmp_path, init_adapter=str(style[0]), es_space="lora_xs")
+def test_a_run_goes_on_from_a_run_in_the_default_space_and_refuses_what_is_outside(style, tmp_path):
+    first = tiny_trainer(tmp_path / "first", max_steps=1)
+    assert first.args.es_space == "lora_xs"
+    first.train()
+    first.save_model()
+    second = tiny_trainer(tmp_path / "second", max_steps=1, seed=5, init_adapter=str(tmp_path / "first"))
+    for name, value in theta_of(first).items():
+        assert value.norm() > 0
+        torch.testing.assert_close(theta_of(second)[name], value, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(draw(second.adapter), draw(first.adapter), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="init_adapter: the LoRA on .* no combination .*'lora', 'lora_b' or 'weight'"):
+        tiny_trainer(tmp_path / "third", init_adapter=str(style[0]), es_space="lora_xs")
 
 
 def test_a_foreign_lora_continued_exported_and_merged_draws_what_was_trained(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             sys.stderr.write(f"es-trl {argv[0]}: {' '.join(str(error).split())}\n")
             return 2
-    return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
+    try:
+        code = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `es-trl recipes list | head`: who read it has seen enough
+        if argv[0] in OF_A_RUN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        code = 0
+    return code
 
 
 def _usage() -> str:

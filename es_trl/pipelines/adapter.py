@@ -40,7 +40,7 @@ class PipelineAdapter(FrozenPipeline):
         settings (`CallSettings`, *optional*): How the pipeline is called.
         seed (`int`, *optional*, defaults to `0`): Seeds the LoRA's random start.
         start (`dict`, *optional*): Factors by layer that training starts from ([`read_start`]), instead of those that
-            leave the base as it is; they decide rank and targets. For the spaces `"lora"` and `"lora_b"`.
+            leave the base as it is; they decide rank and targets.
 
     Adapters that `pipe` carries stay as they are and belong to the base.
 
@@ -64,11 +64,6 @@ class PipelineAdapter(FrozenPipeline):
         start: Start | None = None,
     ):
         super().__init__(pipe, settings)
-        if start is not None and es_space not in ("lora", "lora_b"):
-            raise ValueError(
-                f"init_adapter needs es_space 'lora' or 'lora_b', got {es_space!r}: that space starts at the base. To "
-                "keep a LoRA as it is and train another beside it, give it in frozen_adapters."
-            )
         self.lora_config = config_of(start) if start else lora_config or LoraConfig(r=8, lora_alpha=8)
         check_lora_config(self.lora_config)
         self.es_space = es_space
@@ -76,10 +71,8 @@ class PipelineAdapter(FrozenPipeline):
         self._inject(seed)
         self.space = build_space(es_space, self.denoiser, ADAPTER_NAME, seed)
         self.theta = self.space.theta
-        with torch.no_grad():
-            for name, factors in (start or {}).items():
-                for part, factor in zip("AB", factors, strict=True):
-                    (self.theta | self.space.constants())[f"{name}.lora_{part}"].copy_(factor.flatten(1))
+        for name, (A, B) in (start or {}).items():
+            self.space.start_from(name, A, B)
         self._written: list[float] | None = None
         self._population: PopulationForward | None = None
 

@@ -45,6 +45,17 @@ class SearchSpace(ABC):
     def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
         """The fp32 LoRA factors `A (r, n)` and `B (m, r)` of one layer."""
 
+    @torch.no_grad()
+    def start_from(self, name: str, A: torch.Tensor, B: torch.Tensor) -> None:
+        """
+        Sets theta of layer `name` to the LoRA `B A` instead of one that leaves the base as it is.
+
+        Raises:
+            `ValueError`: if the space does not hold it.
+        """
+        for part, factor in zip("AB", (A, B), strict=True):
+            (self.theta | self.constants())[f"{name}.lora_{part}"].copy_(factor.flatten(1))
+
     def constants(self) -> dict[str, torch.Tensor]:
         """Tensors that are neither theta nor part of the frozen model, but that theta needs to mean anything."""
         return {}
@@ -133,6 +144,18 @@ class LoraXSSpace(SearchSpace):
     def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
         return self.A[name], self.left[name] @ self.theta[f"{name}.core"]
 
+    @torch.no_grad()
+    def start_from(self, name: str, A: torch.Tensor, B: torch.Tensor) -> None:
+        core = torch.linalg.pinv(self.left[name]) @ B @ A @ torch.linalg.pinv(self.A[name])
+        left_out = torch.linalg.matrix_norm(B @ A - self.left[name] @ core @ self.A[name])
+        if left_out > 0.01 * torch.linalg.matrix_norm(B @ A):
+            raise ValueError(
+                f"init_adapter: the LoRA on {name} is no combination of the base's top singular vectors, which is what "
+                "es_space='lora_xs' trains (a run in that space with the same seed wrote no such file). Take es_space "
+                "'lora', 'lora_b' or 'weight', or give the LoRA in frozen_adapters to train another beside it."
+            )
+        self.theta[f"{name}.core"].copy_(core)
+
     def constants(self) -> dict[str, torch.Tensor]:
         left = {f"{name}.left": factor for name, factor in self.left.items()}
         return {f"{name}.lora_A": factor for name, factor in self.A.items()} | left
@@ -163,6 +186,9 @@ class WeightSpace(SearchSpace):
         U, S, V = _top_singular_vectors(dW, rank, make_seed(self.seed, "export"))
         root = (S / self.scaling[name]).sqrt()
         return (V * root).T, U * root
+
+    def start_from(self, name: str, A: torch.Tensor, B: torch.Tensor) -> None:
+        self.theta[f"{name}.weight"].detach().copy_(B @ A)
 
     def report(self) -> dict[str, float]:
         return {"energy_kept": self.energy_kept()}

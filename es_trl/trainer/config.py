@@ -74,7 +74,7 @@ class DiffusionConfig(CheckedArguments):
         lora_target_modules (`list[str]`, *optional*):
             Layers that get LoRA: names, `"attention"`, `"feed_forward"`; `None` is all attention projections.
         init_adapter (`str`, *optional*):
-            A LoRA of any program to start from, in the spaces `lora` and `lora_b`; it decides rank and targets.
+            A LoRA of any program to start from; it decides rank and targets. `lora_xs` goes on from its own only.
         frozen_adapters (`list[str]`, *optional*):
             LoRAs that stay on the model as they are (Lightning, a style); `path=0.8` is at that scale.
         prompts_per_step (`int`, *optional*, defaults to `8`):
