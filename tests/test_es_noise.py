@@ -52,6 +52,20 @@ def test_noise_is_bitwise_a_function_of_its_key(rank):
             assert torch.equal(alone[name].V[row], together[name].V[direction])
 
 
+def test_threads_change_the_time_alone(monkeypatch):
+    alone = NoiseBank(0, SHAPES).draw(4, range(16))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("es_trl.es.noise.THREADS_FROM", 0)
+    assert torch.equal(NoiseBank(0, SHAPES).draw(4, range(16)).flat, alone.flat)
+
+
+def test_a_choice_of_directions_is_that_of_every_matrix():
+    factors, chosen = NoiseBank(0, SHAPES, rank=2).draw(0, range(3)), torch.tensor([2, 0, 2])
+    for name, own in factors.select(chosen).items():
+        assert torch.equal(own.dense(), factors[name].select(chosen).dense())
+        assert torch.allclose(factors.scaled(8.0)[name].dense(), 8 * factors[name].dense())
+
+
 def test_drawing_leaves_the_global_generator_alone():
     torch.manual_seed(1)
     expected = torch.randn(2)

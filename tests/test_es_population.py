@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from es_trl.es import NoiseBank, Population, PopulationForward, PopulationShapeError, Site
 
@@ -183,6 +184,43 @@ def test_all_tokens_in_one_row_are_an_error_rather_than_wrong_pictures():
     with PopulationForward(toy, [site], SIGMA).members(factors, signs, rows=1):
         with pytest.raises(PopulationShapeError, match="sees 1 rows while the denoiser was called with 4"):
             toy(torch.randn(4, 5, 6))
+
+
+# --- many layers ---
+
+
+class Products(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [2**22, 4 * 24 * 3], ids=["all at once", "three at once"])
+@pytest.mark.parametrize("kind", ["plain", "left", "additive"])
+def test_the_matrices_of_all_layers_of_one_shape_are_made_in_one_product(monkeypatch, kind, at_once):
+    """On a GPU a small product costs its launch: a layer of many has one left, for what it computes with them."""
+    monkeypatch.setattr("es_trl.es.population.AT_ONCE", at_once)
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 4, bias=False) for _ in range(6)] + [nn.Linear(4, 6, bias=False)]
+    built = [build(layer, left=kind == "left", additive=kind == "additive") for layer in layers]
+    sites = [site for site, *_ in built]
+    for number, site in enumerate(sites):
+        site.name = f"layer {number}"
+    factors = {site.name: next(iter(own.values())) for site, (_, own, _, _) in zip(sites, built, strict=True)}
+    toy, x = Toy(nn.Sequential(*layers[:1])), torch.randn(4, 5, 6)
+    with Products() as made, PopulationForward(toy, sites, SIGMA).members(factors, built[0][2], rows=1):
+        drawn = toy(x)
+    shapes = 3 if at_once < 2**22 else 2
+    assert made.names.count("baddbmm") == (0 if kind == "additive" else shapes)
+    assert made.names.count("stack") == {"plain": 3, "left": 4, "additive": 2}[kind] * shapes
+    torch.testing.assert_close(drawn, merged_outputs(layers[0], built[0][3], x[:, None])[:, 0], atol=2e-5, rtol=1e-5)
 
 
 # --- what is left behind (F28) ---

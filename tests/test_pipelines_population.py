@@ -9,7 +9,7 @@ from tiny_pipelines import PROMPTS, flux, fresh_sprint, sana, stable_diffusion
 from tiny_runs import brightness
 
 from es_trl import assets
-from es_trl.es import NoiseBank, Population, make_generator
+from es_trl.es import NoiseBank, Population, PopulationForward, make_generator
 from es_trl.pipelines import CallSettings, PipelineAdapter, verify_population_forward
 
 
@@ -87,8 +87,9 @@ def test_verify_leaves_a_lora_that_was_there(tmp_path):
 
 def test_verify_sees_a_wrong_forward(monkeypatch):
     """The check would be worth nothing if it agreed with everything."""
+    prepare = PopulationForward._prepare
     monkeypatch.setattr(
-        "es_trl.es.population.PopulationForward._scale", lambda self, f: self._run.signs[:, None, None] * 0.11
+        PopulationForward, "_prepare", lambda self, factors, signs: prepare(self, factors, 1.1 * signs)
     )
     check = verify_population_forward(fresh_sprint(), PROMPTS[:1], settings=CallSettings(1, **SHORT))
     assert check.fused and not check.ok

@@ -4,7 +4,7 @@ from .estimator import direction_weights, estimate, gradient, pair_snr
 from .fitness import Fitness, compute_fitness
 from .keys import make_generator, make_seed
 from .members import Population
-from .noise import Factors, NoiseBank
+from .noise import Factors, NoiseBank, Perturbations
 from .population import PopulationForward, PopulationShapeError, Site
 from .slopes import Slope, Turn, projections, slope
 from .update import MeanUpdate, first_step, mean_step, travel_left
@@ -15,6 +15,7 @@ __all__ = [
     "Fitness",
     "MeanUpdate",
     "NoiseBank",
+    "Perturbations",
     "Population",
     "PopulationForward",
     "PopulationShapeError",

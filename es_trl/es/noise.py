@@ -1,11 +1,15 @@
 """The perturbations: low-rank Gaussian factors of every adapter matrix, a pure function of (seed, step, direction)."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from .keys import make_generator
+
+
+THREADS_FROM = 2**20  # numbers: fewer are drawn sooner than threads start
 
 
 @dataclass
@@ -39,6 +43,27 @@ class Factors:
         return self.U @ self.V.transpose(-1, -2) / self.rank**0.5
 
 
+class Perturbations(dict[str, Factors]):
+    """
+    The factors of `D` perturbations of every matrix, by name: views of one tensor `flat (D, size)`, so that a choice
+    of them is one operation and one copy to a device, however many matrices there are.
+    """
+
+    def __init__(self, flat: torch.Tensor, shapes: Mapping[str, tuple[int, int]], rank: int):
+        self.flat, self.shapes, self.rank = flat, shapes, rank
+        parts = iter(flat.split([side * rank for sides in shapes.values() for side in sides], dim=1))
+        views = (next(parts).unflatten(1, (side, rank)) for sides in shapes.values() for side in sides)
+        super().__init__((name, Factors(next(views), next(views))) for name in shapes)
+
+    def select(self, directions: torch.Tensor, device: torch.device | str = "cpu") -> "Perturbations":
+        """Some of the directions, `(D',)` indices in [0, D) which may repeat, on `device`."""
+        return Perturbations(self.flat[directions].to(device), self.shapes, self.rank)
+
+    def scaled(self, factor: float) -> "Perturbations":
+        """Every `E_d` times `factor`, which is at least 0."""
+        return Perturbations(self.flat * factor**0.5, self.shapes, self.rank)
+
+
 class NoiseBank:
     """
     Draws the perturbations of a step (EGGROLL, arXiv 2511.16652, section 4: `E = U V^T / sqrt(r)`).
@@ -67,7 +92,7 @@ class NoiseBank:
         micro: int = 0,
         device: torch.device | str = "cpu",
         tag: str = "noise",
-    ) -> dict[str, Factors]:
+    ) -> Perturbations:
         """
         The factors of some directions of a step.
 
@@ -78,18 +103,16 @@ class NoiseBank:
             tag (`str`, *optional*, defaults to `"noise"`): Part of the key: what the numbers are for.
 
         Returns:
-            `dict[str, Factors]`: one entry per matrix, fp32.
+            `Perturbations`: one entry per matrix, fp32.
         """
         flat = torch.empty(len(directions), self.size)
-        for row, direction in zip(flat, directions, strict=True):
-            generator = make_generator(self.seed, tag, step // self.reuse, micro, direction)
-            torch.randn(self.size, generator=generator, out=row)
-        flat = flat.to(device)
-        factors, start = {}, 0
-        for name, (m, n) in self.shapes.items():
-            U = flat[:, start : start + m * self.rank].view(-1, m, self.rank)
-            start += m * self.rank
-            V = flat[:, start : start + n * self.rank].view(-1, n, self.rank)
-            start += n * self.rank
-            factors[name] = Factors(U, V)
-        return factors
+
+        def fill(row: torch.Tensor, direction: int) -> None:
+            torch.randn(
+                self.size, generator=make_generator(self.seed, tag, step // self.reuse, micro, direction), out=row
+            )
+
+        threads = torch.get_num_threads() if flat.numel() > THREADS_FROM else 1
+        with ThreadPoolExecutor(threads) as pool:  # every direction has a generator of its own
+            list((pool.map if threads > 1 else map)(fill, flat, directions))
+        return Perturbations(flat.to(device), self.shapes, self.rank)

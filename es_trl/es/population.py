@@ -13,6 +13,7 @@ from torch import nn
 from .noise import Factors
 
 
+AT_ONCE = 2**22  # numbers of the members' matrices in one product: as many layers as fit, so that few launches do
 _SAMPLE_NAMES = ("hidden_states", "sample", "x")  # what diffusers calls the first argument of a denoiser
 
 
@@ -45,11 +46,10 @@ class Site:
 
 @dataclass
 class _Run:
-    """One population pass: how many members, how many images each, and their signs."""
+    """One population pass: how many members, how many images each."""
 
     count: int
     rows: int
-    signs: torch.Tensor
 
 
 class PopulationForward:
@@ -57,10 +57,10 @@ class PopulationForward:
     Runs `M` members in one forward pass; rows are ordered member by member, `batch = copies x M x rows`, where
     `copies` counts the halves that classifier-free guidance stacks.
 
-    LoRA factors are small, so each layer writes out its `M` matrices and multiplies them in one batched product; the
-    frozen GEMM is shared by the whole batch. A frozen weight (space `weight`) keeps its shared GEMM and gets
-    `s_i sigma / sqrt(r) (x V) U^T` added (EGGROLL, arXiv 2511.16652, section 4). The sum `theta + s_i sigma E_i` is
-    fp32 and only then cast to the dtype of the layer's input.
+    LoRA factors are small: the `M` matrices of all layers of one shape are written out in one batched product, and a
+    layer multiplies with its own in another; the frozen GEMM is shared by the whole batch. A frozen weight (space
+    `weight`) keeps its shared GEMM and gets `s_i sigma / sqrt(r) (x V) U^T` added (EGGROLL, arXiv 2511.16652, section
+    4). The sum `theta + s_i sigma E_i` is fp32 and only then cast to the dtype of the layer.
 
     Args:
         denoiser (`nn.Module`): Transformer or UNet; a hook on it reads the batch size of each call.
@@ -72,7 +72,7 @@ class PopulationForward:
         self.denoiser, self.sites, self.sigma = denoiser, list(sites), sigma
         self._batch: int | None = None
         self._run: _Run | None = None
-        self._factors: Mapping[str, Factors] = {}
+        self._weights: dict[str, Any] = {}
         # Made once and kept: torch.compile traces again for every new object it meets in a module's `forward`.
         self._forwards = {site.name: partial(self._forward_of(site), site) for site in self.sites}
         self._own = {site.name: site.module.forward for site in self.sites if site.additive}
@@ -96,7 +96,7 @@ class PopulationForward:
             raise RuntimeError("This denoiser draws with a population already: population contexts do not nest.")
         # Hooks of diffusers (casting, offloading) are forwards of a module's own as well.
         before = {site.name: vars(site.module).get("forward") for site in self.sites}
-        self._run, self._factors = _Run(len(signs), rows, signs), factors
+        self._run, self._weights = _Run(len(signs), rows), self._prepare(factors, signs)
         handle = self.denoiser.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
             for site in self.sites:
@@ -104,7 +104,7 @@ class PopulationForward:
             yield
         finally:
             handle.remove()
-            self._batch, self._run, self._factors = None, None, {}
+            self._batch, self._run, self._weights = None, None, {}
             for site in self.sites:
                 vars(site.module).pop("forward", None)
                 if before[site.name] is not None:
@@ -123,17 +123,35 @@ class PopulationForward:
                 self._batch = len(value)
                 return
 
-    def _weights(self, site: Site, dtype: torch.dtype) -> torch.Tensor:
-        """`(M, m', n)`: the members' matrices."""
-        factors = self._factors[site.name]
-        theta = site.theta.detach().expand(self._run.count, -1, -1)
-        weights = torch.baddbmm(theta, factors.U * self._scale(factors), factors.V.transpose(1, 2))
-        if site.left is not None:
-            weights = site.left @ weights
-        return weights.to(dtype)
+    def _prepare(self, factors: Mapping[str, Factors], signs: torch.Tensor) -> dict[str, Any]:
+        """By site `(M, m', n)` weights of the members; of an additive site `s_i sigma / sqrt(r) U` and `V`."""
+        alike: dict[tuple[Any, ...], list[Site]] = {}
+        for site in self.sites:
+            left = None if site.left is None else site.left.shape
+            alike.setdefault((site.theta.shape, left, site.additive, site.module.weight.dtype), []).append(site)
+        found: dict[str, Any] = {}
+        for (shape, _, additive, dtype), sites in alike.items():
+            at_once = max(1, AT_ONCE // (len(signs) * shape.numel()))
+            for some in (sites[i : i + at_once] for i in range(0, len(sites), at_once)):
+                U = torch.stack([factors[site.name].U for site in some])
+                V = torch.stack([factors[site.name].V for site in some])
+                U = U * (signs.to(U) * (self.sigma / U.shape[-1] ** 0.5))[:, None, None]
+                values = zip(U, V, strict=True) if additive else self._matrices(some, U, V).to(dtype)
+                found |= zip([site.name for site in some], values, strict=True)
+        return found
 
-    def _scale(self, factors: Factors) -> torch.Tensor:
-        return (self._run.signs.to(factors.U) * (self.sigma / factors.rank**0.5))[:, None, None]
+    def _matrices(self, sites: list[Site], U: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+        """`(S, M, m', n)`: members' weights of `S` sites of one shape, whose perturbations are `U V^T`."""
+        count = U.shape[1]
+        theta = torch.stack([site.theta.detach() for site in sites])
+        weights = theta[:, None].expand(-1, count, -1, -1).flatten(0, 1)
+        weights = torch.baddbmm(weights, U.flatten(0, 1), V.flatten(0, 1).transpose(1, 2))
+        weights = weights.view(len(sites), count, *theta.shape[1:])
+        if sites[0].left is None:
+            return weights
+        left = torch.stack([site.left for site in sites])
+        rows = weights.transpose(2, 3).flatten(1, 2) @ left.transpose(1, 2)
+        return rows.unflatten(1, (count, -1)).transpose(2, 3)
 
     def _by_member(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         """
@@ -157,7 +175,7 @@ class PopulationForward:
     def _linear(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         if self._tokens_first(x):
             return self._linear(site, x.transpose(0, 1)).transpose(0, 1)
-        weights = self._weights(site, x.dtype)
+        weights = self._weights[site.name].to(x.dtype)
         if self._run.count == 1:
             return F.linear(x, weights[0], site.module.bias)
         y = self._by_member(site, x).flatten(2, -2) @ weights.transpose(1, 2)
@@ -166,7 +184,7 @@ class PopulationForward:
 
     def _convolution(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         module, run = site.module, self._run
-        weights = self._weights(site, x.dtype).view(-1, *module.weight.shape)
+        weights = self._weights[site.name].to(x.dtype).view(-1, *module.weight.shape)
         geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if run.count == 1:
             return F.conv2d(x, weights[0], module.bias, groups=module.groups, **geometry)
@@ -181,10 +199,8 @@ class PopulationForward:
     def _additive(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         if self._tokens_first(x):
             return self._additive(site, x.transpose(0, 1)).transpose(0, 1)
-        factors = self._factors[site.name]
+        U, V = (factor.to(x.dtype) for factor in self._weights[site.name])
         y = self._own[site.name](x) + F.linear(x, site.theta.detach().to(x.dtype))
-        U = (factors.U * self._scale(factors)).to(x.dtype)
-        V = factors.V.to(x.dtype)
         if self._run.count == 1:
             return y + F.linear(F.linear(x, V[0].T), U[0])
         low = self._by_member(site, x).flatten(2, -2) @ V

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..es import Factors
+from ..es import Perturbations
 
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ def rms(values: torch.Tensor) -> float:
 
 
 def check_members(
-    draw: Callable[[list[int], dict[str, Factors]], torch.Tensor],
+    draw: Callable[[list[int], Perturbations], torch.Tensor],
     members: list[int],
-    factors: dict[str, Factors],
+    factors: Perturbations,
     dtype: torch.dtype,
 ) -> str:
     """
@@ -57,7 +57,7 @@ def check_members(
     Args:
         draw (`Callable`): `draw(members, factors)` gives `(len(members), ...)` numbers of what the members draw.
         members (`list[int]`): Two members that draw the same prompts from the same noise.
-        factors (`dict[str, Factors]`): Their directions. Amplified until the members differ visibly, since a small
+        factors (`Perturbations`): Their directions. Amplified until the members differ visibly, since a small
             sigma would hide a wrong row behind rounding.
         dtype (`torch.dtype`): What the model computes in.
 
@@ -65,7 +65,7 @@ def check_members(
         `str`: What is wrong; empty if the batch draws what each member draws alone.
     """
     for factor in AMPLIFIED:
-        louder = {name: Factors(value.U * factor, value.V) for name, value in factors.items()}
+        louder = factors.scaled(factor)
         alone = torch.cat([draw([member], louder) for member in members])
         spread = rms(alone[0] - alone[1])
         if spread >= VISIBLE * rms(alone[0] - alone[0].mean()):

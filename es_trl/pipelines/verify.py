@@ -87,7 +87,7 @@ def _check(
     factors = NoiseBank(seed, shapes).draw(0, range(population.num_directions), device=device)
     members = list(range(population_size))
     chosen = torch.tensor(population.directions(members), device=device)
-    selected = {name: value.select(chosen) for name, value in factors.items()}
+    selected = factors.select(chosen, device)
     signs = population.signs(members)
 
     def draw(count: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from ..es import Factors, Fitness, Population, PopulationShapeError, make_generator
+from ..es import Fitness, Perturbations, Population, PopulationShapeError, make_generator
 from ..pipelines import PipelineAdapter, check_members, numbers_of, rounding_dtype, watching_layers
 from ..rewards import PendingScores, RewardSet
 from ..run.memory import MembersInMemory
@@ -68,7 +68,7 @@ class PopulationStep:
 
     Attributes:
         step, micro (`int`): Step and prompt batch within it.
-        batch (`PromptBatch`), factors (`dict[str, Factors]`): What was drawn, along which directions.
+        batch (`PromptBatch`), factors (`Perturbations`): What was drawn, along which directions.
         scores (`torch.Tensor`): `(N, J / groups, K)` fp64, of all processes.
         fitness (`Fitness`): What became of them.
     """
@@ -76,7 +76,7 @@ class PopulationStep:
     step: int
     micro: int
     batch: PromptBatch
-    factors: dict[str, Factors]
+    factors: Perturbations
     scores: torch.Tensor
     fitness: Fitness
 
@@ -142,12 +142,12 @@ class PopulationRollout:
         return (member // self.members_per_forward) % self.num_processes
 
     def scores(
-        self, batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int = 0, **reward_context
+        self, batch: PromptBatch, factors: Perturbations, step: int, micro: int = 0, **reward_context
     ) -> tuple[torch.Tensor, RolloutTimes]:
         """
         Args:
             batch (`PromptBatch`): `J` rollout columns.
-            factors (`dict[str, Factors]`): All directions of the step.
+            factors (`Perturbations`): All directions of the step.
             step, micro (`int`): Part of the latents' keys.
             **reward_context: Passed on to the reward functions (`trainer_state`, `log_metric`); `log_extra_of`
                 gives the `log_extra` of the images that are named by (member, column).
@@ -241,7 +241,7 @@ class PopulationRollout:
         self,
         members: list[int],
         batch: PromptBatch,
-        factors: dict[str, Factors],
+        factors: Perturbations,
         step: int,
         micro: int = 0,
         columns: range | None = None,
@@ -267,7 +267,7 @@ class PopulationRollout:
         self,
         members: list[int],
         batch: PromptBatch,
-        factors: dict[str, Factors],
+        factors: Perturbations,
         step: int,
         micro: int,
         columns: range | None,
@@ -280,7 +280,7 @@ class PopulationRollout:
             return self._draw_prompt_by_prompt(members, batch, factors, step, micro, shared, keep_numbers)
         directions = torch.tensor(self.population.directions(members))
         device = next(iter(self.adapter.theta.values())).device
-        selected = {name: value.select(directions).to(device) for name, value in factors.items()}
+        selected = factors.select(directions, device)
         drawn = self._columns(members, batch, columns)
         generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
         rows = len(drawn) // len(members)
@@ -293,7 +293,7 @@ class PopulationRollout:
         self,
         members: list[int],
         batch: PromptBatch,
-        factors: dict[str, Factors],
+        factors: Perturbations,
         step: int,
         micro: int,
         columns: range,
@@ -309,7 +309,7 @@ class PopulationRollout:
         self.adapter.drawer.last_watch.numbers = [numbers[k][i] for k, i in in_order] if kept else []
         return [drawn[k][i] for k, i in in_order]
 
-    def _check_members(self, batch: PromptBatch, factors: dict[str, Factors], step: int, micro: int) -> None:
+    def _check_members(self, batch: PromptBatch, factors: Perturbations, step: int, micro: int) -> None:
         """Once: two members of a batch draw what each draws alone, and every layer with LoRA is used."""
         self._checked = True
         chunk = next(
@@ -321,7 +321,7 @@ class PopulationRollout:
         ][:2]
         counted = self.adapter.drawer.pictures.copy()
 
-        def draw(members: list[int], factors: dict[str, Factors]) -> torch.Tensor:
+        def draw(members: list[int], factors: Perturbations) -> torch.Tensor:
             drawn = self._draw_together(members, batch, factors, step, micro, None, True)
             kept = self.adapter.drawer.last_watch.numbers
             return numbers_of(drawn, kept, len(drawn)).view(len(members), -1)
