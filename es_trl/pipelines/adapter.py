@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -225,7 +226,7 @@ class PipelineAdapter(FrozenPipeline):
         """sha256 of the tensors that [`save_lora`] writes; the digest of the file it has written."""
         return tensor_digest({f"{self.denoiser_name}.{name}": value for name, value in self.lora_state_dict().items()})
 
-    def save_lora(self, directory: str | os.PathLike) -> None:
+    def save_lora(self, directory: str | os.PathLike[str]) -> None:
         """
         Writes `pytorch_lora_weights.safetensors` with a scale of 1, alpha being the rank, so that loaders that read
         alpha and those that do not apply the same strength: the same bytes for the same weights, in every process.
@@ -246,7 +247,7 @@ class PipelineAdapter(FrozenPipeline):
         )
         sort_metadata(os.path.join(directory, LORA_WEIGHTS_NAME))
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """How images were drawn and what was trained, as plain data for cards and evaluation files."""
         config = self.lora_config
         return super().describe() | {
@@ -259,7 +260,7 @@ class PipelineAdapter(FrozenPipeline):
         }
 
 
-def sort_metadata(path: str | os.PathLike) -> None:
+def sort_metadata(path: str | os.PathLike[str]) -> None:
     """Orders the header's metadata, which safetensors writes in the order of a hash table seeded anew each time."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")

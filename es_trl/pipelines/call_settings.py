@@ -42,7 +42,7 @@ class CallSettings:
         names = [name for name in cls.__dataclass_fields__ if hasattr(arguments, name)]
         return cls(**{name: getattr(arguments, name) for name in names}, **more)
 
-    def check(self, pipe) -> None:
+    def check(self, pipe: Any) -> None:
         """Raises `ValueError` for a setting that `pipe` does not take, rather than dropping it."""
         for key in self.extra:
             if key in OWN_KEYWORDS or key in type(self).__dataclass_fields__:
@@ -53,7 +53,9 @@ class CallSettings:
             if key not in accepted:
                 raise ValueError(f"{type(pipe).__name__} takes no {key}; remove it from the config.")
 
-    def call_kwargs(self, pipe, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> dict:
+    def call_kwargs(
+        self, pipe: Any, num_inference_steps: int | None = None, guidance_scale: float | None = None
+    ) -> dict[str, Any]:
         """The keywords of one call of `pipe`, without prompts and generators."""
         accepted = self.parameters(pipe)
         steps = num_inference_steps or self.num_inference_steps
@@ -76,7 +78,7 @@ class CallSettings:
         return kwargs
 
     @staticmethod
-    def parameters(pipe) -> dict[str, inspect.Parameter]:
+    def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
         """The keywords that `pipe` takes: those of its class, and of the classes that its `**kwargs` go to."""
         if isinstance(pipe, GeneratorPipeline):
             return pipe.call_parameters()
@@ -90,7 +92,7 @@ class CallSettings:
                 break
         return {n: p for n, p in found.items() if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
-    def row_columns(self, pipe, columns: Mapping[str, Sequence]) -> dict[str, list]:
+    def row_columns(self, pipe: Any, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Those of a data set's columns that go into the call: its keywords, unless they are settings."""
         if isinstance(pipe, GeneratorPipeline):
             return pipe.call_columns(columns)
@@ -103,14 +105,14 @@ class CallSettings:
         }
 
     @staticmethod
-    def repeat_constants(kwargs: dict, rows: int) -> dict:
+    def repeat_constants(kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
         """`kwargs` with pictures and texts once per row, as a batch of prompts takes them."""
         return {
             name: [value] * rows if _is_per_row(name, value) and not isinstance(value, list | tuple) else value
             for name, value in kwargs.items()
         }
 
-    def text_kwargs(self, pipe) -> dict:
+    def text_kwargs(self, pipe: Any) -> dict[str, Any]:
         """The keywords of `pipe.encode_prompt` (or of the call, when prompts go in as text)."""
         values = {
             "max_sequence_length": self.max_sequence_length,
@@ -118,7 +120,7 @@ class CallSettings:
         }
         return {key: value for key, value in values.items() if value is not None}
 
-    def size(self, pipe) -> tuple[int | None, int | None]:
+    def size(self, pipe: Any) -> tuple[int | None, int | None]:
         """Height and width in pixels; by default what the denoiser was trained for."""
         denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
         sample = getattr(denoiser.config, "sample_size", None) if denoiser is not None else None

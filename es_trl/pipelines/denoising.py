@@ -23,7 +23,7 @@ from .self_check import rounding_limit
 WITHOUT = {"true_cfg_scale": 1.0, "pag_scale": 0.0}
 
 
-Columns = Mapping[str, Sequence] | None
+Columns = Mapping[str, Sequence[Any]] | None
 
 
 class _Done(Exception):
@@ -144,7 +144,14 @@ class DenoisingModel:
         """The model's output for all rows; with no `noisy` the first step's, of latents that the pipeline draws."""
         found: list[torch.Tensor] = []
 
-        def step(model_output, timestep, sample, *_args, return_dict: bool = True, **_kwargs):
+        def step(
+            model_output: torch.Tensor,
+            timestep: Any,
+            sample: torch.Tensor,
+            *_args: Any,
+            return_dict: bool = True,
+            **_kwargs: Any,
+        ) -> Any:
             self._shape = tuple(sample.shape[1:])
             if noisy is None or done:
                 found.append(model_output)
@@ -188,10 +195,17 @@ class DenoisingModel:
             pass
 
     @contextmanager
-    def _scheduler(self, step, times: torch.Tensor) -> Iterator[None]:
+    def _scheduler(self, step: Any, times: torch.Tensor) -> Iterator[None]:
         """Inside, the pipeline's scheduler has two steps, both at `times`, and `step` takes them."""
 
-        def set_timesteps(num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None, **_kwargs):
+        def set_timesteps(
+            num_inference_steps: Any = None,
+            device: Any = None,
+            sigmas: Any = None,
+            timesteps: Any = None,
+            mu: Any = None,
+            **_kwargs: Any,
+        ) -> None:
             self.scheduler.num_inference_steps, self.scheduler._step_index = 2, None
             rows = times if len(times) > 1 else times[0]
             self.scheduler.timesteps = torch.stack([rows, rows, *self.kind.ends(rows)]).to(device)
@@ -233,7 +247,7 @@ class DenoisingModel:
         sorted_[:, order] = ((latents.float() - shift) / scale).flatten(1)
         return sorted_.view(-1, *self.latent_shape)
 
-    def _look_at_decoding(self, columns: Columns):
+    def _look_at_decoding(self, columns: Columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
         """What a pipeline does to its latents before it decodes them: where each goes, its scale and its shift."""
         shape = self._find_shape(columns)
         size = torch.Size(shape).numel()
@@ -257,11 +271,13 @@ class DenoisingModel:
         """`(1, ...)` fp32: what the decoder is given for final latents."""
         found: list[torch.Tensor] = []
 
-        def decode(given: torch.Tensor, *_args, **_kwargs):
+        def decode(given: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
             found.append(given.float())
             raise _Done
 
-        def step(_output, _timestep, sample, *_args, return_dict: bool = True, **_kwargs):
+        def step(
+            _output: Any, _timestep: Any, sample: torch.Tensor, *_args: Any, return_dict: bool = True, **_kwargs: Any
+        ) -> Any:
             final = (latents.to(sample.device) * self.kind.unit).to(sample.dtype)
             return SimpleNamespace(prev_sample=final) if return_dict else (final, final)
 
@@ -280,12 +296,12 @@ class DenoisingModel:
         drawer, scheduler, drawn = self.adapter.drawer, self.pipe.scheduler, []
         call, step = drawer.call, scheduler.step
 
-        def recording_step(*args, **kwargs):
+        def recording_step(*args: Any, **kwargs: Any) -> Any:
             output = step(*args, **kwargs)
             last[:] = [output[0]]
             return output
 
-        def recording_call(*args, **kwargs) -> Any:
+        def recording_call(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
             drawn.append(last[0].detach().float() / self.kind.unit)
             return output
@@ -299,7 +315,7 @@ class DenoisingModel:
             del drawer.call, scheduler.step
 
 
-def rows_of(columns: Columns, rows: Sequence[int]) -> dict[str, list]:
+def rows_of(columns: Columns, rows: Sequence[int]) -> dict[str, list[Any]]:
     """Some rows of the columns of prompts."""
     return {name: [values[j] for j in rows] for name, values in (columns or {}).items()}
 

@@ -17,7 +17,7 @@ def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def file_digest(path: str | os.PathLike) -> str:
+def file_digest(path: str | os.PathLike[str]) -> str:
     """
     [`tensor_digest`] of a safetensors file; unlike that of its bytes it does not depend on how the header is ordered.
     Raises `OSError` or `safetensors.SafetensorError` for what is no such file.

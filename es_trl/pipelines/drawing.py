@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ..es import PopulationShapeError
 from ..samples import is_black, mark_unscored, pictures_of
 from .base_layers import rounding_dtype
 from .call_settings import CallSettings
+from .prompt_encoding import PromptEncoder
 from .self_check import numbers_of, rms, tolerance
 from .watching import CallWatch, device_of, dtype_of
 
@@ -23,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 ODD = ("not_finite", "flagged", "black")  # pictures that are counted
 FLAGS = ("nsfw_content_detected", "nsfw_detected")  # where it says which of them a safety checker blackened
+
+Texts: TypeAlias = Sequence[str]
+Generators: TypeAlias = Sequence[torch.Generator]
+Columns: TypeAlias = dict[str, list[Any]]
+Kwargs: TypeAlias = dict[str, Any]
 
 
 class Drawer:
@@ -42,7 +48,7 @@ class Drawer:
         pictures (`Counter`): Pictures drawn so far: "drawn", "not_finite", "flagged" and "black".
     """
 
-    def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, prompts):
+    def __init__(self, pipe: Any, denoiser: torch.nn.Module, settings: CallSettings, prompts: PromptEncoder) -> None:
         self.pipe, self.denoiser, self.settings, self.prompts = pipe, denoiser, settings, prompts
         self.name = getattr(pipe, "class_name", type(pipe).__name__)
         self.one_by_one, self.by_prompt, self.members = "", "", 1
@@ -57,11 +63,11 @@ class Drawer:
         self,
         prompts: Sequence[str],
         generators: Sequence[torch.Generator],
-        columns: Mapping[str, Sequence] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
         output_type: str = "pil",
         keep_numbers: bool = False,
-        **overrides,
-    ) -> list | torch.Tensor | np.ndarray:
+        **overrides: Any,
+    ) -> list[Any] | torch.Tensor | np.ndarray:
         """
         One picture, video or sound per prompt: a list, or an array where `output_type` gives one.
 
@@ -88,7 +94,7 @@ class Drawer:
                 return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
         if self.members > 1:
             raise PopulationShapeError(self.one_by_one)
-        singles: list = []
+        singles: list[Any] = []
         numbers: list[torch.Tensor] = []
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
             own = {name: values[i] for name, values in columns.items()}
@@ -101,7 +107,15 @@ class Drawer:
             return np.concatenate(singles)
         return [single[0] if len(single) == 1 else single for single in singles]
 
-    def _prompt_by_prompt(self, prompts, generators, columns, output_type, keep_numbers, overrides):
+    def _prompt_by_prompt(
+        self,
+        prompts: Texts,
+        generators: Generators,
+        columns: Columns,
+        output_type: str,
+        keep_numbers: bool,
+        overrides: Kwargs,
+    ) -> Any:
         if self.members > 1:
             raise PopulationShapeError(self.by_prompt)
         found: dict[int, Any] = {}
@@ -121,7 +135,16 @@ class Drawer:
         pictures = [found[i] for i in range(len(prompts))]
         return torch.stack(pictures) if all(isinstance(picture, torch.Tensor) for picture in pictures) else pictures
 
-    def _together(self, prompts, generators, states, columns, output_type, keep, overrides):
+    def _together(
+        self,
+        prompts: Texts,
+        generators: Generators,
+        states: list[torch.Tensor],
+        columns: Columns,
+        output_type: str,
+        keep: bool,
+        overrides: Kwargs,
+    ) -> Any:
         """
         All pictures in one call; sets `one_by_one` or `by_prompt` where that cannot be. The first time, the last
         picture and that of the shortest prompt, which others may lengthen, are drawn alone beforehand, which also
@@ -173,7 +196,9 @@ class Drawer:
             "repeated. Let it take its noise from `generator`, or from torch's own."
         )
 
-    def _alone(self, i, prompts, states, columns, output_type, overrides) -> torch.Tensor:
+    def _alone(
+        self, i: int, prompts: Texts, states: list[torch.Tensor], columns: Columns, output_type: str, overrides: Kwargs
+    ) -> torch.Tensor:
         counted, generator = self.pictures.copy(), torch.Generator()
         generator.set_state(states[i])
         own = {name: values[i] for name, values in columns.items()}
@@ -206,7 +231,9 @@ class Drawer:
                 "difference between two pictures), as where one generator serves a whole batch."
             )
 
-    def _single(self, prompt, generator, columns, output_type, keep, overrides):
+    def _single(
+        self, prompt: str, generator: torch.Generator, columns: Kwargs, output_type: str, keep: bool, overrides: Kwargs
+    ) -> Any:
         """One picture in a call of its own: a batch of one, or where that is refused, a text and its generator."""
         state = generator.get_state()
         settings = self.settings.call_kwargs(self.pipe, **overrides)
@@ -232,9 +259,11 @@ class Drawer:
         self._takes_text = True
         return drawn
 
-    def _seeded(self, kwargs, generators, prompt, output_type, keep):
+    def _seeded(
+        self, kwargs: Kwargs, generators: Generators | torch.Generator, prompt: str, output_type: str, keep: bool
+    ) -> Any:
         """Noise that the pipeline takes from torch's global generator comes from the picture's own all the same."""
-        own = generators[0] if isinstance(generators, list) else generators
+        own = generators if isinstance(generators, torch.Generator) else generators[0]
         copy = torch.Generator()
         copy.set_state(own.get_state())
         device = device_of(self.denoiser)
@@ -244,13 +273,13 @@ class Drawer:
 
     def call(
         self,
-        kwargs: dict,
+        kwargs: dict[str, Any],
         generators: torch.Generator | Sequence[torch.Generator],
         prompts: Sequence[str],
         output_type: str = "pil",
         keep_numbers: bool = False,
         with_graph: bool = False,
-    ):
+    ) -> Any:
         """One call of the pipeline with all of its keywords but the generators, looked at: its pictures."""
         parameters = self.settings.parameters(self.pipe)
         if "output_type" in parameters:
@@ -285,7 +314,9 @@ class Drawer:
             return
         watched = "step" in vars(scheduler)
 
-        def step_with_noise(model_output, timestep, sample, *args, **kwargs):
+        def step_with_noise(
+            model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
             if len(sample) == (len(generators) if isinstance(generators, list) else 1) and not args:
                 kwargs.setdefault("generator", generators)
             return step(model_output, timestep, sample, *args, **kwargs)
@@ -301,7 +332,7 @@ class Drawer:
 
     # ---- what may be scored ----
 
-    def _judge(self, drawn: list, prompts: Sequence[str], watch: CallWatch, flagged: list[bool]) -> None:
+    def _judge(self, drawn: list[Any], prompts: Sequence[str], watch: CallWatch, flagged: list[bool]) -> None:
         """Marks what is no picture of the model's, and counts it."""
         self.pictures["drawn"] += len(prompts)
         bad = watch.not_finite()

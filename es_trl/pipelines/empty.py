@@ -30,7 +30,7 @@ def known_shapes() -> dict[str, dict[str, Any]]:
 
 
 def empty_pipeline(
-    model: str, dtype: torch.dtype = torch.float32, **model_init_kwargs
+    model: str, dtype: torch.dtype = torch.float32, **model_init_kwargs: Any
 ) -> tuple[DiffusionPipeline, str]:
     """
     A pipeline on torch's "meta" device, and where its shapes are from.
@@ -96,7 +96,7 @@ def standing(name: str, stands: Mapping[str, int]) -> int:
     return math.prod(count for block, count in stands.items() if name == block or name.startswith(f"{block}."))
 
 
-def _kind(block: nn.Module) -> tuple:
+def _kind(block: nn.Module) -> tuple[Any, ...]:
     return (type(block), *((name, parameter.shape) for name, parameter in block.named_parameters()))
 
 

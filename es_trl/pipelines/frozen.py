@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -67,8 +68,8 @@ class FrozenPipeline:
         prompts: Sequence[str],
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        columns: Mapping[str, Sequence] | None = None,
-    ) -> dict:
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> dict[str, Any]:
         """All keywords of one call of the pipeline but the generators and the output type."""
         kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
         kwargs = self.settings.repeat_constants(kwargs, len(prompts))
@@ -82,9 +83,9 @@ class FrozenPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         output_type: str = "pil",
-        columns: Mapping[str, Sequence] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
         keep_numbers: bool = False,
-    ) -> list | torch.Tensor:
+    ) -> list[Any] | torch.Tensor:
         """
         Draws one picture (video, sound) per prompt with the pipeline's own `__call__`.
 
@@ -109,10 +110,10 @@ class FrozenPipeline:
             raise ValueError(f"generate needs one generator per prompt, got {len(generators)} for {len(prompts)}.")
         self._bring_all()
         self.write_back()
-        overrides = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        overrides: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return self.drawer.draw(prompts, generators, columns, output_type, keep_numbers, **overrides)
 
-    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None):
+    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None) -> Self:
         """
         Moves the pipeline, unless its user has placed it (a device map, offloading); returns itself.
 
@@ -147,7 +148,7 @@ class FrozenPipeline:
             device, self._waits_for = self._waits_for, None
             self.pipe.to(device)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """How images are drawn, as plain data for cards and evaluation files."""
         call = self.settings.call_kwargs(self.pipe)
         return {

@@ -35,7 +35,7 @@ class Generator(Protocol):
 
     module: torch.nn.Module
 
-    def generate(self, prompts: list[str], generators: list[torch.Generator], **columns: list) -> Sequence[Any]:
+    def generate(self, prompts: list[str], generators: list[torch.Generator], **columns: list[Any]) -> Sequence[Any]:
         """One sample per prompt."""
 
 
@@ -56,7 +56,7 @@ class GeneratorPipeline:
         self.components = {"module": generator.module}
         self.name_or_path = str(getattr(generator, "name_or_path", None) or type(generator).__name__)
 
-    def __call__(self, prompt: list[str], generator: list[torch.Generator], **columns: list) -> SimpleNamespace:
+    def __call__(self, prompt: list[str], generator: list[torch.Generator], **columns: list[Any]) -> SimpleNamespace:
         drawn = self.generator.generate(prompt, generator, **columns)
         try:
             found = pictures_of(drawn)
@@ -109,7 +109,7 @@ class GeneratorPipeline:
         """`number`, or `None` where `generate` has no `num_inference_steps`: 1 is then the only number there is."""
         return number if "num_inference_steps" in self.call_parameters() else None
 
-    def call_columns(self, columns: Mapping[str, Sequence]) -> dict[str, list]:
+    def call_columns(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """
         Those of a data set's columns that `generate` takes.
 
@@ -132,14 +132,14 @@ class GeneratorPipeline:
         (self.generator if hasattr(self.generator, "to") else self.module).to(device)
         return self
 
-    def set_progress_bar_config(self, **_kwargs) -> None:
+    def set_progress_bar_config(self, **_kwargs: Any) -> None:
         """There is none."""
 
     def save_lora_weights(
         self,
-        save_directory: str | os.PathLike,
+        save_directory: str | os.PathLike[str],
         module_lora_layers: Mapping[str, torch.Tensor],
-        module_lora_adapter_metadata: dict,
+        module_lora_adapter_metadata: dict[str, Any],
         safe_serialization: bool = True,
     ) -> None:
         """`pytorch_lora_weights.safetensors` with the module's own names, and what the object's `save` writes."""

@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
         peak (`int`): The most that were, since [`LiveBytes.begin`].
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
@@ -42,15 +42,15 @@ class LiveBytes(TorchDispatchMode):
         """The peak starts again from what is alive now."""
         self.peak = self.live
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._stack.enter_context(_fused_attention())
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         self._stack.close()
 
-    def __torch_dispatch__(self, func: Callable, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors([*args, *kwargs.values()]))
         for tensor in given:
@@ -79,10 +79,11 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-_FORMS: dict[tuple, tuple | None] = {}  # what torch works out in Python, at length: once for all equal blocks
+# What torch works out in Python, at length: once for all equal blocks.
+_FORMS: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
 
 
-def _like_before(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _like_before(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`; where that makes new tensors only, of the form that the same call made before."""
     if func is aten.addmm.default:  # 20 ms in torch
         return args[1].new_empty(args[1].shape[0], args[2].shape[1])
@@ -120,7 +121,7 @@ def _form(value: Any) -> Any:
     return tuple(map(_form, value)) if isinstance(value, list | tuple) else (type(value), value)
 
 
-def _tensors(values: list | tuple) -> Iterator[torch.Tensor]:
+def _tensors(values: list[Any] | tuple[Any, ...]) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -138,7 +139,9 @@ def _fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = own
 
 
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_args: Any, **_kwargs: Any
+) -> torch.Tensor:
     return _Attention.apply(query, key, value)
 
 
@@ -146,13 +149,13 @@ class _Attention(torch.autograd.Function):
     """What the fused kernels keep for the backward pass."""
 
     @staticmethod
-    def forward(ctx, query, key, value):
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, out)
         return out
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value, _ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
@@ -163,15 +166,15 @@ def _without_numbers(value: Any) -> Any:
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 
-def _counts(func: Any, kwargs: dict) -> bool:
+def _counts(func: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a new tensor holds places or a mask, which decide what a model does."""
     dtype = kwargs.get("dtype")
     return func.overloadpacket is aten.arange or (dtype is not None and not dtype.is_floating_point)
 
 
-def _without_masks(indices: list) -> list:
+def _without_masks(indices: list[Any]) -> list[Any]:
     """Which rows a mask picks is known as long as it has numbers."""
-    found: list = []
+    found: list[Any] = []
     for index in indices:
         masked = index is not None and index.dtype == torch.bool and not index.is_meta
         found += index.nonzero().unbind(1) if masked else [index]

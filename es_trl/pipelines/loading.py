@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import diffusers
 import torch
@@ -20,7 +21,7 @@ from .generators import GeneratorPipeline
 logger = logging.getLogger(__name__)
 
 
-def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwargs) -> DiffusionPipeline:
+def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwargs: Any) -> DiffusionPipeline:
     """
     Loads a diffusers pipeline from safetensors.
 
@@ -91,7 +92,7 @@ def _why_refused(model: str, error: BaseException | None) -> str | None:
     return None
 
 
-def empty_denoiser(model: str, **kwargs) -> tuple[str, torch.nn.Module]:
+def empty_denoiser(model: str, **kwargs: Any) -> tuple[str, torch.nn.Module]:
     """
     The name of a pipeline's denoiser, and the denoiser without its weights: only configurations are read.
 
@@ -117,7 +118,7 @@ def empty_denoiser(model: str, **kwargs) -> tuple[str, torch.nn.Module]:
         return name, denoiser_class.from_config(config)
 
 
-def check_pipeline(pipe) -> None:
+def check_pipeline(pipe: Any) -> None:
     """Raises `ValueError` for a pipeline whose LoRA could not be loaded again with `load_lora_weights`."""
     if isinstance(pipe, GeneratorPipeline):
         return
@@ -135,7 +136,7 @@ def check_pipeline_class(pipeline_class: type) -> None:
         )
 
 
-def denoiser_of(pipe) -> str:
+def denoiser_of(pipe: Any) -> str:
     """
     The name of the part that LoRA goes on: the first of the class's loadable parts that is no text encoder.
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
@@ -106,7 +107,7 @@ def export_tensors(denoiser: nn.Module, pairs: Sequence[LoraPair], program: str)
     return tensors
 
 
-def _joined(denoiser: nn.Module, pairs: Iterable[LoraPair], rules: Rules, program: str) -> dict[str, list]:
+def _joined(denoiser: nn.Module, pairs: Iterable[LoraPair], rules: Rules, program: str) -> dict[str, list[Any]]:
     """By their name: what each part of a joined matrix has, its rows and its pair, if any."""
     ours = {str(pair.layer): pair for pair in pairs}
     places: dict[str, dict[int, tuple[int, LoraPair | None]]] = {}

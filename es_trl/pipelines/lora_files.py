@@ -113,8 +113,8 @@ def read_lora(path: str, denoiser: nn.Module | None = None) -> LoraFile:
     layers = {name.replace(".", "_"): name for name, _ in denoiser.named_modules()} if denoiser is not None else {}
 
     lora = LoraFile()
-    halves: dict = {}
-    alphas: dict = {}
+    halves: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
     for key, value in tensors.items():
         match = FACTOR.fullmatch(key)
         if match:

@@ -1,6 +1,7 @@
 """How much perturbing theta changes what the denoiser puts out: the natural unit of sigma."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def output_change(
     prompts: Sequence[str],
     noise: NoiseBank,
     seed: int,
-    columns: Mapping[str, Sequence] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Callable[[float], float]:
     """
     A function of sigma: `|X(theta + sigma E) - X(theta)| / |X(theta)|` over all outputs `X` of the denoiser while
@@ -54,7 +55,7 @@ def calibrate_sigma(
     noise: NoiseBank,
     seed: int,
     target: float,
-    columns: Mapping[str, Sequence] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> float:
     """
     The sigma at which perturbed members change the denoiser's output by `target` of its norm (about 32 pictures).
@@ -84,7 +85,7 @@ def calibrate_sigma(
     return sigma
 
 
-def tensors_of(output) -> list[torch.Tensor]:
+def tensors_of(output: Any) -> list[torch.Tensor]:
     """Tensors of a denoiser's output: a tensor, a tuple or list of them, or an output object."""
     if isinstance(output, torch.Tensor):
         return [output]

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import SCMScheduler
@@ -60,7 +61,7 @@ class Trajectory:
     """
 
     prompts: list[str]
-    columns: dict[str, list] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict[str, Any])
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     log_probs: dict[int, torch.Tensor] = field(default_factory=dict)
     means: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -126,7 +127,7 @@ class PolicySampler:
         noise_generators: Sequence[torch.Generator],
         steps: Sequence[int] | None = None,
         output_type: str = "pil",
-        columns: Mapping[str, Sequence] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> tuple[list[Image.Image] | torch.Tensor, Trajectory]:
         """
         Draws one image per prompt and records its path.
@@ -235,7 +236,7 @@ class PolicySampler:
         generators: Sequence[torch.Generator],
         output_type: str,
         with_graph: bool = False,
-    ):
+    ) -> Any:
         adapter, number = self.adapter, self.settings.num_inference_steps
         adapter.write_back()
         kwargs = adapter.call_kwargs(trajectory.prompts, number, columns=trajectory.columns)
@@ -269,7 +270,7 @@ class PolicySampler:
             return
         original, wanted = self.scheduler.set_timesteps, [START, *times, 0.0]
 
-        def set_timesteps(*_args, device=None, **_kwargs):
+        def set_timesteps(*_args: Any, device: Any = None, **_kwargs: Any) -> None:
             number = len(wanted) - 1
             original(number, timesteps=wanted, device=device, max_timesteps=None, intermediate_timesteps=None)
 
@@ -308,7 +309,7 @@ class PolicySampler:
         return Gaussian(step.tried(0.0), torch.as_tensor(std, device=step.sample.device))
 
 
-def check_policy(pipe, settings: PolicySettings):
+def check_policy(pipe: Any, settings: PolicySettings) -> Any:
     """The scheduler of rollouts; raises `ValueError` if `pipe` has no Gaussian steps, or cannot follow `settings`."""
     scheduler, number = policy_scheduler(pipe), settings.num_inference_steps
     if settings.intermediate_times is not None and not isinstance(scheduler, SCMScheduler):

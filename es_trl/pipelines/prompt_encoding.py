@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -41,23 +41,23 @@ class PromptEncoder:
         whole_reason (`str`): Why prompts cannot be encoded ahead of the call; empty if they can.
     """
 
-    def __init__(self, pipe, denoiser: torch.nn.Module, settings: CallSettings, batch_size: int = 16):
+    def __init__(self, pipe: Any, denoiser: torch.nn.Module, settings: CallSettings, batch_size: int = 16) -> None:
         self.pipe, self.denoiser, self.settings, self.batch_size = pipe, denoiser, settings, batch_size
         self.released, self._serving, self.mixed = False, False, False
         self.whole_reason = "" if hasattr(pipe, "encode_prompt") else "it has no encode_prompt"
         self._splits: dict[str, RowSplit | None] = {}
-        self._cache: dict[tuple, Any] = {}
+        self._cache: dict[tuple[Any, ...], Any] = {}
 
     @property
     def caches(self) -> bool:
         """Whether this pipeline's prompts can be encoded ahead of the call."""
         return not self.whole_reason
 
-    def rows(self, prompts: Sequence[str]) -> dict:
+    def rows(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Call keywords for `prompts`, one row each, in order."""
         return {"prompt": list(prompts)} | self.settings.text_kwargs(self.pipe)
 
-    def single(self, prompt: str) -> dict:
+    def single(self, prompt: str) -> dict[str, Any]:
         """Call keywords for one prompt."""
         return {"prompt": prompt} | self.settings.text_kwargs(self.pipe)
 
@@ -79,7 +79,9 @@ class PromptEncoder:
                 self.pipe.encode_prompt = own
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], columns: Mapping[str, Sequence] | None = None, **overrides) -> None:
+    def encode(
+        self, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None, **overrides: Any
+    ) -> None:
         """
         Encodes those of `prompts` that are not known, by calling the pipeline up to its denoiser.
 
@@ -130,8 +132,8 @@ class PromptEncoder:
                 f"encoder in every call ({error}). Set release_text_encoder=False."
             ) from error
 
-    def _call_up_to_denoiser(self, kwargs: dict, count: int) -> None:
-        def stop(*_args):
+    def _call_up_to_denoiser(self, kwargs: dict[str, Any], count: int) -> None:
+        def stop(*_args: Any) -> NoReturn:
             raise _Encoded
 
         handle = self.denoiser.register_forward_pre_hook(stop)
@@ -148,12 +150,12 @@ class PromptEncoder:
 
     # ---- in place of encode_prompt ----
 
-    def stand_in(self, original: Callable) -> Callable:
+    def stand_in(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`encode_prompt` that asks `original` only for what it has not been asked before."""
         signature = inspect.signature(original)
 
         @torch.no_grad()
-        def encode_prompt(*args, **kwargs):
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             values = _flat(signature.bind(*args, **kwargs).arguments, signature)
             texts = {name: value for name, value in values.items() if _is_text(name, value)}
             others = {name: value for name, value in values.items() if name not in texts}
@@ -167,7 +169,7 @@ class PromptEncoder:
 
         return encode_prompt
 
-    def _serve(self, original: Callable, texts: dict[str, list[str]], others: dict) -> Any:
+    def _serve(self, original: Callable[..., Any], texts: dict[str, list[str]], others: dict[str, Any]) -> Any:
         names, settings = tuple(texts), repr(sorted((k, str(v)) for k, v in others.items()))
         split = self._split_of(original, texts, others, f"{names} {settings}")
         rows = list(zip(*texts.values(), strict=True))
@@ -188,7 +190,13 @@ class PromptEncoder:
             found, self.mixed = dict(zip(unique, parts, strict=True)), True
         return split.join([found[row] for row in rows], self.pipe._execution_device)
 
-    def _encode(self, original: Callable, names: Sequence[str], rows: Sequence[tuple], others: dict) -> Any:
+    def _encode(
+        self,
+        original: Callable[..., Any],
+        names: Sequence[str],
+        rows: Sequence[tuple[Any, ...]],
+        others: dict[str, Any],
+    ) -> Any:
         if self.released:
             raise RuntimeError(
                 f"The text encoder was released, and {len(rows)} prompts were not encoded before, the first being "
@@ -197,22 +205,24 @@ class PromptEncoder:
         texts = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         return original(**texts, **others | self._own_device(original))
 
-    def _own_device(self, original: Callable) -> dict:
+    def _own_device(self, original: Callable[..., Any]) -> dict[str, Any]:
         """Where the text encoders are, if that is not where the pipeline draws."""
         parts = [part for name, part in self.pipe.components.items() if name.startswith("text_encoder")]
         devices = {device_of(part) for part in parts if isinstance(part, torch.nn.Module)}
         apart = len(devices) == 1 and devices != {self.pipe._execution_device}
         return {"device": devices.pop()} if apart and "device" in inspect.signature(original).parameters else {}
 
-    def _split_of(self, original: Callable, texts: dict[str, list[str]], others: dict, key: str) -> RowSplit | None:
+    def _split_of(
+        self, original: Callable[..., Any], texts: dict[str, list[str]], others: dict[str, Any], key: str
+    ) -> RowSplit | None:
         if key in self._splits:
             return self._splits[key]
         names, first = tuple(texts), tuple(value[0] for value in texts.values())
 
-        def encode(rows: Sequence[tuple]) -> Any:
+        def encode(rows: Sequence[tuple[Any, ...]]) -> Any:
             return self._encode(original, names, rows, others)
 
-        def probe(text: str) -> tuple:
+        def probe(text: str) -> tuple[Any, ...]:
             return tuple(value if "negative" in name else text for name, value in zip(names, first, strict=True))
 
         try:

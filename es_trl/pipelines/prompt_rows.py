@@ -41,7 +41,7 @@ class RowSplit:
         self.plan = _plan(two, three)
         self.separable = True
 
-    def check(self, encode: Callable[[Sequence], Any], texts: Sequence) -> None:
+    def check(self, encode: Callable[[Sequence[Any]], Any], texts: Sequence[Any]) -> None:
         """
         Encodes two different texts together and alone.
 

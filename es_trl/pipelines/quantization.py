@@ -50,7 +50,7 @@ def read_quantization(
     return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
-def _torchao(name: str):
+def _torchao(name: str) -> Any:
     from torchao import quantization
 
     if not name.endswith("Config") or not hasattr(quantization, name):

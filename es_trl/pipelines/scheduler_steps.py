@@ -29,19 +29,19 @@ class Step:
     """
 
     scheduler: Any
-    function: Callable
+    function: Callable[..., Any]
     model_output: torch.Tensor
     timestep: Any
     sample: torch.Tensor
-    args: tuple = ()
-    kwargs: dict = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
 
-    def take(self, noise: float | None = None):
+    def take(self, noise: float | None = None) -> Any:
         """The scheduler's own step and output; with `noise`, every number of its noise is that one."""
         with self._noise(noise):
             return self.function(self.model_output, self.timestep, self.sample, *self.args, **self.kwargs)
 
-    def tried(self, noise: float, **kwargs) -> torch.Tensor:
+    def tried(self, noise: float, **kwargs: Any) -> torch.Tensor:
         """The next latents in fp32, for that noise; the scheduler stays where it is."""
         state = dict(vars(self.scheduler))
         try:
@@ -111,7 +111,7 @@ def _flow(step: Step, noise_level: float) -> Gaussian:
 # ---- which schedulers have such steps ----
 
 
-def policy_scheduler(pipe) -> Any:
+def policy_scheduler(pipe: Any) -> Any:
     """
     The scheduler that rollouts of `pipe` draw with: its own if its steps can be Gaussian, else DDIM or flow matching's
     Euler for the same model and noise levels, whose noise can be chosen.
@@ -209,7 +209,14 @@ def stepping(
     """
     original, done = scheduler.step, 0
 
-    def wrapped(model_output, timestep, sample, *args, return_dict: bool = True, **kwargs):
+    def wrapped(
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        *args: Any,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
         nonlocal done
         index, done = done, done + 1
         step = Step(scheduler, original, model_output, timestep, sample, args, kwargs)
@@ -246,7 +253,7 @@ class SkippedSteps:
             return
         original, hooked = self.denoiser.forward, "forward" in vars(self.denoiser)  # by offloading
 
-        def forward(*args, **kwargs):
+        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             rows: Any = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor | list)), ())
             if self._template is not None and now() and len(rows):
                 shape, dtype = self._template

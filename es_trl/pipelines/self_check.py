@@ -83,7 +83,7 @@ def check_members(
 
 
 @contextmanager
-def watching_layers(adapter, consequence: str) -> Iterator[None]:
+def watching_layers(adapter: Any, consequence: str) -> Iterator[None]:
     """
     Around forward passes: names the LoRA layers that none of them called. Says nothing if there was none, or if the
     denoiser is compiled.

@@ -150,8 +150,8 @@ class LoraXSSpace(SearchSpace):
         left_out = torch.linalg.matrix_norm(B @ A - self.left[name] @ core @ self.A[name])
         if left_out > 0.01 * torch.linalg.matrix_norm(B @ A):
             raise ValueError(
-                f"init_adapter: the LoRA on {name} is no combination of the base's top singular vectors, which is what "
-                "es_space='lora_xs' trains (a run in that space with the same seed wrote no such file). Take es_space "
+                f"init_adapter: the LoRA on {name} is no combination of the base's top singular vectors, which "
+                "is what es_space='lora_xs' trains (a run in it with this seed wrote no such file). Take es_space "
                 "'lora', 'lora_b' or 'weight', or give the LoRA in frozen_adapters to train another beside it."
             )
         self.theta[f"{name}.core"].copy_(core)

@@ -10,7 +10,7 @@ from ..names import hint
 
 
 def set_up(
-    pipe, scheduler_config: Mapping[str, Any] | None = None, vae_slicing: bool = False, vae_tiling: bool = False
+    pipe: Any, scheduler_config: Mapping[str, Any] | None = None, vae_slicing: bool = False, vae_tiling: bool = False
 ) -> None:
     """
     Throws them on `pipe`.
@@ -39,7 +39,7 @@ def set_up(
         getattr(vae, f"enable_{name}")()
 
 
-def _scheduler(pipe, changes: dict[str, Any]):
+def _scheduler(pipe: Any, changes: dict[str, Any]) -> Any:
     own = getattr(pipe, "scheduler", None)
     if own is None:
         raise ValueError(f"scheduler_config: {type(pipe).__name__} has no scheduler.")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +41,14 @@ class PopulationCheck:
 
 @torch.no_grad()
 def verify_population_forward(
-    pipe_or_adapter,
+    pipe_or_adapter: Any,
     prompts: Sequence[str] = ("a red apple", "two blue cats"),
     population_size: int = 4,
     sigma: float = 0.1,
     es_space: str = "lora",
     seed: int = 0,
-    columns: Mapping[str, Sequence] | None = None,
-    **adapter_kwargs,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    **adapter_kwargs: Any,
 ) -> PopulationCheck:
     """
     Draws every member twice: all in one fused batch, and one by one with its weights written into the LoRA modules
@@ -79,7 +80,7 @@ def _check(
     population_size: int,
     sigma: float,
     seed: int,
-    columns: Mapping[str, Sequence] | None,
+    columns: Mapping[str, Sequence[Any]] | None,
 ) -> PopulationCheck:
     population = Population(population_size)
     shapes = {site.name: tuple(site.theta.shape) for site in adapter.space.sites}
@@ -129,7 +130,7 @@ class merged_weights:
         if self.hooks:
             activate(self.adapter.denoiser, self.adapter.frozen_adapters)
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         for hook in self.hooks:
             hook.remove()
         for site in self.adapter.space.sites:
@@ -138,5 +139,5 @@ class merged_weights:
             activate(self.adapter.denoiser, [*self.adapter.frozen_adapters, ADAPTER_NAME])
 
 
-def _add(theta: torch.Tensor, _layer: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+def _add(theta: torch.Tensor, _layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output + F.linear(args[0], theta.detach().to(args[0].dtype))

@@ -1,6 +1,6 @@
 """Watching one call of a pipeline: which of its pictures are made of numbers, and where its noise comes from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ class CallWatch:
         used_global_noise (`bool`): Whether torch's global generators moved.
     """
 
-    def __init__(self, pipe, denoiser: torch.nn.Module, rows: int, keep: bool = False):
+    def __init__(self, pipe: Any, denoiser: torch.nn.Module, rows: int, keep: bool = False) -> None:
         self.pipe, self.denoiser, self.rows, self.keep = pipe, denoiser, rows, keep
         self.numbers: list[torch.Tensor] = []
         self.used_global_noise = False
@@ -76,15 +76,15 @@ class CallWatch:
             return [joined.view(self.rows, -1).all(dim=1)]
         return [joined.all().expand(self.rows)]  # nobody knows whose they are
 
-    def _look_at_denoiser(self, _module, _inputs, output) -> None:
+    def _look_at_denoiser(self, _module: Any, _inputs: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple | list) else getattr(output, "sample", output)
         if not isinstance(first, torch.Tensor) or not first.is_floating_point() or len(first) % self.rows:
             return
         finite = torch.isfinite(first.detach()).flatten(1).all(dim=1).view(-1, self.rows).all(dim=0)
         self._denoised = finite if self._denoised is None else self._denoised & finite
 
-    def _wrapped(self, convert):
-        def converting(*args, **kwargs):
+    def _wrapped(self, convert: Callable[..., Any]) -> Callable[..., Any]:
+        def converting(*args: Any, **kwargs: Any) -> Any:
             self._depth += 1
             try:
                 if self._depth == 1:
