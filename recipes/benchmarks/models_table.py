@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from es_trl.es import Factors, NoiseBank, Population, make_generator
+from es_trl.es import NoiseBank, Population, make_generator
 from es_trl.pipelines import PipelineAdapter, PolicySampler, PolicySettings, numbers_of
 from es_trl.pipelines.self_check import AMPLIFIED, VISIBLE, rms, tolerance
 from es_trl.pipelines.targets import coverage
@@ -100,7 +100,7 @@ def draw_members(adapter: PipelineAdapter, model: TinyModel) -> dict:
         return numbers_of(samples, adapter.drawer.last_watch.numbers, len(samples)).view(len(members), -1)
 
     for factor in AMPLIFIED:
-        louder = {name: Factors(value.U * factor, value.V) for name, value in factors.items()}
+        louder = factors.scaled(factor)
         truth = [merged(adapter, model, batch, louder, sign) for sign in (1, -1)]
         spread = rms(truth[0] - truth[1])
         if spread >= VISIBLE * rms(truth[0] - truth[0].mean()):
