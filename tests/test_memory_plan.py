@@ -3,7 +3,9 @@
 import functools
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from es_trl.cli.arguments import parse
 from es_trl.cli.fitting import gigabytes
 from es_trl.cli.memory_plan import plan_memory
 from es_trl.es import Factors, Perturbations
-from es_trl.pipelines import LiveBytes, PipelineAdapter, known_shapes, set_up, shorten
+from es_trl.pipelines import LiveBytes, PipelineAdapter, equal_blocks_once, known_shapes, set_up, shorten
 
 
 MEGA = 1_000_000
@@ -57,6 +59,41 @@ def test_numbers_that_are_known_decide_and_mix_with_those_that_are_not():
     assert places.tolist() == list(range(10)) and rows.shape == (5, 4) and moved.is_meta
 
 
+class Layer(nn.Module):
+    """A language model's: it widens, keeps something in a cache, and has two outputs, one of them in a tuple."""
+
+    def __init__(self, returns_its_input: bool):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(100, 400, device="meta"), nn.Linear(400, 100, device="meta")
+        self.returns_its_input, self.calls = returns_its_input, 0
+
+    def forward(self, x, cache=None):
+        self.calls += 1
+        cache.kept.append(x * 2)
+        out = self.narrow(self.wide(x).relu())
+        return (x, (out,)) if self.returns_its_input else (out + 1, (out, None))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("returns_its_input", "calls"), [(False, 1), (True, 5)])
+def test_equal_blocks_are_gone_through_once_and_counted_every_time(returns_its_input, calls):
+    def run(once):
+        layers, live, cache = nn.ModuleList(Layer(returns_its_input) for _ in range(5)), LiveBytes(), SimpleNamespace()
+        cache.kept, x = [], torch.empty(1000, 100, device="meta")
+        states, seen = [], []
+        with live, equal_blocks_once(live, [layers]) if once else nullcontext():
+            for layer in layers:
+                x, more = layer(x, cache=cache)
+                states.append(more[0])
+                seen.append((live.live, live.peak, x.shape, len(more)))
+        del x, states, more, cache
+        return seen, live.live, sum(layer.calls for layer in layers)
+
+    seen, left, gone_through = run(True)
+    assert gone_through == calls
+    assert (seen, left) == run(False)[:2] and left == 0
+
+
 # --- a plan ---
 
 
@@ -74,7 +111,7 @@ def planned(tmp_path: Path, **options):
     } | options
     if given.get("method", "es") != "es":
         del given["members_per_forward"]
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return plan_memory(*parse(args=words))
 
 
@@ -135,6 +172,19 @@ def test_a_shortened_model_is_counted_as_the_whole_one(tmp_path, monkeypatch, ch
     for a, b in zip(short.moments, whole.moments, strict=True):
         assert a.total == pytest.approx(b.total, rel=0.01), a.name
         assert a.parts.get("activations", 0) == pytest.approx(b.parts.get("activations", 0), rel=0.02, abs=0.005)
+
+
+@pytest.mark.parametrize(("model", "length"), [("stabilityai/sd-turbo", None), ("Tongyi-MAI/Z-Image-Turbo", 16)])
+def test_a_plan_is_that_of_a_model_of_which_every_block_is_gone_through(tmp_path, monkeypatch, model, length):
+    shapes = known_shapes()
+    shapes[model]["components"]["text_encoder"]["num_hidden_layers"] = 4  # for the time it takes
+    monkeypatch.setattr("es_trl.pipelines.empty.known_shapes", lambda: shapes)
+    memory_plan._empty.cache_clear()
+    options = {"model_name_or_path": model, "max_sequence_length": length, "height": 256, "width": 256}
+    plans = [planned(tmp_path, **options, es_space=space) for space in ("lora", "weight")]
+    monkeypatch.setattr(memory_plan, "equal_blocks_once", lambda *_: nullcontext())
+    assert plans == [planned(tmp_path, **options, es_space=space) for space in ("lora", "weight")]
+    memory_plan._empty.cache_clear()
 
 
 def test_shortening_leaves_two_of_equal_blocks_alone():

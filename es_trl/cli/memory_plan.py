@@ -20,6 +20,8 @@ from ..pipelines import (
     LiveBytes,
     PipelineAdapter,
     empty_pipeline,
+    equal_blocks_once,
+    no_starting_values,
     set_up,
     shorten,
     standing,
@@ -123,7 +125,7 @@ class _Run:
         self.pipe = copy.copy(empty)
         for name, part in empty.components.items():  # LoRA and switches go on copies
             if isinstance(part, nn.Module) and not name.startswith("text_encoder"):
-                vars(self.pipe)[name] = copy.deepcopy(part)
+                vars(self.pipe)[name] = _copied(part, {})
         set_up(self.pipe, config.scheduler_config, config.vae_slicing, config.vae_tiling)
         names = [f.name for f in dataclasses.fields(CallSettings) if f.name != "extra"]
         settings = CallSettings(**{n: getattr(config, n) for n in names}, extra=dict(config.pipeline_kwargs or {}))
@@ -132,7 +134,8 @@ class _Run:
             lora_alpha=config.lora_alpha or config.lora_rank,
             target_modules=config.lora_target_modules,
         )
-        self.adapter = PipelineAdapter(self.pipe, lora, config.es_space, settings)
+        with no_starting_values():
+            self.adapter = PipelineAdapter(self.pipe, lora, config.es_space, settings)
         self.adapter.denoiser.to("meta")
         self.adapter.space.to(torch.device("meta"))
         shapes = {site.name: tuple(site.theta.shape) for site in self.adapter.space.sites}
@@ -225,8 +228,9 @@ class _Run:
         kwargs |= self.adapter.prompts.rows([PROMPT] * images)
         kwargs["generator"] = [make_generator(0, "memory_plan", i) for i in range(images)]
         perturbed = self._members(members, images // members) if isinstance(self.config, ESConfig) else nullcontext()
+        models = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         with torch.no_grad(), live, perturbed, _watched(self.adapter.denoiser, before):
-            with _decoding(self.pipe, lambda: into("denoise")), suppress(_Stop):
+            with _decoding(self.pipe, lambda: into("denoise")), equal_blocks_once(live, models), suppress(_Stop):
                 type(self.pipe).__call__(self.pipe, **kwargs, output_type="pt")
         into("decode")
         found["encode"] *= ENCODED_AT_ONCE / images
@@ -277,7 +281,19 @@ def _empty(model: str, dtype: torch.dtype, options: str):
     """The pipeline without numbers, where its shapes are from, and how often a block of its denoiser stands."""
     pipe, source = empty_pipeline(model, dtype, **json.loads(options))
     name = next(n for n in pipe._lora_loadable_modules if isinstance(getattr(pipe, n, None), nn.Module))
-    return pipe, source, shorten(getattr(pipe, name))
+    vars(pipe)[name] = denoiser = _copied(getattr(pipe, name), {})
+    return pipe, source, shorten(denoiser)
+
+
+def _copied(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A new tree of modules around the same weights, there for their shapes; ten times faster than a copy."""
+    if module not in known:
+        made = known[module] = copy.copy(module)
+        for name, value in vars(module).items():
+            if type(value) is dict or type(value).__module__ == type(module).__module__:  # or a table of its positions
+                vars(made)[name] = copy.copy(value)
+        vars(made)["_modules"] = {name: part and _copied(part, known) for name, part in module._modules.items()}
+    return known[module]
 
 
 @contextmanager

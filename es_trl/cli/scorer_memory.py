@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from .. import assets
-from ..pipelines import LiveBytes
+from ..pipelines import LiveBytes, equal_blocks_once, no_starting_values
 from ..rewards import CATALOGUE
 
 
@@ -36,11 +36,11 @@ def scorer_memory(checkpoint: str, dtype: str) -> tuple[float, float] | None:
         settings = transformers.AutoConfig.from_pretrained(folder).to_dict()
     if settings is None:
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), no_starting_values():
         model = transformers.CLIPModel(transformers.CLIPConfig(**settings)).eval().requires_grad_(False)
         model = model.to(getattr(torch, dtype))
     size, live = model.config.vision_config.image_size, LiveBytes()
-    with torch.no_grad(), live:
+    with torch.no_grad(), live, equal_blocks_once(live, [model]):
         pixels = torch.empty(SCORED_AT_ONCE, 3, size, size, dtype=model.dtype, device="meta")
         model.get_image_features(pixel_values=pixels)
     return sum(value.nbytes for value in model.state_dict().values()) / 1e9, live.peak / 1e9

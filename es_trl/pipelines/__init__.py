@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .denoising import DenoisingModel, rows_of
     from .differentiable import DifferentiableForward
     from .digest import file_digest, tensor_digest
-    from .empty import build_pipeline, empty_pipeline, known_shapes, shorten, standing
+    from .empty import build_pipeline, empty_pipeline, known_shapes, no_starting_values, shorten, standing
+    from .equal_blocks import equal_blocks_once
     from .frozen import FrozenPipeline
     from .generators import Generator, GeneratorPipeline, as_pipeline
     from .live_bytes import LiveBytes

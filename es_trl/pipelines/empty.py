@@ -1,8 +1,10 @@
 """Pipelines without weights: every class and every shape of a model, before anything large is downloaded."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .. import assets
+from .equal_blocks import kind_of
 
 
 TEMPLATE = (
@@ -33,7 +36,7 @@ def empty_pipeline(
     model: str, dtype: torch.dtype = torch.float32, **model_init_kwargs: Any
 ) -> tuple[DiffusionPipeline, str]:
     """
-    A pipeline on torch's "meta" device, and where its shapes are from.
+    A pipeline on torch's "meta" device, and where its shapes are from. It shares its parts with other such pipelines.
 
     Args:
         model (`str`): A model whose shapes ship with the package; a shipped name, a folder, or a Hub id, of which
@@ -78,6 +81,17 @@ def build_pipeline(shapes: Mapping[str, Any], dtype: torch.dtype, device: str = 
     return pipe
 
 
+@contextmanager
+def no_starting_values() -> Iterator[None]:
+    """Inside, new layers keep what is in their memory: weights without numbers need none to start from."""
+    own = {name: value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
+    vars(nn.init).update(dict.fromkeys(own, lambda tensor, *_args, **_kwargs: tensor))
+    try:
+        yield
+    finally:
+        vars(nn.init).update(own)
+
+
 def shorten(module: nn.Module) -> dict[str, int]:
     """
     Keeps two of every long row of equal blocks; by the name of the second one, how often it stands there in truth.
@@ -85,7 +99,7 @@ def shorten(module: nn.Module) -> dict[str, int]:
     """
     stands: dict[str, int] = {}
     for name, blocks in list(module.named_modules()):
-        if isinstance(blocks, nn.ModuleList) and len(blocks) > 4 and len({_kind(block) for block in blocks}) == 1:
+        if isinstance(blocks, nn.ModuleList) and len(blocks) > 4 and len({kind_of(block) for block in blocks}) == 1:
             stands[f"{name}.1"] = len(blocks) - 1
             del blocks[2:]
     return stands
@@ -96,10 +110,6 @@ def standing(name: str, stands: Mapping[str, int]) -> int:
     return math.prod(count for block, count in stands.items() if name == block or name.startswith(f"{block}."))
 
 
-def _kind(block: nn.Module) -> tuple[Any, ...]:
-    return (type(block), *((name, parameter.shape) for name, parameter in block.named_parameters()))
-
-
 def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
     if name.startswith(("tokenizer", "processor")):
         made = transformers.AutoTokenizer.from_pretrained(assets.resolve("tiny-pickscore"))
@@ -108,6 +118,20 @@ def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.
     kind: Any = getattr(diffusers, class_name, None)
     if name == "scheduler":
         return kind.from_config(config)
+    if device == "meta":
+        return _without_numbers(class_name, json.dumps(config, default=str), dtype)
+    return _made(class_name, config, dtype, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _without_numbers(class_name: str, config: str, dtype: torch.dtype) -> nn.Module:
+    """Models have text encoders and autoencoders in common."""
+    with no_starting_values():
+        return _made(class_name, json.loads(config), dtype, "meta")
+
+
+def _made(class_name: str, config: dict[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
+    kind: Any = getattr(diffusers, class_name, None)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

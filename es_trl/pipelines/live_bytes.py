@@ -35,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._counted: dict[int, int] = {}  # bytes by the address of what was made in here and is alive
         self._stack = ExitStack()
 
     def begin(self) -> None:
@@ -53,8 +53,6 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors([*args, *kwargs.values()]))
-        for tensor in given:
-            self._seen.setdefault(tensor.untyped_storage(), 0)  # weights, and what else was there before
         without = [tensor.is_meta for tensor in given]
         if any(without):
             if func in _INDEXING:
@@ -64,19 +62,20 @@ class LiveBytes(TorchDispatchMode):
         elif str(kwargs.get("device")) == "meta" and (given or _counts(func, kwargs)):
             kwargs = kwargs | {"device": torch.device("cpu")}  # numbers that are known stay known
         out = _like_before(func, args, kwargs) if given and all(without) else func(*args, **kwargs)
-        made = list(_tensors([out]))
-        for tensor in made:
+        for tensor in (out,) if isinstance(out, torch.Tensor) else _tensors([out]):
             storage = tensor.untyped_storage()
-            if storage not in self._seen:
-                size = self._seen[storage] = storage.nbytes()
-                self.live += size
-                weakref.finalize(storage, self._freed, size)
+            place = storage._cdata
+            if place in self._counted or any(place == value.untyped_storage()._cdata for value in given):
+                continue  # a part of what is counted, of a weight, or of what else was there before
+            size = self._counted[place] = storage.nbytes()
+            self.live += size
+            weakref.finalize(storage, self._freed, place)
         scratch = given[0].nbytes if func is aten.convolution.default else 0
         self.peak = max(self.peak, self.live + scratch)
         return out
 
-    def _freed(self, size: int) -> None:
-        self.live -= size
+    def _freed(self, place: int) -> None:
+        self.live -= self._counted.pop(place)
 
 
 # What torch works out in Python, at length: once for all equal blocks.
