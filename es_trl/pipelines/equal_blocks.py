@@ -23,7 +23,7 @@ def equal_blocks_once(live: LiveBytes, models: Iterable[nn.Module]) -> Iterator[
     """
     rows = [row for model in models for row in model.modules() if isinstance(row, nn.ModuleList)]
     blocks = {block: None for row in rows for block in row if next(block.children(), None) is not None}
-    known: dict[tuple, tuple] = {}
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     changed = [block for block in blocks if "forward" not in vars(block)]
     for block in changed:
         block.forward = _once(live, block, known)
@@ -34,15 +34,15 @@ def equal_blocks_once(live: LiveBytes, models: Iterable[nn.Module]) -> Iterator[
             del block.forward
 
 
-def kind_of(block: nn.Module) -> tuple:
+def kind_of(block: nn.Module) -> tuple[Any, ...]:
     """What equal blocks have in common: their class, and the names and shapes of their weights."""
     return (type(block), *((name, parameter.shape) for name, parameter in block.named_parameters()))
 
 
-def _once(live: LiveBytes, block: nn.Module, known: dict[tuple, tuple]) -> Callable:
+def _once(live: LiveBytes, block: nn.Module, known: dict[tuple[Any, ...], tuple[Any, ...]]) -> Callable[..., Any]:
     forward = block.forward
 
-    def gone_through(*args, **kwargs):
+    def gone_through(*args: Any, **kwargs: Any) -> Any:
         key = kind_of(block), _form(args), _form(tuple(kwargs.items()))
         owners = [value for value in kwargs.values() if hasattr(value, "__dict__") and not torch.is_tensor(value)]
         if key in known:
@@ -94,7 +94,7 @@ def _filled(pattern: Any, tensors: list[torch.Tensor]) -> Any:
     return type(pattern)(None if part == () else _filled(part, tensors) for part in pattern)
 
 
-def _of_their_own(tensors: list[torch.Tensor], given: list) -> bool:
+def _of_their_own(tensors: list[torch.Tensor], given: list[Any]) -> bool:
     """Whether the outputs hold no numbers and all of their memory, and share none with each other or an input."""
     inputs: list[torch.Tensor] = []
     for value in given:
