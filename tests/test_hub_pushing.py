@@ -249,7 +249,7 @@ def test_a_hub_that_never_answers_holds_nobody(hub, tmp_path, monkeypatch, caplo
     hub.faults.clear()
     monkeypatch.setattr("es_trl.run.hub_pusher.OPEN_SECONDS", 20)
     monkeypatch.setattr("es_trl.run.hub_pusher.PUSH_SECONDS", 20)
-    assert trainer.push_to_hub() is not None and not trainer.hub.failed
+    assert trainer.push_to_hub(commit_message=None) is not None and not trainer.hub.failed, "as the Trainer allows"
 
 
 def test_large_files_go_through_a_storage_and_a_cut_upload_commits_nothing(hub, tmp_path, monkeypatch):
@@ -272,7 +272,7 @@ def test_a_push_that_failed_is_made_up_for_by_the_next(hub, tmp_path):
     hub.faults["/api/"] = 403
     assert trainer.push_to_hub() is None and trainer.hub.failed
     hub.faults.clear()
-    assert trainer.push_to_hub() is not None and not trainer.hub.failed
+    assert trainer.push_to_hub(commit_message=None) is not None and not trainer.hub.failed, "as the Trainer allows"
 
 
 def test_a_revision_is_a_branch_of_its_own(hub, tmp_path):

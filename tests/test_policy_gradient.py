@@ -392,6 +392,8 @@ def test_defaults_follow_the_protocols_steps(tmp_path):
     assert (one.sample_num_steps, one.eval_num_inference_steps, one.epsilon_high) == (2, [1, 2], 1e-4)
     twenty = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, num_inference_steps=20, sample_num_steps=10)
     assert twenty.eval_num_inference_steps == [20]
+    own = GRPOConfig(output_dir="unused", use_cpu=True, num_inference_steps=None, sample_num_steps=3)
+    assert own.eval_num_inference_steps == [3], "the pipeline's own number is not known yet"
     named = PrefGRPOConfig(output_dir=str(tmp_path), use_cpu=True, pairwise_judge=redness)
     assert json.loads(json.dumps(named.to_dict()))["pairwise_judge"] == "redness"
 

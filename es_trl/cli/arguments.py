@@ -135,7 +135,7 @@ def parse(
     """
     args = with_recipes(sys.argv[1:] if args is None else args)
     method = check_names(args, config_class)
-    config_class = config_class or method_classes(method)[0]
+    config_class = config_class or method_classes(method or "es")[0]
     from .options import LineParser  # only now: what is wrong by then is said without it
 
     parser = LineParser([RunArguments, config_class])
@@ -158,7 +158,11 @@ def check_names(
     path = value_of("--config", args)
     file = read_config(path) if path is not None else {}
     method = _method(config_class, value_of("--method", args) or file.get("method"))
-    own = config_keys(method) if method in METHODS else {f.name for f in fields(config_class)}
+    own = (
+        {f.name for f in fields(config_class)}
+        if config_class and method not in METHODS
+        else config_keys(method or "es")
+    )
     known = own | {f.name for f in fields(RunArguments)}
     check_keys(path, file, known, method)
     check_options(args, known | {*beside})
@@ -175,7 +179,7 @@ def method_of(args: Sequence[str]) -> str:
     args = with_recipes(args)
     path = value_of("--config", args)
     named = value_of("--method", args) or (read_config(path).get("method") if path else None)
-    return _method(None, named)
+    return _method(None, named) or "es"
 
 
 def load_config(

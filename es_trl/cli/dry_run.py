@@ -133,7 +133,7 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
     )
     small_config.resume_from_checkpoint = None
     few = replace(arguments, max_train_prompts=config.prompts_per_step, eval_dataset_name=None, test_dataset_name=None)
-    trainer = prepare(method_classes(arguments.method)[1], few, small_config)
+    trainer = prepare(method_classes(arguments.method or "es")[1], few, small_config)
     trainer.pop_callback(PrinterCallback)
     return trainer
 

@@ -78,5 +78,6 @@ def _fields(path: Path, name: str) -> frozenset[str]:
 def _source(path: Path, line: ast.ImportFrom) -> Path:
     if line.level:
         return path.parents[line.level - 1] / f"{(line.module or '').replace('.', '/')}.py"
-    package = importlib.util.find_spec(line.module)  # finds it and imports nothing
+    package = importlib.util.find_spec(str(line.module))  # finds it and imports nothing
+    assert package is not None and package.origin is not None
     return Path(package.origin).with_name("training_args.py")

@@ -96,7 +96,7 @@ def plan_memory(arguments: RunArguments, config: DiffusionConfig) -> MemoryPlan:
     images, drawing = run.drawing()
     moments = []
     if not (config.release_text_encoder and (config.text_encoder_device or "").startswith("cpu")):
-        packed = "bitsandbytes" in (config.quantization_config or {}).get("quant_backend", "")
+        packed = "bitsandbytes" in config.mapping("quantization_config").get("quant_backend", "")
         early = {"denoiser": denoiser} if packed and run.stored(run.adapter.denoiser_name) is not None else {}
         before = others | early  # bitsandbytes has it on the GPU as soon as it is loaded
         before = before if config.release_text_encoder else resident
@@ -126,9 +126,9 @@ class _Run:
         for name, part in empty.components.items():  # LoRA and switches go on copies
             if isinstance(part, nn.Module) and not name.startswith("text_encoder"):
                 vars(self.pipe)[name] = _copied(part, {})
-        set_up(self.pipe, config.scheduler_config, config.vae_slicing, config.vae_tiling)
+        set_up(self.pipe, config.mapping("scheduler_config"), config.vae_slicing, config.vae_tiling)
         names = [f.name for f in dataclasses.fields(CallSettings) if f.name != "extra"]
-        settings = CallSettings(**{n: getattr(config, n) for n in names}, extra=dict(config.pipeline_kwargs or {}))
+        settings = CallSettings(**{n: getattr(config, n) for n in names}, extra=config.mapping("pipeline_kwargs"))
         lora = LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha or config.lora_rank,
@@ -164,8 +164,8 @@ class _Run:
 
     def stored(self, name: str) -> float | None:
         """Bytes per weight of the Linear layers of a part, if it is quantised."""
-        wanted = self.config.quantization_config
-        parts = (wanted or {}).get("components_to_quantize") or [self.adapter.denoiser_name]
+        wanted = self.config.mapping("quantization_config")
+        parts = wanted.get("components_to_quantize") or [self.adapter.denoiser_name]
         if not wanted or name not in ([parts] if isinstance(parts, str) else parts):
             return None
         return STORED.get(wanted["quant_backend"], lambda given: 1.0)(wanted.get("quant_kwargs") or {})
@@ -211,7 +211,8 @@ class _Run:
 
     def _draw(self, images: int, members: int = 1, up_to_denoiser: bool = False) -> tuple[dict[str, float], tuple]:
         """GB by phase of drawing `images`, and what the denoiser was called with."""
-        live, found, calls = LiveBytes(), dict.fromkeys(("encode", "denoise", "decode"), 0.0), []
+        live, found = LiveBytes(), dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+        calls: list[tuple] = []
 
         def into(phase: str) -> None:
             found[phase] = max(found[phase], live.peak / GB)
@@ -256,7 +257,8 @@ class _Run:
     def backward(self) -> float:
         """GB of the activations of a backward pass: those of the shortened model, and what its other blocks keep."""
         _, (args, kwargs) = self._draw(self.per_backward, up_to_denoiser=True)
-        denoiser, live, kept = self.adapter.denoiser, LiveBytes(), {}
+        denoiser, live = self.adapter.denoiser, LiveBytes()
+        kept: dict[str, float] = {}
         if self.config.checkpoint_activations:
             denoiser.enable_gradient_checkpointing()
         for parameter in self.adapter.theta.values():
@@ -265,7 +267,7 @@ class _Run:
             block = denoiser.get_submodule(name)
             block.register_forward_pre_hook(lambda *_, name=name: kept.setdefault(name, live.live) and None)
         with live, torch.enable_grad(), DifferentiableForward(self.adapter).enabled():
-            ends = {}
+            ends: dict[str, float] = {}
             for name in self.stands:
                 denoiser.get_submodule(name).register_forward_hook(
                     lambda *_, name=name: ends.setdefault(name, live.live) and None

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
         from ..trainer import method_classes
         from .training import prepare, run
 
-        trainer = prepare(method_classes(arguments.method)[1], arguments, config)
+        trainer = prepare(method_classes(arguments.method or "es")[1], arguments, config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"es-trl train: {' '.join(str(error).split())}\n")
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ class RewardSet:
         return {name: scorer for name, scorer in found.items() if isinstance(scorer, ClipScorer)}
 
     def __call__(
-        self, prompts: Sequence[str], images: Sequence[Image.Image], columns: dict[str, Sequence] | None = None,
+        self, prompts: Sequence[str], images: Sequence[Image.Image], columns: Mapping[str, Sequence] | None = None,
         **more: Any,
     ) -> np.ndarray:  # fmt: skip
         """
@@ -153,7 +153,7 @@ class RewardSet:
         self,
         prompts: Sequence[str],
         images: Sequence[Image.Image],
-        columns: dict[str, Sequence] | None = None,
+        columns: Mapping[str, Sequence] | None = None,
         trainer_state: Any = None,
         log_extra: Callable[[str, list], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -348,7 +348,7 @@ def _check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     return np.array(weights, dtype=np.float64)
 
 
-def _check_columns(columns: dict[str, Sequence], prompts: int, images: int) -> dict[str, Sequence]:
+def _check_columns(columns: Mapping[str, Sequence], prompts: int, images: int) -> dict[str, Sequence]:
     if prompts != images:
         raise ValueError(f"there are {prompts} prompts for {images} images: give one prompt per image")
     for name, values in columns.items():

@@ -53,7 +53,7 @@ def group_advantages(rewards: np.ndarray, scale: str = "batch") -> np.ndarray:
         return centred
     if scale == "batch":
         finite = rewards[np.isfinite(rewards)]
-        spread = finite.std() if len(finite) else 0.0
+        return centred / ((finite.std() if len(finite) else 0.0) + EPSILON)
     return centred / (spread + EPSILON)
 
 
@@ -98,7 +98,7 @@ class PromptStatistics:
 
     def _moments(self, prompt: str) -> tuple[float, float] | None:
         kept = self.rewards[prompt]
-        return (np.mean(kept), np.std(kept)) if len(kept) >= self.min_count else None
+        return (float(np.mean(kept)), float(np.std(kept))) if len(kept) >= self.min_count else None
 
     def to_json(self) -> dict[str, list[float]]:
         """The state as plain data; floats survive JSON bit by bit."""

@@ -1,7 +1,7 @@
 """DiffusionTrainer: a `transformers.Trainer` whose model is the adapter of a frozen diffusers pipeline."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from peft import PeftConfig
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 
 from ..data import load_prompts
 from ..evaluation import Evaluation, EvaluationRow, default_rows
@@ -91,7 +91,11 @@ class DiffusionTrainer(Trainer):
         quantization_config: PipelineQuantizationConfig | dict | None = None,
     ):
         args = checked_args(self, args, model)
-        calls = {"retries": args.reward_retries, "timeout": args.reward_timeout, "failure": args.reward_failure}
+        calls: dict[str, Any] = {
+            "retries": args.reward_retries,
+            "timeout": args.reward_timeout,
+            "failure": args.reward_failure,
+        }
         self.rewards = RewardSet(reward_funcs, args.reward_weights, **args.scorer_place, **calls)
         self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
@@ -100,7 +104,8 @@ class DiffusionTrainer(Trainer):
         )
         self.prompt_blocks = PromptBlocks(self.adapter.prompts, show=args.process_index == 0 and not args.disable_tqdm)
         self.base_model = model if isinstance(model, str) else self.adapter.base_name
-        self.dataset_name, self.test_dataset = None, None
+        self.dataset_name: str | None = None
+        self.test_dataset: Dataset | None = None
         self._micro_step, self._micro = -1, -1
         self.environment = environment()  # of the code that is loaded now, whatever is checked out by the next save
         self.folder = RunFolder(args.output_dir, args.save_failure)
@@ -143,7 +148,7 @@ class DiffusionTrainer(Trainer):
         if self.args.compile_denoiser:
             self.adapter.denoiser.compile(fullgraph=True)
 
-    def prepare_prompts(self, prompts: Sequence[str], columns: dict[str, Sequence] | None = None) -> None:
+    def prepare_prompts(self, prompts: Sequence[str], columns: Mapping[str, Sequence] | None = None) -> None:
         """
         Says which prompts will be drawn. When the text encoder will be released they are encoded now, with a bar, and
         this is needed for any beyond the data sets; otherwise when a step first draws one of them.
@@ -250,7 +255,7 @@ class DiffusionTrainer(Trainer):
         found = self.results.evaluate_adapter(dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def evaluation_rows(self) -> list[EvaluationRow]:
@@ -289,7 +294,7 @@ class DiffusionTrainer(Trainer):
         """Collects a number of this step; its mean over the steps since the last log is logged."""
         self.metrics.add(name, value)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """
         As in the Trainer, plus the budget so far (images and seconds of steps), and in the logs of training the
         metrics collected since the last one; a metric without any finite value is logged as None.
@@ -380,7 +385,7 @@ class DiffusionTrainer(Trainer):
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         card = {name: value for name, value in kwargs.items() if name in ("dataset_name", "tags", "license")}
-        return self.hub.push(commit_message, blocking, token, revision, private, **card)
+        return self.hub.push(commit_message or "End of training", blocking, token, revision, private, **card)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

@@ -282,8 +282,13 @@ class DiffusionConfig(CheckedArguments):
         self._read_json_fields()
         self._check_values()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model, self.greater_is_better = "eval_reward", True
+            self.metric_for_best_model: str | None = "eval_reward"
+            self.greater_is_better: bool | None = True
         super().__post_init__()
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """One of `MAPPINGS`, which may be given as JSON; empty where it is not set."""
+        return getattr(self, name) or {}
 
     def _read_json_fields(self) -> None:
         for name in MAPPINGS:

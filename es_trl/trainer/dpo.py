@@ -188,8 +188,8 @@ class DiffusionDPOTrainer(GradientTrainer):
                     keys = [(j, g) for j in range(part.start, part.stop) for g in range(group)]
                     latents[block], scores[part], seconds = self._draw_and_score(rows, keys, step, micro)
                     times += seconds
-        self.add_metric("dpo/generate_time", times[0])
-        self.add_metric("dpo/reward_time", times[1])
+        self.add_metric("dpo/generate_time", float(times[0]))
+        self.add_metric("dpo/reward_time", float(times[1]))
         scores = self.collect(scores)
         self.check_and_log_rewards(self.rewards.total(scores), scores, [row["prompt"] for row in rows])
         prompts = np.array([row["prompt"] for row in rows], dtype=object)[:, None]
@@ -197,7 +197,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         values = totals(scores, self.rewards.weights, self.args.multi_objective_aggregation)
         found = best_and_worst(values)
         gaps = [values[j, best] - values[j, worst] for j, best, worst in found]
-        self.add_metric("dpo/reward_gap", np.mean(gaps) if gaps else math.nan)
+        self.add_metric("dpo/reward_gap", float(np.mean(gaps)) if gaps else math.nan)
         pairs = {}
         for block, drawn in latents.items():
             part = blocks[block]

@@ -106,7 +106,7 @@ class ESTrainer(DiffusionTrainer):
     def _check_datasets(self, train_dataset, eval_dataset, args: ESConfig):
         if train_dataset is not None and args.prompts_by_rule:
             train_dataset = load_prompts(train_dataset)
-            if len(train_dataset) < args.prompts_per_step:
+            if args.prompts_per_step is not None and len(train_dataset) < args.prompts_per_step:
                 args.fit_prompts(len(train_dataset))
                 logger.info("prompts_per_step is %d: there are %d prompts.", args.prompts_per_step, len(train_dataset))
         return super()._check_datasets(train_dataset, eval_dataset, args)
@@ -142,6 +142,7 @@ class ESTrainer(DiffusionTrainer):
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.args.update == "optimizer":
             return super().create_optimizer(*args, **kwargs)
+        assert self.sigma is not None
         update = MeanUpdate(self.adapter.theta.values(), self.args.travel, self.sigma)
         scaling = {"scale_rewards": self.args.scale_rewards, "aggregation": self.args.multi_objective_aggregation}
         names, when_turned = list(self.adapter.theta), self.args.when_margin_turns
@@ -154,7 +155,7 @@ class ESTrainer(DiffusionTrainer):
             self.optimizer.param_groups[0]["lr"] = first_step(self.args.travel, num_training_steps)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """As in [`DiffusionTrainer`], plus how often the watched margin has turned, and the travel that is left."""
         if self.watch is not None and "loss" in logs:
             left = travel_left(self.args.travel, self.state.global_step, self.state.max_steps)
@@ -242,6 +243,7 @@ class ESTrainer(DiffusionTrainer):
     def _gradient(self, factors, fitness: Fitness, accumulation: int) -> torch.Tensor:
         if self.args.update == "mean":
             return -self.population.size * estimate(factors, fitness.values, self.population)
+        assert self.sigma is not None
         return gradient(factors, fitness.values, self.population, self.sigma, fitness.num_valid) / accumulation
 
     def _rewards(self, scores: torch.Tensor) -> torch.Tensor:
@@ -289,6 +291,7 @@ class ESTrainer(DiffusionTrainer):
         rewards = self._rewards(scores)
         trained = scores[:, :, : len(self.rewards)]  # what is only watched shows in its slopes
         log_rewards(self.add_metric, rewards, trained, self.rewards.names, fitness.zero_spread)
+        assert self.sigma is not None
         self.add_metric("es/sigma", self.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
         if self.population.antithetic:
@@ -324,7 +327,9 @@ class StepCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         watch = self.trainer.watch
-        found = energy_by_kind(watch.optimizer, watch.names) if watch is not None else {}
+        if watch is None:
+            return
+        found = energy_by_kind(watch.optimizer, watch.names)
         if not found or found["signal"] >= 2 * found["signal_error"]:
             return
         shared, error = 100 * found["signal"], 100 * found["signal_error"]

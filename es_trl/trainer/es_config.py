@@ -98,7 +98,7 @@ class ESConfig(DiffusionConfig):
     antithetic: bool = field(
         default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
     )
-    prompts_per_step: int | None = field(
+    prompts_per_step: int | None = field(  # type: ignore[assignment]  # by rule here, a number in every other method
         default=None, metadata={"help": "Prompts per step, at least 1; by default one for every 16 members."}
     )
     prompts_per_member: int | None = field(
@@ -158,7 +158,7 @@ class ESConfig(DiffusionConfig):
         if self.prompts_by_rule:
             self.fit_prompts(self.population_size)
         self.require_integer("prompts_per_step", minimum=1)
-        if self.prompts_per_step % (self.prompts_per_member or 1):
+        if self._prompts % (self.prompts_per_member or 1):
             raise ValueError(
                 f"prompts_per_member must divide prompts_per_step={self.prompts_per_step}, got "
                 f"{self.prompts_per_member}."
@@ -224,12 +224,17 @@ class ESConfig(DiffusionConfig):
                 data[name] = [f if isinstance(f, str) else function_name(f) for f in getattr(self, name)]
         return data
 
+    @property
+    def _prompts(self) -> int:
+        assert self.prompts_per_step is not None, "set by rule where it is not given"
+        return self.prompts_per_step
+
     def population(self) -> Population:
         """The members of a step: how many, with which signs, in which groups."""
-        groups = 1 if self.prompts_per_member is None else self.prompts_per_step // self.prompts_per_member
+        groups = 1 if self.prompts_per_member is None else self._prompts // self.prompts_per_member
         return Population(self.population_size, self.antithetic, groups)
 
     @property
     def images_per_member(self) -> int:
         """Images that one member draws in a step."""
-        return (self.prompts_per_member or self.prompts_per_step) * self.images_per_prompt
+        return (self.prompts_per_member or self._prompts) * self.images_per_prompt

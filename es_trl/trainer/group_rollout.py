@@ -158,7 +158,7 @@ class GroupRollout:
                 **reward_context,
             )
             rollout.scores[list(groups)] = np.asarray(values).reshape(len(groups), batch.num_generations, -1)
-            if judge is not None:
+            if judge is not None and rollout.preferences is not None:
                 size = batch.num_generations
                 rollout.preferences[list(groups)] = judge(
                     [batch.prompts[p] for p in groups],

@@ -107,11 +107,11 @@ def load_adapter(
     start = find_adapter(args.init_adapter) if args.init_adapter else None
     if isinstance(model, str):
         init = {"quantization_config": quantization} if quantization else {}
-        model = load_pipeline(model, getattr(torch, args.dtype), **init, **(args.model_init_kwargs or {}))
-    set_up(model, args.scheduler_config, args.vae_slicing, args.vae_tiling)
+        model = load_pipeline(model, getattr(torch, args.dtype), **init, **args.mapping("model_init_kwargs"))
+    set_up(model, args.mapping("scheduler_config"), args.vae_slicing, args.vae_tiling)
     add_frozen(model, frozen)
     factors = read_start(model, start) if start else None
-    settings = CallSettings.of(args, extra=args.pipeline_kwargs or {})
+    settings = CallSettings.of(args, extra=args.mapping("pipeline_kwargs"))
     return PipelineAdapter(model, lora_config, space, settings, args.seed, factors)
 
 

@@ -62,6 +62,7 @@ class PolicyGradientTrainer(GradientTrainer):
 
     @staticmethod
     def _policy_settings(config: PolicyGradientConfig) -> PolicySettings:
+        assert config.sample_num_steps is not None, "set where it is not given"
         return PolicySettings(
             config.sample_num_steps, config.intermediate_times, config.noise_level, config.output_noise
         )

@@ -100,8 +100,8 @@ class PolicyGradientConfig(GradientConfig):
                 )
             self.sample_num_steps = 2 if self.num_inference_steps == 1 else self.num_inference_steps
         if self.eval_num_inference_steps is None:
-            counts = [self.num_inference_steps, max(self.num_inference_steps, self.sample_num_steps)]
-            self.eval_num_inference_steps = list(dict.fromkeys(counts))
+            counts = [n for n in (self.num_inference_steps, self.sample_num_steps) if n is not None]
+            self.eval_num_inference_steps = list(dict.fromkeys([counts[0], max(counts)]))
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
 

@@ -89,6 +89,7 @@ class PrefGRPOTrainer(GRPOTrainer):
 
     def check_judged(self, rollout: Rollout) -> None:
         """Raises `RuntimeError` if the judge gave more than `max_invalid_fraction` of the images no verdict."""
+        assert self._judge is not None and rollout.preferences is not None
         refuse_missing(
             float(1 - np.isfinite(rollout.preferences).mean()),
             "images",

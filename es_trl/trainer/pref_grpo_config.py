@@ -1,6 +1,5 @@
 """PrefGRPOConfig: the settings of GRPO on pairwise preferences."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +59,6 @@ class PrefGRPOConfig(GRPOConfig):
     def to_dict(self) -> dict[str, Any]:
         """As in DiffusionConfig; a judge given as a callable is written by name."""
         data = super().to_dict()
-        if isinstance(self.pairwise_judge, Callable):
+        if callable(self.pairwise_judge):
             data["pairwise_judge"] = function_name(self.pairwise_judge)
         return data

@@ -129,7 +129,7 @@ class PopulationRollout:
         self.process_index, self.num_processes = process_index, num_processes
         self.check_stop = check_stop
         self.memory = MembersInMemory()
-        self._checked = False
+        self._checked, self._one_by_one = False, False
         if num_processes > 1 and rewards.group_rewards:
             names = ", ".join(rewards.names[k] for k in rewards.group_rewards)
             raise ValueError(
@@ -233,8 +233,9 @@ class PopulationRollout:
         values = torch.from_numpy(scored.pending.result()).view(len(scored.members), scores.shape[1], -1)
         rows, columns = torch.tensor(scored.members)[:, None], torch.tensor(scored.rewards)[None]
         scores.transpose(1, 2)[rows, columns] = values.transpose(1, 2)[:, scored.rewards]
-        for name, value in scored.metrics if scored.log_metric else ():
-            scored.log_metric(name, value)
+        if scored.log_metric is not None:
+            for name, value in scored.metrics:
+                scored.log_metric(name, value)
         times.reward += time.perf_counter() - started
 
     def draw(
@@ -273,6 +274,9 @@ class PopulationRollout:
         columns: range | None,
         keep_numbers: bool = False,
     ) -> list[Image.Image]:
+        if self._one_by_one and len(members) > 1:
+            rest = batch, factors, step, micro, columns, keep_numbers
+            return [image for member in members for image in self._draw_together([member], *rest)]
         shared = columns or self.population.columns(members[0], len(batch))
         if self.adapter.drawer.by_prompt and len(shared) > 1 and len(members) > 1:
             if columns is None and any(self.population.columns(i, len(batch)) != shared for i in members):
@@ -284,6 +288,7 @@ class PopulationRollout:
         drawn = self._columns(members, batch, columns)
         generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
         rows = len(drawn) // len(members)
+        assert self.sigma is not None
         with self.adapter.members(selected, self.population.signs(members), self.sigma, rows):
             own = {name: [values[j] for j in drawn] for name, values in batch.columns.items()}
             prompts = [batch.prompts[j] for j in drawn]
@@ -349,12 +354,8 @@ class PopulationRollout:
             "cannot be shared by several: %s",
             reason,
         )
-        self._draw_together = self._draw_one_by_one
+        self._one_by_one = True
 
     def _columns(self, members: list[int], batch: PromptBatch, columns: range | None = None) -> list[int]:
         """The column of every image of `members`."""
         return [j for member in members for j in columns or self.population.columns(member, len(batch))]
-
-    def _draw_one_by_one(self, members: list[int], *args) -> list[Image.Image]:
-        together = type(self)._draw_together
-        return [image for member in members for image in together(self, [member], *args)]

@@ -1,8 +1,9 @@
 """What an ES run sees along its way, without one extra picture: slopes of all it scores, and the margin's turn."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ class Scored:
             `ValueError`: a guard has no margin.
         """
         functions = dict(zip(rewards.names, rewards.functions(), strict=True))
-        parts = [_as_named(name, function) for name, function in functions.items()]
+        parts: list[Any] = [_as_named(name, function) for name, function in functions.items()]
         margins = {}
         for k, (name, function) in enumerate(functions.items()):
             if has_margin(function):
@@ -159,7 +160,7 @@ class Watch:
         length = float(sum(step.double().square().sum() for step in steps)) ** 0.5
         projected = projections(factors, dict(zip(self.names, steps, strict=True)), self.population)
 
-        def slope_of(columns: Sequence[int], weights: Sequence[float]) -> Slope:
+        def slope_of(columns: Iterable[int], weights: Iterable[Any]) -> Slope:
             weighed = torch.tensor(list(weights), dtype=torch.float64)
             values = compute_fitness(scores[:, :, list(columns)], self.population, weighed, **self.scaling).values
             return slope(values, projected, length, self.population)

@@ -92,7 +92,7 @@ def draw_members(adapter: PipelineAdapter, model: TinyModel) -> dict:
     factors = NoiseBank(0, shapes).draw(0, range(1))
     batch = PromptBatch(PROMPTS, model.columns)
     rollout._check_members(batch, factors, 0, 0)
-    single = "_draw_together" in vars(rollout)
+    single = rollout._one_by_one
     how = "per picture" if adapter.drawer.one_by_one else "one by one" if single else "fused"
 
     def drawn(members: list[int]) -> torch.Tensor:
