@@ -40,8 +40,8 @@ the card.
 ## In true widths
 
 `python recipes/benchmarks/true_widths.py NAME FOLDER` goes through one small step of a file on its model in true
-widths, with random weights and two blocks of each kind (SD-Turbo's UNet whole), in 64 px. On one thread of a
-shared 2-core CPU, 2026-11-28, one run each:
+widths, with random weights and two blocks of each kind (the UNets of SD-Turbo and SDXL whole), in 64 px. On one
+thread of a shared 2-core CPU, 2026-11-28, one run each:
 
 | file | weights | processor seconds | peak of the process, GB |
 |---|---:|---:|---:|
@@ -50,6 +50,8 @@ shared 2-core CPU, 2026-11-28, one run each:
 | `sana_sprint_0_6b/grpo` | 0.5 G | 19 | 2.1 |
 | `sd_turbo/es` | 1.0 G | 37 | 3.4 |
 | `sd_turbo/dpo` | 1.0 G | 29 | 3.4 |
+| `sdxl_turbo/es` | 2.7 G | 138 | 11.8 |
+| `flux2_klein_4b/es` | 1.2 G | 76 | 3.5 |
 | `z_image_turbo/es/config_12gb` | 1.4 G | 292 | 5.1 |
 
 Not run in true widths: the other files.
