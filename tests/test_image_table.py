@@ -112,10 +112,16 @@ def test_a_column_of_several_kinds_is_text(tmp_path):
 
 
 def test_a_tracker_gets_the_first_rows(tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trainer = tiny_trainer(tmp_path / "run", [talkative, brightness], max_steps=1, report_to="wandb")
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        wandb.finish()
+        wandb.teardown()  # else its service keeps this folder for the tests after this one
     (file,) = (tmp_path / "wandb").rglob("images_*.table.json")
     sent = json.loads(file.read_text())
     assert (

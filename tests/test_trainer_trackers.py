@@ -73,6 +73,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
         assert tracker_urls(trainer) == {}, "an offline run has no page"
     finally:
         wandb.finish()
+        wandb.teardown()  # else its service keeps these folders for the tests after this one
     assert {"train/reward", "eval/reward", "reward_histogram", "samples", "members"} <= set(summary)
     names = {path.name.split("_")[0] for path in pictures_below(tmp_path / "wandb")}
     assert names == {"samples", "members"}
