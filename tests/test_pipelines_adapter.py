@@ -243,6 +243,16 @@ def test_moving_theta_while_the_scale_is_changed_is_safe(space):
         torch.testing.assert_close(draw(reference), drawn, atol=1e-5, rtol=0)
 
 
+def test_the_pipeline_follows_a_change_that_leaves_length_and_maximum():
+    adapter = adapter_of("lora_b")
+    before = draw(adapter)
+    with torch.no_grad():
+        for theta in adapter.theta.values():
+            smaller = theta.abs() < theta.abs().max() / 2
+            theta[smaller] *= -1
+    assert not torch.equal(draw(adapter), before)
+
+
 @pytest.mark.parametrize(
     "build",
     [

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import PROMPTS, brightness, redness, tiny_trainer
 
@@ -37,8 +38,9 @@ def test_every_line_of_the_log_says_what_was_spent(trained):
     seconds = [entry["train_time"] for entry in history if "reward" in entry]
     assert 0 < seconds[0] < seconds[1]
     steps = [entry["step_time"] for entry in history if "reward" in entry]
-    assert sum(steps) <= seconds[1], "torch 2.6 imports its compiler in the first step, after the population's time"
-    assert seconds[1] - seconds[0] < steps[1] + 1, "evaluations and samples do not count"
+    imports = 30 if torch.__version__.startswith("2.6.") else 0  # of its compiler, after the first population's time
+    assert sum(steps) <= seconds[1] < sum(steps) + 1 + imports, "evaluations and samples do not count"
+    assert seconds[1] - seconds[0] < steps[1] + 1
 
 
 def test_a_resumed_run_counts_on(trained, tmp_path):

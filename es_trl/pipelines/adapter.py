@@ -173,7 +173,7 @@ class PipelineAdapter(FrozenPipeline):
         """Brings the pipeline's LoRA weights up to date with theta; does nothing when theta has not changed."""
         # Looks at the values, because fused optimizers do not count up a tensor's version.
         theta = [parameter.detach() for parameter in self.theta.values()]
-        state = torch.stack([*torch._foreach_norm(theta), *torch._foreach_max(theta)]).tolist()
+        state = torch.stack([*torch._foreach_norm(theta), *(value.sum() for value in theta)]).tolist()
         if state != self._written:
             self.space.write_back()
             self._written = state

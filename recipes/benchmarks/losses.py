@@ -121,8 +121,9 @@ def shares(model: str, es_space: str, steps: int) -> dict[str, float]:
     return {"seconds" if n == "step" else n: round(statistics.median(v), 4) for n, v in found.items()}
 
 
-def launches(es_space: str) -> dict[str, float]:
-    """Of one draw of the tiny model, 8 members of 2 images."""
+def launches(es_space: str, steps: int) -> dict[str, float]:
+    """Of one draw of the tiny model in so many denoising steps, 8 members of 2 images."""
+    throughput.CALL["num_inference_steps"] = steps
     ways, counts = throughput.drawing_ways(throughput.Setting("tiny", es_space, 8, 2, 8)), {}
     for name in ("plain", "fused"):
         ways[name]()
@@ -140,7 +141,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for space in args.spaces:
-        print(json.dumps({"space": space, "launches of a draw": launches(space)}), flush=True)
+        for steps in (4, 1):
+            found = {"space": space, "denoising steps": steps, "launches of a draw": launches(space, steps)}
+            print(json.dumps(found), flush=True)
         for model in args.models:
             print(json.dumps({"model": model, "space": space} | shares(model, space, args.steps)), flush=True)
 
