@@ -13,7 +13,7 @@ from PIL import Image
 from es_trl.hub import base_license, environment, md_escape, model_card
 from es_trl.hub.escaping import redact_all
 from es_trl.pipelines import CallSettings, PipelineAdapter, load_pipeline
-from es_trl.trainer import METHODS, ESTrainer, method_classes
+from es_trl.trainer import METHODS, ESTrainer, config_of, trainer_of
 
 
 HOSTILE = [
@@ -130,7 +130,7 @@ def test_body_tells_gain_loss_protocol_and_settings():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_named_cited_and_tagged(method):
-    config_class, trainer = method_classes(method)
+    config_class, trainer = config_of(method), trainer_of(method)
     papers, fields = trainer.about.papers, config_class.__dataclass_fields__
     about = trainer.about.to_dict() | {"settings": config_class.own_settings()}
     settings = {"num_generations": 8, "population_size": 64, "beta": 0.5, "seed": 3, "max_steps": 64}

@@ -13,7 +13,7 @@ import yaml
 
 from es_trl.cli import load_config, main, parse
 from es_trl.cli.keys import config_keys
-from es_trl.trainer import METHODS, ESConfig, method_classes
+from es_trl.trainer import METHODS, ESConfig, config_of
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +42,13 @@ def test_method_of_the_file_or_of_the_command_line(method, tmp_path):
     for lines, options in ((f"method: {method}\n", ()), ("", ("--method", method)), ("", (f"--method={method}",))):
         arguments, config = load_config(config_file(tmp_path, lines), overrides=options)
         assert arguments.method == method
-        assert type(config) is method_classes(method)[0]
+        assert type(config) is config_of(method)
 
 
 def test_es_is_the_default_and_the_command_line_comes_first(tmp_path):
     assert load_config(config_file(tmp_path))[0].method == "es"
     assert load_config(config_file(tmp_path, "method: es\n"), overrides=("--method", "dpo"))[0].method == "dpo"
-    arguments, config = parse(method_classes("dpo")[0], ["--config", config_file(tmp_path)])
+    arguments, config = parse(config_of("dpo"), ["--config", config_file(tmp_path)])
     assert (arguments.method, type(config).__name__) == ("dpo", "DiffusionDPOConfig"), "that of the recipe script"
 
 
@@ -152,7 +152,7 @@ def test_recipe_script(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_keys_are_known_without_an_import(method):
-    assert config_keys(method) == {field.name for field in fields(method_classes(method)[0]) if field.init}
+    assert config_keys(method) == {field.name for field in fields(config_of(method)) if field.init}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from es_trl import ESConfig, ESTrainer
 from es_trl.cli import main
 from es_trl.cli.options import SHOWN
 from es_trl.data import load_prompts
-from es_trl.trainer import METHODS, method_classes
+from es_trl.trainer import METHODS, config_of, trainer_of
 
 
 RUN = ["--model_name_or_path", "tiny-sana-sprint", "--reward_funcs", "jpeg_compressibility", "--dataset_name",
@@ -56,12 +56,12 @@ def test_a_wrong_argument_names_the_nearest_one(wrong, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_signature_of_a_trainer_has_its_arguments(method):
-    parameters = inspect.signature(method_classes(method)[1]).parameters
+    parameters = inspect.signature(trainer_of(method)).parameters
     assert list(parameters) == [
         "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "callbacks", "optimizers", "peft_config",
         "quantization_config",
     ]  # fmt: skip
-    assert "output_dir" in inspect.signature(method_classes(method)[0]).parameters
+    assert "output_dir" in inspect.signature(config_of(method)).parameters
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,7 +71,7 @@ def test_help_fits_a_screen_or_two_and_help_all_has_everything(method, capsys):
     assert main(["train", "--help-all", "--method", method]) == 0
     everything = capsys.readouterr().out
     assert len(short) <= 100 and max(map(len, short)) <= 119
-    config_class = method_classes(method)[0]
+    config_class = config_of(method)
     for name in config_class.__dataclass_fields__:
         if config_class.__dataclass_fields__[name].init:
             assert f"  --{name} " in everything or f"  --{name}\n" in everything

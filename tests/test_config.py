@@ -10,7 +10,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from es_trl.cli import RunArguments, load_config
-from es_trl.trainer import METHODS, DiffusionConfig, ESConfig, method_classes
+from es_trl.trainer import METHODS, DiffusionConfig, ESConfig, config_of
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ def own_fields(config: type) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(config) if f.name in vars(config).get("__annotations__", {})]
 
 
-CONFIGS = [RunArguments, DiffusionConfig, *(method_classes(method)[0] for method in METHODS)]
+CONFIGS = [RunArguments, DiffusionConfig, *(config_of(method) for method in METHODS)]
 OWN = [(config, field) for config in CONFIGS for field in own_fields(config)]
 IDS = [f"{config.__name__}.{field.name}" for config, field in OWN]
 

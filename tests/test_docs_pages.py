@@ -13,7 +13,7 @@ from tiny_runs import tiny_trainer
 
 from es_trl.cli import RunArguments
 from es_trl.cli.commands import COMMANDS
-from es_trl.trainer import METHODS, method_classes
+from es_trl.trainer import METHODS, config_of
 
 
 ROOT = Path(__file__).parent.parent
@@ -79,9 +79,7 @@ def shell_lines() -> list[tuple[str, list[str]]]:
 
 def test_commands_of_the_pages_exist_with_their_options():
     """Scripts, config files, commands and options that a shell block names; long commands are not run here."""
-    settings = {
-        field.name for method in METHODS for cls in (RunArguments, method_classes(method)[0]) for field in fields(cls)
-    }
+    settings = {field.name for method in METHODS for cls in (RunArguments, config_of(method)) for field in fields(cls)}
     checked = 0
     for page, words in shell_lines():
         scripts = [word for word in words if re.fullmatch(r"recipes/.*\.py", word)]

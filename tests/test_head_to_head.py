@@ -14,7 +14,7 @@ from test_benchmarks import FOLDER, load
 
 from es_trl.pipelines.parameterisation import TrigFlow
 from es_trl.rewards import RewardSet
-from es_trl.trainer import METHODS, method_classes
+from es_trl.trainer import METHODS, config_of
 
 
 sys.path.insert(0, str(FOLDER))  # as when the script is run
@@ -45,7 +45,7 @@ def test_every_method_gets_the_same(tmp_path):
         assert len(entry["trials"]) == SETTINGS["full"]["trials"], method
         for number, trial in enumerate(entry["trials"]):
             settings = SETTINGS["shared"] | entry["speed"] | entry.get("fixed", {}) | trial
-            config = method_classes(method)[0](output_dir=str(tmp_path), **settings)
+            config = config_of(method)(output_dir=str(tmp_path), **settings)
             assert not set(SETTINGS["shared"]) & (set(trial) | set(entry.get("fixed", {}))), (
                 "what is shared is not changed"
             )

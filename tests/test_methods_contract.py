@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from es_trl import assets
 from es_trl.es import make_generator
 from es_trl.trainer import METHODS as KNOWN
-from es_trl.trainer import PolicyGradientTrainer, method_classes
+from es_trl.trainer import PolicyGradientTrainer, config_of
 
 
 @dataclass
@@ -167,7 +167,7 @@ def test_its_settings_and_its_card_are_in_the_run_folder(run):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_setting_of_its_own_has_help_and_a_line_in_the_docstring(method):
-    config_class, _ = method_classes(method.name)
+    config_class = config_of(method.name)
     documented = "\n".join(base.__doc__ or "" for base in config_class.__mro__)
     inherited = {setting.name for setting in dataclasses.fields(TrainingArguments)}
     for setting in dataclasses.fields(config_class):

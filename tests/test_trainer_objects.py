@@ -12,7 +12,7 @@ from es_trl.formatting import duration
 from es_trl.report.groups import group
 from es_trl.rewards import registry
 from es_trl.run.facts import INHERITED
-from es_trl.trainer import METHODS, method_classes
+from es_trl.trainer import METHODS, config_of
 from es_trl.trainer.prompt_batches import PromptBlocks
 
 
@@ -163,7 +163,7 @@ REVIEWED = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_says_what_it_changes(method):
-    config_class, _ = method_classes(method)
+    config_class = config_of(method)
     reviewed = {name: kind for kind, names in REVIEWED.items() for name in names}
     reviewed |= {name: kind for kind, names in INHERITED.items() for name in names.split()}
     for name, kind in config_class.changes().items():

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from tiny_runs import PROMPTS, redness
 
-from es_trl.trainer import PolicyGradientTrainer, method_classes
+from es_trl.trainer import PolicyGradientTrainer, config_of, trainer_of
 
 
 def tiny_policy(
     output_dir: Path | str, method: str = "grpo", reward_funcs=redness, **options
 ) -> PolicyGradientTrainer:
     """Two prompts, groups of three, three steps; keywords that are not the trainer's go to the config."""
-    config_class, trainer_class = method_classes(method)
+    config_class, trainer_class = config_of(method), trainer_of(method)
     fields = {field.name for field in dataclasses.fields(config_class)}
     config = {name: options.pop(name) for name in list(options) if name in fields}
     quiet = {"sample_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}

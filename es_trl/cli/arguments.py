@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from ..trainer import METHODS, check_method, method_classes
+from ..trainer import METHODS, check_method, config_of
 from .keys import check_keys, check_options, config_keys, read_config
 from .recipes import with_recipes
 
@@ -135,7 +135,7 @@ def parse(
     """
     args = with_recipes(sys.argv[1:] if args is None else args)
     method = check_names(args, config_class)
-    config_class = config_class or method_classes(method or "es")[0]
+    config_class = config_class or config_of(method or "es")
     from .options import LineParser  # only now: what is wrong by then is said without it
 
     parser = LineParser([RunArguments, config_class])

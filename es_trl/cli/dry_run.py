@@ -17,7 +17,7 @@ from ..es import make_generator
 from ..formatting import duration
 from ..run import peak_memory_gb
 from ..samples import still_of
-from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, method_classes
+from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, trainer_of
 from .arguments import RunArguments, parse
 from .fitting import answer, split_gpu
 from .training import prepare, prompts_of
@@ -133,7 +133,7 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
     )
     small_config.resume_from_checkpoint = None
     few = replace(arguments, max_train_prompts=config.prompts_per_step, eval_dataset_name=None, test_dataset_name=None)
-    trainer = prepare(method_classes(arguments.method or "es")[1], few, small_config)
+    trainer = prepare(trainer_of(arguments.method or "es"), few, small_config)
     trainer.pop_callback(PrinterCallback)
     return trainer
 

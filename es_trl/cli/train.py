@@ -13,10 +13,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         arguments, config = parse(args=argv)
-        from ..trainer import method_classes
+        from ..trainer import trainer_of
         from .training import prepare, run
 
-        trainer = prepare(method_classes(arguments.method or "es")[1], arguments, config)
+        trainer = prepare(trainer_of(arguments.method or "es"), arguments, config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"es-trl train: {' '.join(str(error).split())}\n")
         return 2
@@ -25,12 +25,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help(argv: Sequence[str], everything: bool) -> str:
-    from ..trainer import method_classes
+    from ..trainer import config_of
     from .options import help_text
 
     try:
         method = method_of([word for word in argv if not word.startswith("--help")])
-        config_class = method_classes(method)[0]
+        config_class = config_of(method)
     except ValueError:  # asked for help with what is wrong: that of the default method is still help
-        method, config_class = "es", method_classes("es")[0]
+        method, config_class = "es", config_of("es")
     return help_text("es-trl train", [RunArguments, config_class], method, everything)

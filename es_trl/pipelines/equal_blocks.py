@@ -40,10 +40,10 @@ def kind_of(block: nn.Module) -> tuple[Any, ...]:
 
 
 def _once(live: LiveBytes, block: nn.Module, known: dict[tuple[Any, ...], tuple[Any, ...]]) -> Callable[..., Any]:
-    forward = block.forward
+    forward, kind = block.forward, kind_of(block)
 
     def gone_through(*args: Any, **kwargs: Any) -> Any:
-        key = kind_of(block), _form(args), _form(tuple(kwargs.items()))
+        key = kind, _form(args), _form(tuple(kwargs.items()))
         owners = [value for value in kwargs.values() if hasattr(value, "__dict__") and not torch.is_tensor(value)]
         if key in known:
             pattern, forms, rise, left = known[key]

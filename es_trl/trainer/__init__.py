@@ -39,7 +39,7 @@ __all__, __getattr__, __dir__, _ = attach(
     __file__,
     {name: f".{module}" for pair in METHODS.values() for module, _, name in (text.partition(":") for text in pair)},
 )
-__all__ += ["METHODS", "check_method", "method_classes"]
+__all__ += ["METHODS", "check_method", "config_of", "trainer_of"]
 
 
 def check_method(method: str) -> str:
@@ -51,7 +51,11 @@ def check_method(method: str) -> str:
     return method
 
 
-def method_classes(method: str) -> "tuple[type[DiffusionConfig], type[DiffusionTrainer]]":
-    """The config class and the trainer class of a method. Raises `ValueError` for an unknown one."""
-    config, trainer = METHODS[check_method(method)]
-    return __getattr__(config.partition(":")[2]), __getattr__(trainer.partition(":")[2])
+def config_of(method: str) -> "type[DiffusionConfig]":
+    """The config class of a method, without its trainer. Raises `ValueError` for an unknown one."""
+    return __getattr__(METHODS[check_method(method)][0].partition(":")[2])
+
+
+def trainer_of(method: str) -> "type[DiffusionTrainer]":
+    """The trainer class of a method. Raises `ValueError` for an unknown one."""
+    return __getattr__(METHODS[check_method(method)][1].partition(":")[2])

@@ -7,13 +7,16 @@ Which model, which card, which file: the page docs/cards.md, and the line on mem
 
 import argparse
 import gc
+import itertools
+import multiprocessing
+import os
 import re
 import sys
 from pathlib import Path
 
-from es_trl.cli import parse, plan_memory
+from es_trl.cli import MemoryPlan, parse, plan_memory
 from es_trl.cli.recipes import recipes
-from es_trl.trainer import METHODS, method_classes
+from es_trl.trainer import METHODS, trainer_of
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,9 +68,22 @@ def plans() -> dict[str, tuple]:
     for name, path in recipes().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         if CARD.match(first):
-            arguments, config = parse(args=["--config", str(path), "--use_cpu", "True"])
-            found[name] = path, first, arguments, plan_memory(arguments, config)
+            found[name] = path, first, *parse(args=["--config", str(path), "--use_cpu", "True"])
+    by_model: dict[str, list[str]] = {}  # whose shapes are made once
+    for name, (_, _, arguments, _) in found.items():
+        by_model.setdefault(arguments.model_name_or_path, []).append(name)
+    groups = sorted(by_model.values(), key=len, reverse=True)
+    gc.freeze()  # what is imported stays: the collector need not walk through it again and again
+    with multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn").Pool(2) as pool:
+        done = pool.map(plans_of, [[found[name][2:] for name in names] for names in groups], chunksize=1)
+    for name, plan in zip(itertools.chain(*groups), itertools.chain(*done), strict=True):
+        found[name] = *found[name][:3], plan
     return found
+
+
+def plans_of(configs: list[tuple]) -> list[MemoryPlan]:
+    """One after another, of what [`parse`] returns."""
+    return [plan_memory(arguments, config) for arguments, config in configs]
 
 
 def memory_line(plan) -> str:
@@ -80,7 +96,7 @@ def page(found: dict[str, tuple]) -> str:
     rows = []
     for name, (_, first, arguments, plan) in found.items():
         what, card = CARD.match(first).groups()
-        order, label = list(METHODS).index(arguments.method), method_classes(arguments.method)[1].about.label
+        order, label = list(METHODS).index(arguments.method), trainer_of(arguments.method).about.label
         cells = [f"{card} GB", what.partition(" on ")[2], label, f"`{name}`", f"{plan.peak.total:.1f}", plan.peak.name]
         rows.append((int(card), cells[1], order, f"| {' | '.join(cells)} |"))
     return HEAD + "\n".join(row[-1] for row in sorted(rows)) + "\n" + TAIL
@@ -105,7 +121,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write what is out of date")
     args = parser.parse_args()
-    gc.freeze()  # what is imported stays: the collector need not walk through it again and again
     stale = out_of_date(plans(), args.write)
     print("\n".join(f"{'written' if args.write else 'out of date'}: {name}" for name in stale) or "up to date")
     return int(bool(stale) and not args.write)

@@ -95,13 +95,13 @@ def train(job: dict, folder: Path):
 
 def classes_of(method: str):
     """Config and trainer of a method of the library, or of one that is here for comparison."""
-    from es_trl.trainer import method_classes
+    from es_trl.trainer import config_of, trainer_of
 
     if method == "nft":
         from nft import NFTConfig, NFTTrainer
 
         return NFTConfig, NFTTrainer
-    return method_classes(method)
+    return config_of(method), trainer_of(method)
 
 
 def images_per_step(config) -> int:

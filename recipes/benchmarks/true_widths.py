@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from es_trl.cli import parse, plan_memory, prepare
 from es_trl.es import make_generator
 from es_trl.pipelines import CallSettings, DifferentiableForward, PipelineAdapter, build_pipeline, known_shapes
-from es_trl.trainer import DiffusionTrainer, method_classes
+from es_trl.trainer import DiffusionTrainer, trainer_of
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -126,7 +126,7 @@ def small_trainer(name: str, model: Path, output_dir: Path, **changes) -> Diffus
         small["max_sequence_length"] = 16
     words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
     arguments, config = parse(args=["--config", name, *words])
-    return prepare(method_classes(arguments.method)[1], arguments, config)
+    return prepare(trainer_of(arguments.method), arguments, config)
 
 
 def one_step(name: str, folder: Path, blocks: int) -> dict:
