@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     remember_singular_vectors()
+    find_hooks_quickly()
 
 
 def pytest_runtest_setup(item):
@@ -74,3 +75,42 @@ def remember_singular_vectors():
         return tuple(part.clone() for part in known[key])
 
     spaces._top_singular_vectors = remembered
+
+
+def find_hooks_quickly():
+    """
+    diffusers looks at every module of every part for hooks, several times a call: a third of a call of the shipped
+    model, most of it torch's generators within generators and the error that every missing attribute costs.
+    """
+    from diffusers.hooks import group_offloading
+    from diffusers.models import modeling_utils
+
+    dtype_of = modeling_utils.get_parameter_dtype
+
+    def hooks_in(module):
+        """In torch's order."""
+        left, seen = [module], set()
+        while left:
+            part = left.pop()
+            if part is not None and part not in seen:
+                seen.add(part)
+                if "_diffusers_hook" in part.__dict__:
+                    yield part._diffusers_hook
+                left.extend(reversed(part._modules.values()))
+
+    class WithoutHooks:
+        def __init__(self, module):
+            self.module = module
+
+        def __getattr__(self, name):
+            return getattr(self.module, name)
+
+    def top_hook(module):
+        found = (registry.get_hook(group_offloading._GROUP_OFFLOADING) for registry in hooks_in(module))
+        return next((hook for hook in found if hook is not None), None)
+
+    def dtype(module):
+        return dtype_of(module if any(True for _ in hooks_in(module)) else WithoutHooks(module))
+
+    group_offloading._get_top_level_group_offload_hook = top_hook
+    modeling_utils.get_parameter_dtype = dtype

@@ -1,5 +1,6 @@
 """What a run ran on, for `env.json` and model cards: versions and hardware, no names of people, hosts or folders."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -47,6 +48,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # each is a file to read and parse
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
