@@ -134,7 +134,7 @@ def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Seque
 
         rows = evaluation["rows"]
         figure = Figure(figsize=(1.6 + 3.2 * len(rewards), 0.75 + 0.32 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(rewards), sharey=True, squeeze=False)[0]
+        panels: list[Any] = list(figure.subplots(1, len(rewards), sharey=True, squeeze=False)[0])
         for axes, reward in zip(panels, rewards, strict=True):
             _style(axes, palette)
             colour = palette.trained if reward in trained else palette.held_out

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from ..formatting import NBSP
 from . import charts, curves, groups, pictures, text, wording
 from .folder import read_folder
 from .groups import Method
@@ -43,7 +44,7 @@ def write_comparison(
         raise ValueError("there are no runs to compare; give at least one run folder.")
     folders = [read_folder(path) for path in runs]
     for folder in folders:
-        if folder.evaluation is None and not folder.history:
+        if not folder.evaluation and not folder.history:
             raise ValueError(f"{str(folder.path)!r} holds neither an evaluation (eval.json) nor the log of a run.")
     methods = groups.group(folders, labels)
     target = Path(output_dir)
@@ -92,7 +93,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
         "row_labels": labels,
         "pair_rows": rows,
         "runs": [
-            (method.label, run.name, run.settings.get("seed"), run.evaluation is not None, bool(run.history))
+            (method.label, run.name, run.settings.get("seed"), bool(run.evaluation), bool(run.history))
             for method in methods
             for run in method.runs
         ],
@@ -116,7 +117,7 @@ def _headline(tables: list[dict[str, Any]], methods: Sequence[Method], comparabl
     ends = wording.interval(found["low"], found["high"], wording.signed)
     judged = f"Under {tables[0]['reward']}" + (", which training never saw" * (tables[0]["role"] == "held out"))
     lede = f"{judged}, {first['label']} changes the score by {wording.signed(found['delta'])}"
-    lede += f" (95{wording.NBSP}% interval {ends}, over {found['over']})" if ends else ""
+    lede += f" (95{NBSP}% interval {ends}, over {found['over']})" if ends else ""
     if len(lines) == 1:
         gains = found["low"] is not None and found["low"] > 0
         return {"title": f"{first['label']} outscores its base" if gains else "No clear gain", "lede": f"{lede}."}
@@ -135,10 +136,14 @@ def _headline(tables: list[dict[str, Any]], methods: Sequence[Method], comparabl
     return {"title": title, "lede": f"{lede}."}
 
 
-def _told_apart(lines: Sequence[dict[str, Any]], methods: Sequence[Method], reward: str) -> tuple[list, list]:
+def _told_apart(
+    lines: Sequence[dict[str, Any]], methods: Sequence[Method], reward: str
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(label, label with its distance) of the methods that are level with the first, and of those behind it."""
     by_name = {method.label: method for method in methods}
-    first, level, behind = lines[0], [], []
+    first = lines[0]
+    level: list[tuple[str, str]] = []
+    behind: list[tuple[str, str]] = []
     for line in lines[1:]:
         gap = groups.difference(by_name[first["label"]], by_name[line["label"]], reward)
         low, high = first["found"]["low"], line["found"]["high"]
@@ -151,7 +156,7 @@ def _told_apart(lines: Sequence[dict[str, Any]], methods: Sequence[Method], rewa
 
 def _about(methods: Sequence[Method]) -> dict[str, Any]:
     """What the runs' evaluations say of the rewards."""
-    found = [(run.evaluation or {}).get("rewards") or {} for method in methods for run in method.runs]
+    found = [run.evaluation.get("rewards") or {} for method in methods for run in method.runs]
     return {"rewards": {name: entry for rewards in found for name, entry in rewards.items()}}
 
 
@@ -194,7 +199,7 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
     roles = {name: wording.role(_about(methods), trained, name) for name in rewards}
     order = (None, "held out", "trained", "measured")
     for reward in sorted(rewards, key=lambda name: (order.index(roles[name]), name not in watched)):
-        lines = []
+        lines: list[dict[str, Any]] = []
         for method in methods:
             images, seconds = groups.budget(method)
             lines.append(
@@ -259,7 +264,7 @@ def _pairs(methods: Sequence[Method], comparable: bool):
         return [], {}, []
     per_method = []
     for method in methods:
-        run = next((run for run in method.runs if (run.evaluation or {}).get("pictures")), None)
+        run = next((run for run in method.runs if run.evaluation.get("pictures")), None)
         if run is None:
             continue
         model, base = wording.main_rows(run.evaluation)

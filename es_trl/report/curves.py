@@ -52,8 +52,11 @@ def spent(history: Sequence[dict[str, Any]]) -> tuple[float | None, float | None
         return None, None
     budget = _budget(history)
     last = max(history, key=lambda entry: entry["step"])
-    found = (budget(last, "num_images"), budget(last, "train_time"))
-    return tuple(None if not np.isfinite(value) or value <= 0 else value for value in found)
+    images, seconds = (
+        value if np.isfinite(value) and value > 0 else None
+        for value in (budget(last, "num_images"), budget(last, "train_time"))
+    )
+    return images, seconds
 
 
 def _meaning(key: str) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ class Folder:
 
     Args:
         path (`Path`): Where it lies.
-        evaluation (`dict`, *optional*): `eval.json`; `None` when it judged another adapter than the one in the folder.
+        evaluation (`dict`): `eval.json`; empty when it judged another adapter than the one in the folder.
         config (`dict`): What ran (`es_config.json`): method, base model, rewards and settings; empty for evaluations.
         env (`dict`): Versions and hardware.
         history (`list[dict]`): The log of the run, in order; empty for evaluations.
@@ -31,7 +31,7 @@ class Folder:
     """
 
     path: Path
-    evaluation: dict[str, Any] | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Folder:
         """Names of the rewards that were optimised, as far as the folder says."""
         if self.config.get("reward_funcs"):
             return list(self.config["reward_funcs"])
-        evaluation = self.evaluation or {}
+        evaluation = self.evaluation
         rewards, protocol = evaluation.get("rewards"), evaluation.get("protocol")
         rewards, protocol = (found if isinstance(found, dict) else {} for found in (rewards, protocol))
         marked = [name for name, entry in rewards.items() if isinstance(entry, dict) and entry.get("optimised")]
@@ -62,7 +62,7 @@ class Folder:
     @property
     def weights(self) -> dict[str, float]:
         """The optimised rewards with their weights, 1 where nobody said otherwise."""
-        evaluation = self.evaluation or {}
+        evaluation = self.evaluation
         said = self.config.get("reward_weights") or [
             (evaluation.get("rewards") or {}).get(name, {}).get("weight") for name in self.trained
         ]
@@ -112,24 +112,25 @@ def read_folder(path: str | os.PathLike) -> Folder:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{str(path)!r} is not a folder; give one that training or `es-trl eval` wrote.")
-    evaluation = _json(path / "eval.json", dict)
-    if evaluation is not None and not isinstance(evaluation.get("rows"), list):
+    evaluation = _json(path / "eval.json", dict) or {}
+    if evaluation and not isinstance(evaluation.get("rows"), list):
         logger.warning("%s has no rows; it is left out.", path / "eval.json")
-        evaluation = None
+        evaluation = {}
     refused, digest = None, adapter_digest(path)
-    if evaluation is not None and digest is not None and not judged(evaluation, digest):
+    if evaluation and digest is not None and not judged(evaluation, digest):
         refused = (
             "The eval.json in this folder judged another adapter than the one here, so nothing of it is shown. "
             f"This adapter has not been evaluated: es-trl eval --adapter {path} does that."
         )
         logger.warning("%s: %s", path, refused)
-        evaluation = None
+        evaluation = {}
     checkpoints = sorted((file.parent for file in path.glob("checkpoint-*/trainer_state.json")), key=_step_of)[::-1]
     places = [path, *checkpoints]  # what a run that was killed left is in its newest checkpoint
-    state = next((found for place in places if (found := _json(place / "trainer_state.json", dict))), {})
+    states = (_json(place / "trainer_state.json", dict) for place in places)
+    state: dict[str, Any] = next(filter(None, states), {})
     history = state.get("log_history") or []
     files = [file for place in places for file in sorted(place.glob("*_config.json"))]
-    config = next((found for file in files if (found := _json(file, dict))), {})
+    config: dict[str, Any] = next((found for file in files if (found := _json(file, dict))), {})
     samples = _json_lines(path / "samples" / "metadata.jsonl")
     return Folder(
         path,
@@ -147,7 +148,7 @@ def _step_of(path: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _json(path: Path, kind: type):
+def _json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return None
     try:

@@ -114,9 +114,9 @@ def result_of(method: Method, reward: str, comparable: bool = True) -> dict[str,
     """
     means, deltas, wins, own = [], [], [], []
     for run in method.runs:
-        model, base = wording.main_rows(run.evaluation or {})
+        model, base = wording.main_rows(run.evaluation)
         entry = wording.paired_entry(run.evaluation, model["name"], base["name"], reward) if model and base else None
-        if entry is None or entry.get("delta") is None or entry.get("win_rate") is None:
+        if model is None or entry is None or entry.get("delta") is None or entry.get("win_rate") is None:
             continue
         means.append(model["rewards"][reward]["mean"])
         deltas.append(entry["delta"])
@@ -163,8 +163,8 @@ def difference(first: Method, second: Method, reward: str):
     Returns:
         [`~es_trl.evaluation.RunsDifference`]; `None` where a run has no `scores.parquet` with this reward.
     """
-    found = [_scores(method, reward) for method in (first, second)]
-    return None if None in found else _difference(first, found[0][0], found[1][0])
+    one, other = _scores(first, reward), _scores(second, reward)
+    return None if one is None or other is None else _difference(first, one[0], other[0])
 
 
 def _difference(method: Method, models: list, references: list):
@@ -176,10 +176,11 @@ def _difference(method: Method, models: list, references: list):
 
 def _scores(method: Method, reward: str) -> tuple[list, list] | None:
     """Per run (prompts, images) of the trained model, and of the base."""
-    models, references = [], []
+    models: list[Any] = []
+    references: list[Any] = []
     for run in method.runs:
         scores, column = run.scores(), f"reward/{reward}"
-        model, base = wording.main_rows(run.evaluation or {})
+        model, base = wording.main_rows(run.evaluation)
         if scores is None or column not in scores.columns or model is None or base is None:
             return None
         for row, kept in ((model, models), (base, references)):

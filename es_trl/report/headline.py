@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation import MIN_PROMPTS
+from ..formatting import NBSP
 from . import wording
 from .folder import Folder
 from .tables import method_lines, row_labels, ruler
-from .wording import NBSP, count, interval, number, percent, range_of, signed, whole
+from .wording import count, interval, number, percent, range_of, signed, whole
 
 
 MAX_GAPS = 8
@@ -60,8 +61,8 @@ def headline(folder: Folder) -> dict[str, Any]:
     """Title, first sentences and gap closures of a run or an evaluation."""
     found: dict[str, Any] = {"title": "A run without an evaluation", "lede": [], "gaps": []}
     evaluation = folder.evaluation
-    model, base = wording.main_rows(evaluation or {})
-    if evaluation is None or model is None or base is None:
+    model, base = wording.main_rows(evaluation)
+    if model is None or base is None:
         return found
     rewards = wording.ordered_rewards(evaluation, folder.trained)
     gaps = [gap for reward in rewards for gap in wording.gaps_of(evaluation, reward)]
@@ -82,7 +83,7 @@ def claims(folder: Folder) -> tuple[Claim, list[Claim]]:
     evaluation, trained = folder.evaluation, folder.trained
     about = evaluation.get("rewards") or {}
     rows = wording.adapter_rows(evaluation)
-    base = wording.main_rows(evaluation)[1]["name"]
+    base = (wording.main_rows(evaluation)[1] or {}).get("name", "")
 
     def claim(reward: str) -> Claim:
         found = [wording.paired_entry(evaluation, row, base, reward) for row in rows]
@@ -167,8 +168,10 @@ def _gain(claim: Claim) -> str:
 
 
 def _fall(claim: Claim) -> str:
-    entries = [{k: None if entry.get(k) is None else -entry[k] for k in ("delta", "ci_low", "ci_high")}
-               for entry in claim.paired]  # fmt: skip
+    keys = ("delta", "ci_low", "ci_high")
+    entries: list[dict[str, Any]] = [
+        {key: None if entry.get(key) is None else -entry[key] for key in keys} for entry in claim.paired
+    ]
     by = range_of([entry["delta"] for entry in entries], number)
     ends = interval(entries[0]["ci_high"], entries[0]["ci_low"]) if len(entries) == 1 else ""
     fall = f"{by} (95{NBSP}% interval {ends})" if ends else by

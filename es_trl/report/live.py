@@ -42,7 +42,7 @@ class LivePage:
     def __init__(self, folder: str | os.PathLike, port: int = 0, running=lambda folder: None):
         self.folder, self.running = Path(folder), running
         self.token = secrets.token_urlsafe(16)
-        self._lock, self._known = threading.Lock(), (None, b"")
+        self._lock, self._known = threading.Lock(), ("", b"")
         page = self
 
         class Handler(BaseHTTPRequestHandler):

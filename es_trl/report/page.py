@@ -58,7 +58,7 @@ def _write(folder: Folder) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     if drawn:
         part(lambda: save_png(charts.side_by_side([draw for _, draw in drawn]), target / "learning_curve.png"), None)
-    if folder.evaluation is not None:
+    if folder.evaluation:
         part(lambda: save_png(_interval_chart(folder), target / "rewards.png"), None)
     page = target / "index.html"
     write_text(page, render("run.html.j2", **context(folder, learned, drawn)))
@@ -113,7 +113,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
 
 def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[tuple[str, str]]:
     """Short facts above the headline."""
-    evaluation = (folder.evaluation or {}).get("protocol") or {}
+    evaluation = folder.evaluation.get("protocol") or {}
     config, settings = folder.config, folder.settings
     hardware = folder.env.get("gpus") or []
     device = hardware[0] if hardware else f"{folder.env['cpu_cores']} CPU cores" if folder.env.get("cpu_cores") else ""
@@ -145,7 +145,7 @@ def _levels(folder: Folder, learned, reward: str) -> list[charts.Level]:
     starts = _starts(learned)
     if len(starts):
         return [charts.Level("start", v, None, None, False) for v in starts[starts["name"] == reward]["value"]]
-    if folder.evaluation is None:
+    if not folder.evaluation:
         return []
     model, base = wording.main_rows(folder.evaluation)
     levels = []
@@ -172,7 +172,7 @@ def _way(folder: Folder) -> dict[str, Any] | None:
     way = slopes.read_way(folder.history)
     drawn = []
     if names := slopes.shown_slopes(way, folder.settings.get("slope_reward_funcs") or ()):
-        last = ", ".join(f"{name} {wording.number(way.slopes[name][-1, 2], True)}" for name in names)
+        last = ", ".join(f"{name} {wording.number(float(way.slopes[name][-1, 2]), True)}" for name in names)
         label = f"Slopes along the way against images drawn; the last ones: {last}."
         drawn.append(("slopes", inline_svg(slopes.slope_chart(way, names), "slopes", label)))
     if way.energy:
@@ -191,7 +191,7 @@ def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
         entries.append(("faint", "training batches, as they come"))
     if len(_starts(learned)):
         entries.append(("dashed", "before the first step, on the same prompts"))
-    elif folder.evaluation is not None and len(learned):
+    elif folder.evaluation and len(learned):
         entries.append(("dashed", "base model on the test prompts, with its interval"))
         entries.append(("diamond", "trained model on the test prompts, with its interval"))
     return entries
@@ -259,7 +259,7 @@ def protocol(folder: Folder) -> list[tuple[str, str]]:
 
 def _measured(folder: Folder) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
-    entry = (folder.evaluation or {}).get("protocol") or {}
+    entry = folder.evaluation.get("protocol") or {}
     if entry:
         prompts = wording.whole(entry.get("prompts"))
         if entry.get("prompts_source"):
@@ -296,8 +296,8 @@ def _trained(folder: Folder) -> list[tuple[str, Any]]:
             ("optimised", wording.weighted(folder.weights) if len(rewards) > 1 else ", ".join(map(str, rewards))),
             ("measured only", ", ".join(map(str, folder.config.get("eval_reward_funcs") or [])) or "nothing"),
         ]
-        shown = ("max_steps", "population_size", "prompts_per_step", "output_change", "sigma", "travel")
-        shown += ("learning_rate", "lora_rank", "es_space")
+        shown = ["max_steps", "population_size", "prompts_per_step", "output_change", "sigma", "travel"]
+        shown += ["learning_rate", "lora_rank", "es_space"]
         given = {name: settings[name] for name in shown if settings.get(name) is not None}
         found += [("settings", ", ".join(f"{name} = {_short(value)}" for name, value in given.items()))]
     packages = folder.env.get("packages") or {}
@@ -321,7 +321,7 @@ def command(folder: Folder) -> str | None:
     """The line that does it again, as far as the folder knows it."""
     if folder.file("rerun.yaml") is not None:
         return f"es-trl train --config {shlex.quote(str(folder.path / 'rerun.yaml'))}"
-    return ((folder.evaluation or {}).get("protocol") or {}).get("command") or None
+    return (folder.evaluation.get("protocol") or {}).get("command") or None
 
 
 def _short(value: Any) -> str:

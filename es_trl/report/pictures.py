@@ -90,7 +90,7 @@ def pairs(folder: Folder, limit: int = 6) -> list[Pair]:
         folder ([`Folder`]): With `pictures` in its `eval.json`, and the files these name.
         limit (`int`, *optional*, defaults to 6): Pairs of one kind (best, typical, worst) and reward, at most.
     """
-    evaluation = folder.evaluation or {}
+    evaluation = folder.evaluation
     rows = [row["name"] for row in evaluation.get("rows") or []]
     prompt_changes = _prompt_changes(folder)
     found: list[Pair] = []
@@ -119,7 +119,7 @@ def _place(row: str, entry: dict[str, Any], rows: list[str]) -> tuple:
 
 def _prompt_changes(folder: Folder) -> dict[int, dict[str, float]]:
     """Per prompt index the change of every reward between the pair's two rows, from scores.parquet."""
-    pictures = (folder.evaluation or {}).get("pictures") or []
+    pictures = folder.evaluation.get("pictures") or []
     scores = folder.scores() if pictures else None
     if scores is None or not {"row", "prompt_index"} <= set(scores.columns):
         return {}
@@ -134,7 +134,7 @@ def _prompt_changes(folder: Folder) -> dict[int, dict[str, float]]:
 
 def strengths(folder: Folder) -> dict[str, Any] | None:
     """The prompts that were drawn at several LoRA strengths, and `frames`: (strength, data URI, width, height)."""
-    entry = (folder.evaluation or {}).get("strengths")
+    entry = folder.evaluation.get("strengths")
     if not entry:
         return None
     paths = [(strength, folder.file(name)) for strength, name in entry["files"].items()]
@@ -176,8 +176,8 @@ def populations(folder: Folder, limit: int = 6) -> list[dict[str, Any]]:
         rows = []
         for i, member in enumerate(members):
             strip = sheet.crop((0, i * height, sheet.width, (i + 1) * height))
-            uri, width, shown_height = data_uri(strip, 900)
-            rows.append({**member, "uri": uri, "width": width, "height": shown_height})
+            if shown := data_uri(strip, 900):
+                rows.append({**member, **dict(zip(("uri", "width", "height"), shown, strict=True))})
         found.append({"step": entry["step"], "prompts": entry.get("prompts") or [], "members": rows})
     return found
 

@@ -53,8 +53,8 @@ def read_way(history: Sequence[dict[str, Any]]) -> Way:
         if any(key.startswith(ENERGY) for key in entry):
             kinds = {key.removeprefix(ENERGY): _number(entry[key]) or 0.0 for key in entry if key.startswith(ENERGY)}
             total = sum(kinds.values())
-            found = _number(entry.get("es/signal")), _number(entry.get("es/signal_error"))
-            way.signal = None if None in found else found
+            signal, error = _number(entry.get("es/signal")), _number(entry.get("es/signal_error"))
+            way.signal = None if signal is None or error is None else (signal, error)
             seen = way.signal is not None and way.signal[0] > 2 * way.signal[1]
             way.energy = {name: value / total for name, value in kinds.items()} if seen and total > 0 else {}
         way.sigma = _number(entry.get("es/sigma"), way.sigma)
@@ -77,8 +77,9 @@ def facts(way: Way) -> list[tuple[str, str]]:
         found.append(("signal in the fitness", f"{100 * value:.1f} % of its variance (error {100 * error:.1f}){seen}"))
     if way.travel_left is not None:
         found.append(("travel left", f"{way.travel_left:.3g}"))
+    what = TOTALS.get(way.watched or "", "")
     for step, _ in way.turns:
-        found.append(("turn", f"{TOTALS[way.watched]} had surely fallen by step {step:g}"))
+        found.append(("turn", f"{what} had surely fallen by step {step:g}"))
     return found
 
 

@@ -49,8 +49,8 @@ def inline_svg(draw, name: str, label: str) -> str:
     text = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{name}-\1"', text)
     text = re.sub(r"(xlink:)?href=\"#([^\"]+)\"", rf'href="#{name}-\2"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    viewbox = re.search(r"viewBox=\"[^\"]+\"", text).group()
-    opening = f'<svg class="chart" {viewbox} role="img" aria-label="{html.escape(label)}">'
+    viewbox = re.search(r"viewBox=\"[^\"]+\"", text)
+    opening = f'<svg class="chart" {viewbox[0] if viewbox else ""} role="img" aria-label="{html.escape(label)}">'
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip()
 
 

@@ -20,9 +20,9 @@ def ruler(values: list[float], pad: float = 0.06):
     return place
 
 
-def row_labels(evaluation: dict[str, Any] | None) -> dict[str, str]:
+def row_labels(evaluation: dict[str, Any]) -> dict[str, str]:
     """What the page calls each row."""
-    rows = (evaluation or {}).get("rows") or []
+    rows = evaluation.get("rows") or []
     alone = len({row.get("label") or row["name"].split("@")[0] for row in rows if row.get("adapter")}) <= 1
     return {row["name"]: wording.row_label(row, alone) for row in rows}
 
@@ -70,7 +70,7 @@ def _wins(paired: dict[str, Any] | None) -> str:
 def method_lines(folder: Folder) -> list[dict[str, Any]]:
     """Methods with adapters from several training seeds, their difference to the base and to each other."""
     keys = ("method", "against", "reward", "runs", "delta", "ci_low", "ci_high", "run_std", "num_inference_steps")
-    lines = [{key: entry.get(key) for key in keys} for entry in (folder.evaluation or {}).get("methods") or []]
+    lines = [{key: entry.get(key) for key in keys} for entry in folder.evaluation.get("methods") or []]
     labels = row_labels(folder.evaluation)
     if all((line["runs"] or 0) < 2 for line in lines):
         return []  # of single runs the other tables say everything
@@ -82,7 +82,7 @@ def method_lines(folder: Folder) -> list[dict[str, Any]]:
 
 def judge_table(folder: Folder) -> dict[str, Any] | None:
     """The judge's metrics: a line per metric, a column per row of `eval.json`; with many rows the other way round."""
-    rows = [row for row in (folder.evaluation or {}).get("rows") or [] if row.get("judge")]
+    rows = [row for row in folder.evaluation.get("rows") or [] if row.get("judge")]
     labels = row_labels(folder.evaluation)
     metrics = list(dict.fromkeys(name for row in rows for name in row["judge"]))
     if not metrics:
@@ -103,8 +103,8 @@ def judge_table(folder: Folder) -> dict[str, Any] | None:
 
 def category_bars(folder: Folder) -> list[dict[str, Any]]:
     """Per grouping (category, challenge) and reward the difference of the trained model to the base, with interval."""
-    exploratory = (folder.evaluation or {}).get("exploratory") or {}
-    model, base = wording.main_rows(folder.evaluation or {})
+    exploratory = folder.evaluation.get("exploratory") or {}
+    model, base = wording.main_rows(folder.evaluation)
     if not exploratory or not model or not base:
         return []
     entries = [

@@ -12,7 +12,7 @@ from .tables import reward_tables
 
 def evaluation(folder: Folder) -> str:
     """The headline and the table of every reward of one folder; empty without an evaluation."""
-    if folder.evaluation is None:
+    if not folder.evaluation:
         return ""
     head = headline(folder)
     parts = [[f"{head['title']}. {' '.join(head['lede'])}"]]

@@ -138,13 +138,13 @@ def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
     ]
 
 
-def role(evaluation: dict[str, Any] | None, trained: Sequence[str], reward: str) -> str | None:
+def role(evaluation: dict[str, Any], trained: Sequence[str], reward: str | None) -> str | None:
     """`"trained"`, `"held out"`, or `"measured"` for what is no yardstick of quality; `None` when nobody said."""
-    if not trained:
+    if not trained or reward is None:
         return None
     if reward in trained:
         return "trained"
-    about = (evaluation or {}).get("rewards")
+    about = evaluation.get("rewards")
     entry = about.get(reward) if isinstance(about, dict) else None
     return "measured" if isinstance(entry, dict) and entry.get("rises_with_steps") is False else "held out"
 
@@ -177,4 +177,4 @@ def range_of(values: Sequence[float], show) -> str:
 
 def count(value: int | None) -> str:
     """A small number as a word."""
-    return _COUNTS.get(value, str(value))
+    return str(value) if value is None else _COUNTS.get(value, str(value))
