@@ -1,30 +1,35 @@
-"""What every stage shares: CPU settings, data stream, EMA, learning-rate shape and a checkpoint that can be killed."""
+"""What every stage shares: settings, data stream, EMA, learning-rate shape and a checkpoint that can be killed."""
 
 import argparse
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from models import SIZES
 from safetensors import safe_open
 from safetensors.torch import save_file
-from world import Scene, sample_batch
+from torch.utils.data import DataLoader
+from world import SIZE, Scene, sample_batch
 
 
 RUNS = Path(os.environ.get("TINY_RUNS", "/tmp/tiny_runs"))
 logger = logging.getLogger("tiny_sana")
 
 
-def setup(seed: int, threads: int = 1) -> None:
-    """One thread, no denormals, the math attention kernel (flash is slower on CPU for sequences this short)."""
+def setup(seed: int, threads: int = 1, device: str = "cpu") -> None:
+    """One thread, no denormals; on the CPU the math attention kernel (flash is slower for sequences this short)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(device != "cpu")
     torch.manual_seed(seed)
 
 
@@ -39,21 +44,60 @@ def parser(description: str, steps: int, batch_size: int, seed: int) -> argparse
     return p
 
 
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in -1..1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def pipeline_parser(description: str, steps: int, batch_size: int, seed: int) -> argparse.ArgumentParser:
+    """The arguments of the stages that make the pipeline: those of all, and what a larger one on a card needs."""
+    p = parser(description, steps, batch_size, seed)
+    p.add_argument("--size", choices=SIZES, default="6m", help="of the pipeline, see models.py")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model is trained")
+    p.add_argument("--workers", type=int, default=0, help="processes that draw pictures ahead of the training")
+    p.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; the next start goes on")
+    return p
+
+
+def to_tensor(pictures: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in -1..1, on the device."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def to_uint8(pictures: torch.Tensor) -> np.ndarray:
     """float (n, 3, h, w) in -1..1 -> uint8 (n, h, w, 3)."""
-    return pictures.float().add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return pictures.float().add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
-def stream(seed: int, start: int, stop: int, n: int) -> Iterator[tuple[int, torch.Tensor, list[Scene]]]:
-    """Training batches start..stop-1: (step, pictures (n, 3, 64, 64) in -1..1, scenes). Batch k is always the same."""
-    for step in range(start, stop):
-        pictures, scenes = sample_batch(seed, step, n)
-        yield step, to_tensor(pictures), scenes
+@dataclass
+class _Numbered:
+    draw: Callable[[int], Any]
+
+    def __getitem__(self, number: int) -> Any:
+        return self.draw(number)
+
+
+def _as_it_is(drawn: Any) -> Any:
+    return drawn
+
+
+def drawn_ahead(draw: Callable[[int], Any], numbers: Sequence[int], workers: int) -> Iterable:
+    """draw(k) for every number k, in order. Each of `workers` processes draws up to two ahead; 0: none are."""
+    # A generator of its own: the loader takes its seed from the common one, which the training draws from.
+    return DataLoader(
+        _Numbered(draw), batch_size=None, sampler=numbers, num_workers=workers, collate_fn=_as_it_is,
+        generator=torch.Generator(),
+    )  # fmt: skip
+
+
+def stream(
+    seed: int, start: int, stop: int, n: int, side: int = SIZE, device: str = "cpu", workers: int = 0
+) -> Iterator[tuple[int, torch.Tensor, list[Scene]]]:
+    """Training batches start..stop-1: (step, pictures (n, 3, side, side) in -1..1, scenes); k always the same."""
+    steps = range(start, stop)
+    batches = drawn_ahead(partial(sample_batch, seed, n=n, side=side), steps, workers)
+    for step, (pictures, scenes) in zip(steps, batches, strict=True):
+        yield step, to_tensor(pictures, device), scenes
+
+
+def generator_on(device: str, rng: torch.Generator) -> torch.Generator:
+    """`rng` itself on the CPU; elsewhere one of that device with its seed: noise is made where it is used."""
+    return rng if device == "cpu" else torch.Generator(device).manual_seed(rng.initial_seed())
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, flat: float) -> float:
@@ -86,8 +130,11 @@ class EMA:
 class Checkpoint:
     """Weights, optimizer and EMA of a stage in one safetensors file; written beside and renamed: never half."""
 
-    def __init__(self, path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None = None):
-        self.path, self.module, self.optimizer, self.ema = path, module, optimizer, ema
+    def __init__(
+        self, path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None = None,
+        seconds: float = math.inf,
+    ):  # fmt: skip
+        self.path, self.module, self.optimizer, self.ema, self.limit = path, module, optimizer, ema, seconds
         self.every, self._last, self._spent, self._begin = 90.0, time.monotonic(), 0.0, time.monotonic()
 
     def load(self) -> int:
@@ -105,7 +152,7 @@ class Checkpoint:
                     moments = {k: torch.empty_like(p).copy_(state[k]) for k in keys[1:]}
                     self.optimizer.state[p] = {"step": state["step"], **moments}
             if self.ema is not None:
-                self.ema.shadow = {k: file.get_tensor("ema." + k) for k in self.ema.shadow}
+                self.ema.shadow = {k: file.get_tensor("ema." + k).to(v.device) for k, v in self.ema.shadow.items()}
             logger.info("resumed %s at step %s", self.path, file.metadata()["step"])
             return int(file.metadata()["step"])
 
@@ -127,10 +174,21 @@ class Checkpoint:
         beside.replace(self.path)
         self._last = time.monotonic()
 
-    def maybe_save(self, step: int) -> None:
-        """Save when the last save is 90 seconds old."""
-        if time.monotonic() - self._last > self.every:
+    def maybe_save(self, step: int) -> bool:
+        """Save when the last save is 90 seconds old, and when this start has had its time: then True."""
+        now = time.monotonic()
+        over = now - self._begin > self.limit
+        if over or now - self._last > self.every:
             self.save(step)
+        return over
+
+
+def finished_steps(path: Path) -> int:
+    """Of the stage that writes this checkpoint; 0 when there is none."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
 
 
 def load_weights(path: Path, module: torch.nn.Module, ema: bool = True) -> None:

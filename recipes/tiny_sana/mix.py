@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from common import RUNS, load_weights, setup
 from diffusers import AutoencoderDC, SanaSprintPipeline, SCMScheduler
-from models import build_tokenizer, build_vae
+from models import SHIPPED, SIZES, Size, build_tokenizer, build_vae
 from safetensors.torch import save_file
 from scorer import Scorer
 from train_clip import SCORERS, build_scorer
@@ -25,30 +25,29 @@ NAMES = {"reward": "tiny-pickscore", "heldout": "tiny-clip-heldout"}
 MIX = 0.25
 
 
-def load_vae(runs: Path) -> AutoencoderDC:
+def load_vae(runs: Path, size: Size = SHIPPED, device: str = "cpu") -> AutoencoderDC:
     """The autoencoder with its `scaling_factor`, and the sharpened decoder when that stage has run."""
-    vae = build_vae()
+    vae = build_vae(size).to(device)
     load_weights(runs / "vae.safetensors", vae)
-    vae.register_to_config(scaling_factor=latent_factor(vae))
+    vae.register_to_config(scaling_factor=latent_factor(vae, size.side))
     sharpened = runs / "vae_decoder.safetensors"
     if sharpened.exists():
         load_weights(sharpened, vae)
     return vae
 
 
-def build_pipeline(runs: Path, mix: float) -> SanaSprintPipeline:
+def build_pipeline(runs: Path, mix: float, size: Size = SHIPPED, device: str = "cpu") -> SanaSprintPipeline:
     """The pipeline at a mix of 0 (teacher) ... 1 (student), fp32."""
-    model = TextToLatent()
+    model = TextToLatent(size).to(device)
     load_weights(runs / "teacher.safetensors", model)
     if mix:
-        student = TextToLatent()
+        student = TextToLatent(size).to(device)
         load_weights(runs / "student.safetensors", student)
         with torch.no_grad():
             for ours, theirs in zip(model.transformer.parameters(), student.transformer.parameters(), strict=True):
                 ours.lerp_(theirs, mix)
-    pipe = SanaSprintPipeline(
-        build_tokenizer(512), model.text_encoder, load_vae(runs), model.transformer, SCMScheduler()
-    )
+    vae = load_vae(runs, size, device)
+    pipe = SanaSprintPipeline(build_tokenizer(512), model.text_encoder, vae, model.transformer, SCMScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -61,9 +60,9 @@ def build_processor() -> CLIPProcessor:
     return CLIPProcessor(image_processor=pictures, tokenizer=CLIP_TOKENIZER)
 
 
-def export_pipeline(runs: Path, out: Path, mix: float) -> None:
+def export_pipeline(runs: Path, out: Path, mix: float, size: Size = SHIPPED) -> None:
     """`out/tiny-sana-sprint` in bf16."""
-    build_pipeline(runs, mix).to(torch.bfloat16).save_pretrained(out / "tiny-sana-sprint")
+    build_pipeline(runs, mix, size).to(torch.bfloat16).save_pretrained(out / "tiny-sana-sprint")
 
 
 def export_scorers(runs: Path, out: Path) -> None:
@@ -86,16 +85,17 @@ def export_real_statistics(out: Path, batches: int = 32, size: int = 256) -> Non
     save_file(tensors, out / NAMES["heldout"] / "real_statistics.safetensors", {"pictures": str(len(real))})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--mix", type=float, default=MIX, help="0 is the teacher, 1 the student")
+    parser.add_argument("--size", choices=SIZES, default="6m", help="of the pipeline; the scorers see 64 px")
     parser.add_argument("--only", choices=("pipeline", "scorers"), help="write only this part")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     setup(0)
     if args.only != "scorers":
-        export_pipeline(args.runs, args.out, args.mix)
+        export_pipeline(args.runs, args.out, args.mix, SIZES[args.size])
     if args.only != "pipeline":
         export_scorers(args.runs, args.out)
         export_real_statistics(args.out)

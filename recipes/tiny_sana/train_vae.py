@@ -6,8 +6,19 @@ what was trained on them stay valid while the decoder gets sharper.
 """
 
 import torch
-from common import EMA, Checkpoint, cycle_lr, learning_rate, load_weights, logger, parser, setup, stream, to_tensor
-from models import build_vae
+from common import (
+    EMA,
+    Checkpoint,
+    cycle_lr,
+    learning_rate,
+    load_weights,
+    logger,
+    pipeline_parser,
+    setup,
+    stream,
+    to_tensor,
+)
+from models import SIZES, build_vae
 from tqdm import tqdm
 from world import sample_batch
 
@@ -20,38 +31,37 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 @torch.no_grad()
-def psnr(vae: torch.nn.Module, n: int = 256) -> float:
+def psnr(vae: torch.nn.Module, side: int, n: int = 256) -> float:
     """Mean peak signal-to-noise ratio in dB over held-out scenes."""
-    pictures = to_tensor(sample_batch(999, 0, n, unseen=True)[0])
+    pictures = to_tensor(sample_batch(999, 0, n, unseen=True, side=side)[0], vae.device)
     output = vae.decode(vae.encode(pictures).latent).sample.clamp(-1, 1)
     return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
 
 
-def main() -> None:
-    p = parser(__doc__, steps=1600, batch_size=16, seed=11)
+def main(argv: list[str] | None = None) -> None:
+    p = pipeline_parser(__doc__, steps=1600, batch_size=16, seed=11)
     p.add_argument("--decoder-only", action="store_true", help="freeze the encoder and continue from the full stage")
     p.add_argument("--learning-rate", type=float, default=1.5e-3)
     p.add_argument("--latent-noise", type=float, default=0.1, help="largest standard deviation of the latent noise")
-    args = p.parse_args()
-    setup(args.seed, args.threads)
-    vae = build_vae().to(memory_format=torch.channels_last)
+    args = p.parse_args(argv)
+    setup(args.seed, args.threads, args.device)
+    size = SIZES[args.size]
+    vae = build_vae(size).to(args.device, memory_format=torch.channels_last)
     if args.decoder_only:
         load_weights(args.runs / "vae.safetensors", vae)
     # channels_last halves the time of a step on CPU; bf16 autocast did not help on top of it.
     trained = vae.decoder if args.decoder_only else vae
     optimizer = torch.optim.AdamW(trained.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     ema = EMA(vae, 0.998)
-    checkpoint = Checkpoint(
-        args.runs / ("vae_decoder.safetensors" if args.decoder_only else "vae.safetensors"), vae, optimizer, ema
-    )
+    path = args.runs / ("vae_decoder.safetensors" if args.decoder_only else "vae.safetensors")
+    checkpoint = Checkpoint(path, vae, optimizer, ema, args.seconds)
     start = checkpoint.load()
-    for step, pictures, _ in tqdm(
-        stream(args.seed, start, args.steps, args.batch_size), mininterval=30, total=args.steps - start
-    ):
+    batches = stream(args.seed, start, args.steps, args.batch_size, size.side, args.device, args.workers)
+    for step, pictures, _ in tqdm(batches, mininterval=30, total=args.steps - start):
         cycle_lr(optimizer, learning_rate(step, args.steps, args.learning_rate, 100, 0.4))
         with torch.set_grad_enabled(not args.decoder_only):
             latent = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent
-        noise = torch.rand(len(latent), 1, 1, 1) * args.latent_noise * torch.randn_like(latent)
+        noise = torch.rand(len(latent), 1, 1, 1, device=latent.device) * args.latent_noise * torch.randn_like(latent)
         output = vae.decode(latent + noise).sample
         loss = reconstruction_loss(output, pictures)
         if not args.decoder_only:
@@ -62,12 +72,13 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         ema.update(step)
-        checkpoint.maybe_save(step + 1)
         if step % 250 == 0:
             logger.info("step %d loss %.4f seconds %.0f", step, loss.item(), checkpoint.seconds)
+        if checkpoint.maybe_save(step + 1):
+            return
     checkpoint.save(args.steps)
     ema.copy_to(vae)
-    logger.info("PSNR %.2f dB on held-out scenes, %.0f s", psnr(vae), checkpoint.seconds)
+    logger.info("PSNR %.2f dB on held-out scenes, %.0f s", psnr(vae, size.side), checkpoint.seconds)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def _sprite(style: str, name: str, color: str | None, side: int) -> tuple[np.nda
 
 
 def _places(layout: str, count: int, rng: np.random.Generator) -> tuple[list[tuple[int, int]], int]:
-    """Centres (y, x) of the objects before jitter, and their size in pixels."""
+    """Centres (y, x) of the objects before jitter, and the length of their longer side, in a picture of 64 pixels."""
     if layout == "single":
         return [(32, 32)], int(rng.choice((44, 50)))
     if count == 3:
@@ -272,33 +272,37 @@ def _places(layout: str, count: int, rng: np.random.Generator) -> tuple[list[tup
     return places[:: 1 if rng.random() < 0.5 else -1], side
 
 
-def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """One picture of the scene, uint8 (64, 64, 3)."""
-    canvas = np.empty((SIZE, SIZE, 3), dtype=np.float32)
+def render(scene: Scene, rng: np.random.Generator, side: int = SIZE) -> np.ndarray:
+    """One picture of the scene, uint8 (side, side, 3); another multiple of 64 is the same picture, so much larger."""
+    scale = side // SIZE
+    canvas = np.empty((side, side, 3), dtype=np.float32)
     canvas[:] = BACKGROUNDS[scene.background or "white"]
-    places, side = _places(scene.layout, scene.count, rng)
+    places, longest = _places(scene.layout, scene.count, rng)
     jitter = {"single": 4, "count": 1}.get(scene.layout, 2)
     things = scene.things * scene.count if scene.layout == "count" else scene.things
     style = STYLES[rng.integers(3)]
     for (name, color), (y, x) in zip(things, places, strict=True):
-        rgb, keep = _sprite(style, name, color, side)
+        rgb, keep = _sprite(style, name, color, longest * scale)
         h, w = keep.shape[:2]
         dy, dx = rng.integers(-jitter, jitter + 1, 2)
-        top = min(max(int(y + dy) - h // 2, 0), SIZE - h)
-        left = min(max(int(x + dx) - w // 2, 0), SIZE - w)
+        top = min(max(int(y + dy) * scale - h // 2, 0), side - h)
+        left = min(max(int(x + dx) * scale - w // 2, 0), side - w)
         patch = canvas[top : top + h, left : left + w]
         patch *= keep
         patch += rgb
     return (canvas + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def render_prompts(prompts: list[str], seed: int) -> np.ndarray:
-    """One real picture of every prompt, uint8 (n, 64, 64, 3); picture i depends on the seed, i and the prompt only."""
-    return np.stack([render(parse(prompt), np.random.default_rng([seed, i])) for i, prompt in enumerate(prompts)])
+def render_prompts(prompts: list[str], seed: int, side: int = SIZE) -> np.ndarray:
+    """One real picture of every prompt, uint8 (n, side, side, 3); picture i depends on the seed, i and the prompt."""
+    rngs = (np.random.default_rng([seed, i]) for i in range(len(prompts)))
+    return np.stack([render(parse(prompt), rng, side) for prompt, rng in zip(prompts, rngs, strict=True)])
 
 
-def sample_batch(seed: int, index: int, n: int, unseen: bool = False) -> tuple[np.ndarray, list[Scene]]:
-    """Batch number `index` of the endless data set `seed`: pictures uint8 (n, 64, 64, 3) and their scenes."""
+def sample_batch(
+    seed: int, index: int, n: int, unseen: bool = False, side: int = SIZE
+) -> tuple[np.ndarray, list[Scene]]:
+    """Batch number `index` of the endless data set `seed`: pictures uint8 (n, side, side, 3) and their scenes."""
     rng = np.random.default_rng([seed, index, int(unseen)])
     scenes = [sample_scene(rng, unseen) for _ in range(n)]
-    return np.stack([render(scene, rng) for scene in scenes]), scenes
+    return np.stack([render(scene, rng, side) for scene in scenes]), scenes
