@@ -42,7 +42,7 @@ def entries(folder: Path) -> list[dict]:
 
 def test_every_stage_finds_something(rehearsal):
     found = {(entry["stage"], entry["item"]): entry["result"] for entry in entries(rehearsal)}
-    assert {stage for stage, _ in found} == {"suite", "speed", "memory", "quantised", "models", "small"}
+    assert {stage for stage, _ in found} == {"suite", "speed", "memory", "quantised", "models", "small", "size"}
     assert found["suite", "resumed = uninterrupted"] == {"bit-identical": True}
     assert found["suite", "noise = that of a CPU"] == {"bit-identical": True}
     assert found["suite", "GRPO's first ratio, float32"]["ratio"] == pytest.approx(1, abs=1e-3)
@@ -50,6 +50,12 @@ def test_every_stage_finds_something(rehearsal):
     assert {item for stage, item in found if stage == "memory"} == {
         f"{method}, tiny, 64 px" for method in ("inference", "ES", "GRPO", "DiffusionDPO")
     }
+    assert {found["size", f"{part}, part 1 of 1"]["steps"] for part in ("autoencoder", "teacher", "student")} == {
+        "1 of 1"
+    }
+    assert {f"gain of {name}" for name in ("tiny-pickscore", "tiny-clip-heldout")} < set(
+        found["size", "ES, 64m, seed 0"]
+    )
     steps = [result for (stage, _), result in found.items() if stage == "models"]
     assert len(steps) == 3 and all(result["counted GB"] >= 0 for result in steps)
 
@@ -76,10 +82,21 @@ def test_the_pages_say_not_measured_until_it_is(tmp_path, run):
     assert run("--output", tmp_path / "none", "--docs", *pages) == 0
     gpu, readme = (page.read_text() for page in pages)
     assert gpu.count("| not measured |") > 30 and "No card has been measured yet." in gpu
-    assert readme.count("| not measured |") == 6
+    assert readme.count("| not measured |") == 7
     for old, new, name in ((before[0], gpu, "results"), (before[1], readme, "status")):
         assert [text.split(f"<!-- {name}")[0] for text in (old, new)] == [old.split(f"<!-- {name}")[0]] * 2
         assert new.endswith(old.split(f"<!-- end of {name} -->")[1])
+
+
+def test_what_has_not_been_trained_is_not_built_upon(tmp_path, run):
+    import sizes
+    import stages
+
+    place = stages.Place("cpu", True, tmp_path)
+    with pytest.raises(RuntimeError, match="the autoencoder has 0 of 1 steps"):
+        sizes.trained_for_a_part(place, "teacher")
+    with pytest.raises(RuntimeError, match="there is no pipeline yet"):
+        sizes.gains_of(place, "ES", "64m", 0)
 
 
 def test_models_of_true_shape_have_it(run):

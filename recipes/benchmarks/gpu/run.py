@@ -29,9 +29,11 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]  # stages beside this file, and the benchmarks it shares
 
+from sizes import ASKED, size  # noqa: E402
 from stages import ASKS, STAGES, Item, Place  # noqa: E402
 
 
+STAGES, ASKS = STAGES | {"size": size}, ASKS | {"size": ASKED}
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 BLOCK = "<!-- {}: written by recipes/benchmarks/gpu/run.py --docs -->", "<!-- end of {} -->"
 TRIES = 2  # of an item that was cut off
@@ -168,7 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, nargs="+", help="write that table into these pages, run nothing")
     parser.add_argument("--card", help="with --table or --docs: of this card, as results.jsonl names it")
     arguments = parser.parse_args(argv)
-    place = Place("cpu" if arguments.rehearse or not torch.cuda.is_available() else "cuda", arguments.rehearse)
+    device = "cpu" if arguments.rehearse or not torch.cuda.is_available() else "cuda"
+    place = Place(device, arguments.rehearse, arguments.output)
     reading = arguments.table or arguments.docs
     if not reading and place.device == "cpu" and not arguments.rehearse:
         print("No CUDA device is here; --rehearse runs every stage on the CPU, small.", file=sys.stderr)

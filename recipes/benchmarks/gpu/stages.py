@@ -39,6 +39,7 @@ class Place:
 
     device: str
     rehearse: bool
+    folder: Path = Path("outputs/gpu")  # of what an item leaves for others
 
 
 @dataclass
