@@ -13,6 +13,7 @@ from es_trl import ESTrainer, RewardSet
 from es_trl.replay import verify_run
 from es_trl.rewards import Margin
 from es_trl.run.settings import run_config
+from es_trl.trainer import es
 from es_trl.trainer.watch import Scored
 
 
@@ -120,7 +121,7 @@ RESTART = {
     "save_steps": 1,
     "save_total_limit": 9,
 } | POPULATION
-RESTART |= {"reward_funcs": redness, "prompts_per_step": 1, "population_size": 128, "lora_rank": 2}
+RESTART |= {"reward_funcs": redness, "prompts_per_step": 1, "population_size": 64, "lora_rank": 2}
 
 
 def turning_trainer(folder, monkeypatch, rising_steps, **options):
@@ -135,24 +136,6 @@ def turning_trainer(folder, monkeypatch, rising_steps, **options):
     trainer = tiny_trainer(folder, **(RESTART | options))
     monkeypatch.undo()
     return trainer
-
-
-def test_at_the_turn_theta_goes_back_to_the_maximum_and_the_margin_is_trained_too(tmp_path, monkeypatch, caplog):
-    trainer = turning_trainer(tmp_path, monkeypatch, rising_steps=3, max_steps=4)
-    kept = ThetaByStep()
-    trainer.add_callback(kept)
-    trainer.train()
-    entries = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert [np.sign(entry["es/slope/margin"]) for entry in entries[1:]] == [1, 1, -1]
-    assert "Step 3: the margin has surely fallen since its maximum" in caplog.text and "reward + margin" in caplog.text
-    assert same(theta_of(trainer), kept.theta[2]), (
-        "the margin rose until the members of step 2, which stood on this theta"
-    )
-    columns, weights = trainer.watch.objective()
-    assert columns == [0, 1] and weights.tolist() == [1.0, 1.0] and trainer.watch.restarted
-    assert trainer.watch.optimizer.param_groups[0]["members"] == 0
-    trainer.save_model()
-    assert verify_run(tmp_path).proven
 
 
 def test_a_second_turn_ends_the_run(tmp_path, monkeypatch):
@@ -170,14 +153,42 @@ def test_it_may_stop_or_be_ignored(tmp_path, monkeypatch, when, turns):
     assert (trainer.state.global_step < 6) == (when == "stop") == trainer.watch.stopped
 
 
+class ThetaByStep(TrainerCallback):
+    def __init__(self):
+        self.theta, self.members = {}, {}
+
+    def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+        self.theta[state.global_step] = {
+            name.replace("/", "."): value.detach().clone() for name, value in model.named_parameters()
+        }
+        self.members[state.global_step] = optimizer.param_groups[0].get("members")
+
+
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
-    """A run that turned at step 3, with a checkpoint of every step."""
+    """A run that turned at step 3, with a checkpoint of every step, what it kept by step, and what it said."""
     with pytest.MonkeyPatch.context() as patch:
         trainer = turning_trainer(tmp_path_factory.mktemp("whole"), patch, rising_steps=3)
-    trainer.train()
+        trainer.kept, trainer.said = ThetaByStep(), []
+        trainer.add_callback(trainer.kept)
+        patch.setattr(es.logger, "warning", lambda text, *args: trainer.said.append(text % args))
+        trainer.train()
     assert trainer.watch.optimizer.param_groups[0]["watch"]["turns"] == 1
     return trainer
+
+
+def test_at_the_turn_theta_goes_back_to_the_maximum_and_the_margin_is_trained_too(turned):
+    entries = [entry for entry in turned.state.log_history if "reward" in entry]
+    assert [np.sign(entry["es/slope/margin"]) for entry in entries[1:4]] == [1, 1, -1]
+    (text,) = [message for message in turned.said if "the margin has surely fallen since its maximum" in message]
+    assert text.startswith("Step 3: ") and "reward + margin" in text
+    kept = turned.kept
+    assert same(kept.theta[4], kept.theta[2]), "the margin rose until the members of step 2, which stood on this theta"
+    columns, weights = turned.watch.objective()
+    assert columns == [0, 1] and weights.tolist() == [1.0, 1.0] and turned.watch.restarted
+    assert kept.members[4] == 0 < kept.members[3]
+    turned.save_model()
+    assert verify_run(turned.args.output_dir).proven
 
 
 @pytest.mark.parametrize("step", [2, 3, 4])
@@ -191,25 +202,16 @@ def test_a_resumed_run_turns_where_the_uninterrupted_one_did(tmp_path, monkeypat
     assert same(theta_of(resumed), theta_of(turned))
 
 
-class ThetaByStep(TrainerCallback):
-    def __init__(self):
-        self.theta = {}
-
-    def on_step_begin(self, args, state, control, model, **kwargs):
-        self.theta[state.global_step] = {
-            name.replace("/", "."): value.detach().clone() for name, value in model.named_parameters()
-        }
-
-
 def test_sigma_is_found_by_the_change_of_the_output(tmp_path):
     from es_trl.pipelines.output_change import output_change
 
     sigmas = {}
     for space in ("lora_xs", "weight"):
-        trainer = tiny_trainer(tmp_path, sigma=None, output_change=0.1, max_steps=1, es_space=space)
+        options = {"es_space": space, "num_inference_steps": 1}
+        trainer = tiny_trainer(tmp_path, sigma=None, output_change=0.1, max_steps=1, **options)
         trainer.train()
         sigmas[space] = trainer.sigma
-        again = tiny_trainer(tmp_path, es_space=space)
+        again = tiny_trainer(tmp_path, **options)
         again.prepare_prompts(PROMPTS)
         change = output_change(again.adapter, PROMPTS, again.noise, 0)
         assert change(trainer.sigma) == pytest.approx(0.1, rel=0.1)
