@@ -23,8 +23,8 @@ from es_trl.run.checkpoint import (
 )
 
 
-RUN = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4, "logging_steps": 2, "eval_strategy": "steps",
-       "eval_steps": 5, "eval_dataset": PROMPTS[:2], "population_size": 4}  # fmt: skip
+RUN = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2, "eval_strategy": "steps",
+       "eval_steps": 3, "eval_dataset": PROMPTS[:2], "population_size": 4}  # fmt: skip
 OPTIMIZERS = {
     "mean": {},
     "sgd with momentum": {
@@ -79,10 +79,10 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run that was stopped at step 9, with checkpoints at 4 and 8; tests work on copies."""
+    """A run that was stopped at step 5, with checkpoints at 2 and 4; tests work on copies."""
     folder = tmp_path_factory.mktemp("stopped")
-    train(folder, stop_at=9, **OPTIMIZERS["mean"])
-    assert sorted(os.listdir(folder)) == ["checkpoint-4", "checkpoint-8", "journal.jsonl", "trainer_state.json"]
+    train(folder, stop_at=5, **OPTIMIZERS["mean"])
+    assert sorted(os.listdir(folder)) == ["checkpoint-2", "checkpoint-4", "journal.jsonl", "trainer_state.json"]
     return folder
 
 
@@ -93,19 +93,19 @@ def run_folder(stopped, tmp_path):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted, name):
-    """Stopped at step 4, in the middle of an epoch."""
+    """Stopped at step 2, in the middle of an epoch."""
     whole = uninterrupted(name)
-    train(tmp_path, stop_at=4, **OPTIMIZERS[name])
+    train(tmp_path, stop_at=2, **OPTIMIZERS[name])
     resumed = train(tmp_path, resume=True, **OPTIMIZERS[name])
-    assert resumed.state.global_step == 10
+    assert resumed.state.global_step == 6
     assert same(theta_of(resumed), theta_of(whole))
     assert history(resumed) == history(whole)
-    assert len([entry for entry in history(whole) if "reward" in entry]) == 5
+    assert len([entry for entry in history(whole) if "reward" in entry]) == 3
 
 
 @pytest.mark.parametrize("resume", ["latest", True, "path"])
 def test_ways_to_name_a_checkpoint(run_folder, uninterrupted, resume):
-    resume = str(run_folder / "checkpoint-4") if resume == "path" else resume
+    resume = str(run_folder / "checkpoint-2") if resume == "path" else resume
     resumed = train(run_folder, resume=resume)
     assert same(theta_of(resumed), theta_of(uninterrupted("mean")))
 
@@ -136,8 +136,8 @@ def test_pickles_beside_a_checkpoint_are_never_opened(run_folder, tmp_path):
     marker = tmp_path / "marker"
     for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin",
                  "pytorch_model.bin", "adapter_model.bin", "extra.pkl"):  # fmt: skip
-        (run_folder / "checkpoint-8" / name).write_bytes(pickle.dumps(Payload(marker)))
-    assert train(run_folder, resume=True).state.global_step == 10
+        (run_folder / "checkpoint-4" / name).write_bytes(pickle.dumps(Payload(marker)))
+    assert train(run_folder, resume=True).state.global_step == 6
     assert not marker.exists()
 
 
@@ -183,20 +183,20 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_and_the_older_checkpoint_is_taken(run_folder, damage, caplog):
     inflict, message = DAMAGE[damage]
-    inflict(run_folder / "checkpoint-8")
+    inflict(run_folder / "checkpoint-4")
     with pytest.raises(CheckpointCorrupt, match=message) as error:
-        verify_checkpoint(run_folder / "checkpoint-8")
-    assert str(run_folder / "checkpoint-8") in str(error.value)
-    assert last_checkpoint(run_folder) == str(run_folder / "checkpoint-4")
+        verify_checkpoint(run_folder / "checkpoint-4")
+    assert str(run_folder / "checkpoint-4") in str(error.value)
+    assert last_checkpoint(run_folder) == str(run_folder / "checkpoint-2")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "checkpoint-8" in warnings[0]
+    assert len(warnings) == 1 and "checkpoint-4" in warnings[0]
 
 
 def test_a_run_goes_on_from_the_older_checkpoint_but_not_when_the_damaged_one_is_named(run_folder, uninterrupted):
-    flip_byte(run_folder / "checkpoint-8")
+    flip_byte(run_folder / "checkpoint-4")
     trainer = tiny_trainer(run_folder, **RUN)
     with pytest.raises(CheckpointCorrupt, match=STATE_FILE):
-        trainer.train(resume_from_checkpoint=str(run_folder / "checkpoint-8"))
+        trainer.train(resume_from_checkpoint=str(run_folder / "checkpoint-4"))
     trainer.train(resume_from_checkpoint=True)
     assert same(theta_of(trainer), theta_of(uninterrupted("mean")))
 
@@ -218,7 +218,7 @@ CRAFTED = {
 @pytest.mark.parametrize("kind", CRAFTED)
 def test_sealed_checkpoints_with_wrong_content_are_refused(run_folder, kind):
     change, message = CRAFTED[kind]
-    change_tensors(run_folder / "checkpoint-8", change)
+    change_tensors(run_folder / "checkpoint-4", change)
     trainer = tiny_trainer(run_folder, **RUN)
     start = theta_of(trainer)
     with pytest.raises(ValueError, match=message):
@@ -227,8 +227,8 @@ def test_sealed_checkpoints_with_wrong_content_are_refused(run_folder, kind):
 
 
 def test_a_pickle_named_safetensors_is_refused(run_folder, tmp_path):
-    (run_folder / "checkpoint-8" / STATE_FILE).write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
-    seal(run_folder / "checkpoint-8")
+    (run_folder / "checkpoint-4" / STATE_FILE).write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
+    seal(run_folder / "checkpoint-4")
     with pytest.raises(CheckpointCorrupt, match=f"{STATE_FILE} is not a safetensors file"):
         train(run_folder, resume=True)
     assert not (tmp_path / "marker").exists()
@@ -276,20 +276,20 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("es_trl.run.checkpoints.save_training_state", full_disk)
-    shutil.rmtree(run_folder / "checkpoint-8")
+    shutil.rmtree(run_folder / "checkpoint-4")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)
-    assert sorted(os.listdir(run_folder)) == ["checkpoint-4", "journal.jsonl", "trainer_state.json"]
-    verify_checkpoint(run_folder / "checkpoint-4")
+    assert sorted(os.listdir(run_folder)) == ["checkpoint-2", "journal.jsonl", "trainer_state.json"]
+    verify_checkpoint(run_folder / "checkpoint-2")
 
 
 def test_what_a_killed_save_left_is_removed(run_folder, caplog):
-    torn = run_folder / ".tmp-999999-checkpoint-12"
+    torn = run_folder / ".tmp-999999-checkpoint-6"
     torn.mkdir()
     (torn / STATE_FILE).write_bytes(b"half")
     train(run_folder, resume=True)
     assert not torn.exists()
-    assert sum("-checkpoint-12" in record.getMessage() for record in caplog.records) == 1
+    assert sum("-checkpoint-6" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_writing_is_all_or_nothing(tmp_path):
