@@ -610,9 +610,9 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
     compile_as_is = torch.nn.Module.compile
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Module, "compile", lambda self, **kw: compile_as_is(self, backend="eager", **kw))
-        compiled = tiny_trainer(tmp_path, model=sana(), compile_denoiser=True, callbacks=[Graphs()], **options)
+        compiled = tiny_trainer(tmp_path, model=sana(layers=1), compile_denoiser=True, callbacks=[Graphs()], **options)
         compiled.train()
-    plain = tiny_trainer(tmp_path, model=sana(), **options)
+    plain = tiny_trainer(tmp_path, model=sana(layers=1), **options)
     plain.train()
     for name, value in theta_of(compiled).items():
         torch.testing.assert_close(value, theta_of(plain)[name], atol=1e-4, rtol=0)

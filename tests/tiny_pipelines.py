@@ -23,7 +23,7 @@ def fresh_sprint(dtype=torch.float32):
     return load_pipeline("tiny-sana-sprint", dtype)
 
 
-def sana(scheduler: str = "flow_match"):
+def sana(scheduler: str = "flow_match", layers: int = 2):
     """Sana: classifier-free guidance, several steps. Text encoder and autoencoder are the shipped ones."""
     torch.manual_seed(0)
     sprint = fresh_sprint()
@@ -35,7 +35,7 @@ def sana(scheduler: str = "flow_match"):
         out_channels=own.in_channels,
         num_attention_heads=2,
         attention_head_dim=8,
-        num_layers=2,
+        num_layers=layers,
         num_cross_attention_heads=2,
         cross_attention_head_dim=8,
         cross_attention_dim=16,
