@@ -142,10 +142,11 @@ def evaluate_and_die(words: list[str]) -> None:
 
 def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(adapters, tmp_path, capsys, caplog):
     """The first row is taken, the others are drawn; the same table."""
-    command = ["eval", "--adapter", f"es={adapters[0]}", f"es={adapters[1]}", "--prompts", "tiny-test",
-               "--max_prompts", "5", "--images_per_prompt", "2", "--rewards", "jpeg_compressibility,tiny-pickscore",
-               "--trained_rewards", "jpeg_compressibility", "--best_of", "2", "--use_cpu", "--steps", "1", "2",
-               "--judge", "tiny-clip-heldout", "--save_images", "2"]  # fmt: skip
+    common = ["eval", "--adapter", f"es={adapters[0]}", f"es={adapters[1]}", "--prompts", "tiny-test",
+              "--images_per_prompt", "2", "--rewards", "jpeg_compressibility,tiny-pickscore",
+              "--trained_rewards", "jpeg_compressibility", "--best_of", "2", "--use_cpu",
+              "--judge", "tiny-clip-heldout", "--save_images", "2"]  # fmt: skip
+    command = [*common, "--max_prompts", "3", "--steps", "1", "2"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = fork(evaluate_and_die, [*command, "--output_dir", str(killed)], output=tmp_path / "killed.log")
     assert wait(process) == -signal.SIGKILL
@@ -167,11 +168,12 @@ def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(ad
     pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "scores.parquet") for folder in (killed, whole)))
 
     caplog.clear()  # without the flag it starts afresh, and says so
-    assert commands.main([*command, "--output_dir", str(killed)]) == 0
+    less = [*common, "--max_prompts", "2", "--steps", "1"]
+    assert commands.main([*less, "--output_dir", str(killed)]) == 0
     assert "holds an earlier evaluation: it is now" in caplog.text and "starts afresh" in caplog.text
     assert (killed / "earlier-1" / "eval.json").is_file() and (killed / "earlier-1" / "journal").is_dir()
 
-    assert commands.main([*command, "--output_dir", str(killed), "--resume", "--seeds", "1"]) == 2
+    assert commands.main([*less, "--output_dir", str(killed), "--resume", "--seeds", "1"]) == 2
     assert "seeds: [0] -> [1]" in capsys.readouterr().err
     assert commands.main([*command, "--output_dir", str(tmp_path / "nothing"), "--resume"]) == 2
     assert "holds no evaluation to go on with" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_a_run_shows_its_way_and_other_methods_show_none(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "save_png", lambda draw, path: None)
     trainer = tiny_trainer(
         tmp_path, "tiny-pickscore", max_steps=3, logging_steps=1, lora_rank=1, output_change=0.2, sigma=None,
-        population_size=96, members_per_forward=32, train_dataset=PROMPTS,
+        population_size=32, members_per_forward=32, train_dataset=PROMPTS,
     )  # fmt: skip
     trainer.train()
     trainer.save_state()
