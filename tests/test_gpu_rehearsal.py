@@ -2,10 +2,15 @@
 
 import importlib.util
 import json
+import os
+import runpy
 import shutil
+import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,12 +32,28 @@ def run():
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, run):
-    """In a copy of this process, since on a card it has one of its own."""
+    """In a copy of this process, since on a card it has one of its own, and so have the recipes that it starts."""
     folder = tmp_path_factory.mktemp("gpu")
     log = folder.parent / "gpu.log"
-    process = fork(lambda: sys.exit(run("--rehearse", "--output", folder)), output=log, PYTHONPATH=str(ROOT))
-    assert wait(process) == 0, log.read_text()[-4000:]
+
+    def rehearse():
+        import stages
+
+        stages.subprocess = SimpleNamespace(run=run_in_a_copy)
+        sys.exit(run("--rehearse", "--output", folder))
+
+    assert wait(fork(rehearse, output=log, PYTHONPATH=str(ROOT))) == 0, log.read_text()[-4000:]
     return folder
+
+
+def run_in_a_copy(command, cwd, **_):
+    def recipe():
+        os.chdir(cwd)
+        sys.argv = command[1:]
+        runpy.run_path(command[1], run_name="__main__")
+
+    with tempfile.NamedTemporaryFile("r") as said:
+        return subprocess.CompletedProcess(command, wait(fork(recipe, output=Path(said.name))), stderr=said.read())
 
 
 def entries(folder: Path) -> list[dict]:

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from forks import fork, wait
 from loopback_hub import LoopbackHub, talk_to
 from PIL import Image
 from tiny_runs import same, theta_of, tiny_trainer
@@ -63,7 +65,18 @@ def hub_environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     return kept | own | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
-def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(hub, tmp_path, monkeypatch, capfd, caplog):
+def run_elsewhere(hub: LoopbackHub, code: str, folder: Path) -> None:
+    """In a copy of this process, with nothing cached and none of its connections."""
+    huggingface_hub.close_session()
+    patch = pytest.MonkeyPatch()
+    talk_to(hub, patch, folder / "cache")
+    patch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)  # a copy of what is patched already
+    os.chdir(folder)
+    warnings.simplefilter("error", FutureWarning)
+    exec(compile(code, "card", "exec"), {"__name__": "__main__"})
+
+
+def test_pushed_adapter_draws_the_same_picture_elsewhere(hub, tmp_path, monkeypatch, capfd, caplog):
     """`es-trl train` with push_to_hub; then, elsewhere, nothing but the lines of the published card."""
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -105,10 +118,8 @@ def test_pushed_adapter_draws_the_same_picture_in_a_fresh_process(hub, tmp_path,
     (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), flags=re.DOTALL)
     assert '"someone/tiny-es"' in code
     (tmp_path / "elsewhere").mkdir()
-    draw = [sys.executable, "-W", "error::FutureWarning", "-c", code]
-    environment = hub_environment(hub, tmp_path / "b")
-    done = subprocess.run(draw, env=environment, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "elsewhere.log"
+    assert wait(fork(run_elsewhere, hub, code, tmp_path / "elsewhere", output=log)) == 0, log.read_text()
     drawn = np.asarray(Image.open(tmp_path / "elsewhere" / "image.png"), np.int16)
 
     pipe = load_pipeline("tiny-sana-sprint")
