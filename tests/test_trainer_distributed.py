@@ -17,8 +17,8 @@ from es_trl.report import write_report
 LORA = "pytorch_lora_weights.safetensors"
 
 # Three micro-batches for two processes: one of them draws twice as much. The second holds members of both groups.
-RUN = {"max_steps": 3, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 2,
-       "eval_dataset": PROMPTS[:3], "eval_strategy": "steps", "eval_steps": 3, "sample_steps": 3,
+RUN = {"max_steps": 2, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 1,
+       "eval_dataset": PROMPTS[:3], "eval_strategy": "steps", "eval_steps": 2, "sample_steps": 2,
        "num_sample_prompts": 2, "gradient_accumulation_steps": 2, "prompts_per_step": 2,
        "prompts_per_member": 1}  # fmt: skip
 
@@ -115,5 +115,5 @@ def test_only_one_process_writes(two_processes, one_process):
 
 def test_a_run_of_two_processes_resumes_in_one(two_processes, one_process):
     trainer = tiny_trainer(two_processes, **RUN)
-    trainer.train(resume_from_checkpoint=str(two_processes / "checkpoint-2"))
+    trainer.train(resume_from_checkpoint=str(two_processes / "checkpoint-1"))
     assert all((value == theta_of(one_process)[name]).all() for name, value in theta_of(trainer).items())
