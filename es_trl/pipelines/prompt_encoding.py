@@ -193,7 +193,7 @@ class PromptEncoder:
 
     def _drawing_device(self, others: dict[str, Any]) -> torch.device:
         """
-        What the pipeline says itself, if it says it: every look-up goes through all modules of all parts, twice, and two
+        What the pipeline says itself, if it says it: every look-up goes through all modules of all parts, twice. Two
         of them were a quarter of a call of the shipped model.
         """
         own = others.get("device")
