@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib
 import os
+from types import SimpleNamespace
 
 
 # Set before torch or any Hugging Face library is imported: they read these once.
@@ -22,9 +23,9 @@ for name in ("HF_TOKEN", "WANDB_API_KEY"):
 
 
 # Files of which a few tests take long: they come first, so that no worker of `make test` is left alone with one.
-LONG_FILES = ("test_gpu_rehearsal", "test_trainer_watch", "test_trainer_distributed", "test_docs", "test_hub_pushing",
-              "test_methods_contract", "test_ranks", "test_trainer_training", "test_policy_gradient", "test_cards",
-              "test_docs_pages", "test_trainer_resume")  # fmt: skip
+LONG_FILES = ("test_gpu_rehearsal", "test_policy_gradient", "test_trainer_distributed", "test_trainer_training",
+              "test_cards", "test_trainer_watch", "test_bases", "test_hub_pushing", "test_ranks", "test_docs",
+              "test_methods_contract", "test_trainer_resume", "test_docs_pages", "test_dpo")  # fmt: skip
 begun = set()
 
 
@@ -36,6 +37,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     remember_singular_vectors()
     find_hooks_quickly()
+    leave_garbage_to_python()
 
 
 def pytest_runtest_setup(item):
@@ -114,3 +116,10 @@ def find_hooks_quickly():
 
     group_offloading._get_top_level_group_offload_hook = top_hook
     modeling_utils.get_parameter_dtype = dtype
+
+
+def leave_garbage_to_python():
+    """accelerate collects garbage in every run, a sixth of a tiny one's time; Python does when there is enough."""
+    from accelerate.utils import memory
+
+    memory.gc = SimpleNamespace(collect=lambda: 0)
