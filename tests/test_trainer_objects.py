@@ -4,10 +4,12 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_runs import PROMPTS, brightness, tiny_trainer
 
+from es_trl import assets, evaluate
 from es_trl.formatting import duration
 from es_trl.report.groups import group
 from es_trl.rewards import registry
@@ -23,6 +25,12 @@ def test_every_reward_model_is_built_once(tmp_path, monkeypatch):
     assert len(built) == len(set(built)) == 2
     assert trainer.eval_rewards.functions()[0] is trainer.rewards.functions()[0]
     assert trainer.eval_rewards.names == ["tiny-pickscore", "jpeg_compressibility", "brightness"]
+
+
+def test_a_path_is_a_folder_as_its_name_is(tmp_path):
+    folder = Path(assets.resolve("tiny-sana-sprint"))
+    assert tiny_trainer(tmp_path, model=folder).base_model == str(folder)
+    assert evaluate(folder, PROMPTS[:1], brightness, steps=[1], images_per_prompt=1).details["model"] == str(folder)
 
 
 def test_prompts_are_encoded_when_they_are_first_drawn(tmp_path):

@@ -131,7 +131,8 @@ def _drawer(
     dtype = as_torch_dtype(asked.dtype or run_value(sources, "dtype"))
     quantised = read_quantization(run_value(sources, "quantization_config"))
     init = {"quantization_config": quantised} if quantised else {}
-    pipe = load_pipeline(model, dtype, **init) if isinstance(model, str) else as_pipeline(model)
+    model = as_pipeline(model)
+    pipe = load_pipeline(model, dtype, **init) if isinstance(model, str) else model
     if isinstance(model, str):  # the base that the adapters were trained on
         add_frozen(pipe, frozen_files(run_value(sources, "frozen_adapters")))
     files = {source.label: source.file for source in sources}

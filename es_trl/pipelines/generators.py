@@ -197,13 +197,15 @@ class GeneratorPipeline:
 
 def as_pipeline(model: Any) -> Any:
     """
-    `model` itself if it is a diffusers pipeline or a name, a generator as a pipeline.
+    `model` itself if it is a diffusers pipeline or a name, a path as a string, a generator as a pipeline.
 
     Raises:
         `TypeError`: for anything else.
     """
     if isinstance(model, str | DiffusionPipeline | GeneratorPipeline):
         return model
+    if isinstance(model, os.PathLike):
+        return os.fspath(model)
     if isinstance(model, Generator) and callable(model.generate):
         return GeneratorPipeline(model)
     raise TypeError(

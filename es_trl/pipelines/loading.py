@@ -21,18 +21,21 @@ from .generators import GeneratorPipeline
 logger = logging.getLogger(__name__)
 
 
-def load_pipeline(model: str, dtype: torch.dtype | None = None, **model_init_kwargs: Any) -> DiffusionPipeline:
+def load_pipeline(
+    model: str | os.PathLike[str], dtype: torch.dtype | None = None, **model_init_kwargs: Any
+) -> DiffusionPipeline:
     """
     Loads a diffusers pipeline from safetensors.
 
     Args:
-        model (`str`): A shipped name (`"tiny-sana-sprint"`), a folder, or a Hub id.
+        model (`str` or `PathLike`): A shipped name (`"tiny-sana-sprint"`), a folder, or a Hub id.
         dtype (`torch.dtype`, *optional*): Weights' dtype; fp32 by default.
         **model_init_kwargs: Passed on to `DiffusionPipeline.from_pretrained` (`revision`, `variant`, ...).
 
     Raises:
         `ValueError`: if nothing loads under that name, or the pipeline has no LoRA loader.
     """
+    model = os.fspath(model)
     source = assets.resolve(model)
     if "/" not in source and not os.path.isdir(source):  # ids on the Hub have an owner: nothing is asked there
         near = hint(model, assets.SHIPPED)

@@ -1,6 +1,7 @@
 """DiffusionTrainer: a `transformers.Trainer` whose model is the adapter of a frozen diffusers pipeline."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +17,7 @@ from ..evaluation import Evaluation, EvaluationRow, default_rows
 from ..hub.environment import environment
 from ..hub.methods import Method
 from ..names import checked
-from ..pipelines import Generator
+from ..pipelines import Generator, as_pipeline
 from ..rewards import RewardSet
 from ..run.checkpoints import Checkpoints, PendingLogs
 from ..run.early_warning import EarlyWarningCallback
@@ -49,7 +50,7 @@ class DiffusionTrainer(Trainer):
     `checkpoints`, `stopping`, `results`, `hub`, `samples`, `metrics`, `clock` and `journal`.
 
     Args:
-        model (`str`, `DiffusionPipeline` or [`~es_trl.pipelines.Generator`]):
+        model (`str`, `PathLike`, `DiffusionPipeline` or [`~es_trl.pipelines.Generator`]):
             A shipped name (`"tiny-sana-sprint"`), a folder, a Hub id, a pipeline, or an object that draws.
         reward_funcs (`str`, `Callable`, or a list of them):
             What is maximised. Called with keywords `prompts`, `images`, `trainer_state`, `log_extra`, `log_metric` and
@@ -80,7 +81,7 @@ class DiffusionTrainer(Trainer):
     @checked
     def __init__(
         self,
-        model: str | DiffusionPipeline | Generator,
+        model: str | os.PathLike[str] | DiffusionPipeline | Generator,
         reward_funcs: RewardFunc | list[RewardFunc],
         args: DiffusionConfig | None = None,
         train_dataset: Dataset | list[str] | str | None = None,
@@ -90,6 +91,7 @@ class DiffusionTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         quantization_config: PipelineQuantizationConfig | dict | None = None,
     ):
+        model = as_pipeline(model)
         args = checked_args(self, args, model)
         calls: dict[str, Any] = {
             "retries": args.reward_retries,

@@ -16,7 +16,6 @@ from ..pipelines import (
     CallSettings,
     PipelineAdapter,
     add_frozen,
-    as_pipeline,
     check_lora_config,
     check_pipeline,
     load_pipeline,
@@ -31,7 +30,6 @@ from .config import DiffusionConfig
 
 def checked_args(trainer, args: DiffusionConfig | None, model) -> DiffusionConfig:
     """The settings, by default a method's own; what cannot work with `model`, here or on this machine, is an error."""
-    model = as_pipeline(model)
     if args is None:
         name = model.rstrip("/").split("/")[-1] if isinstance(model, str) else type(model).__name__
         args = trainer.config_class(output_dir=f"{name}-{trainer.method_name.upper()}")
