@@ -154,8 +154,10 @@ def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(ad
         "base-1.safetensors", "es-1-1.safetensors", "settings.json",
     ]  # fmt: skip
     assert commands.main([*command, "--output_dir", str(whole)]) == 0
+    written = {path: path.stat().st_mtime_ns for path in (killed / "journal").iterdir()}
     with caplog.at_level("INFO", logger="es_trl"):
         assert commands.main([*command, "--output_dir", str(killed), "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "a finished row was drawn again"
     taken = [record.getMessage() for record in caplog.records if "taken from" in record.getMessage()]
     assert [text.partition(":")[0] for text in taken] == ["base-1", "es-1-1"]
     tables = []
