@@ -48,8 +48,8 @@ def pytest_runtest_setup(item):
 
 def hide_what_stays():
     """
-    What has been imported by now stays. Out of the collector's sight, because every run begins with a collection of
-    garbage (accelerate's `free_memory`) that otherwise walks through 700,000 objects of libraries: half of a tiny run.
+    What has been imported by now stays, out of the collector's sight: 700,000 objects of libraries, through which each
+    of its whole rounds would walk.
     """
     gc.collect()
     gc.freeze()
