@@ -67,7 +67,8 @@ thread of a shared 2-core CPU, 2026-11-28, one run each:
 | `krea2_turbo/es` | 2.0 G | 589 | 7.0 |
 | `krea2_turbo/grpo` | 2.0 G | 312 | 7.9 |
 
-All eighteen went through, each with an estimate or gradient above zero. bitsandbytes, which needs a GPU, is torchao's int8 there.
+All eighteen went through, each with an estimate or gradient above zero. bitsandbytes, which needs a GPU, is torchao's
+int8 there.
 """
 CARD = re.compile(r"(.+?), for one GPU with (\d+) GB")
 
