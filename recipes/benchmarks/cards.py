@@ -16,7 +16,7 @@ from pathlib import Path
 
 from es_trl.cli import MemoryPlan, parse, plan_memory
 from es_trl.cli.recipes import recipes
-from es_trl.trainer import METHODS, trainer_of
+from es_trl.trainer import METHODS
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,8 @@ def plans() -> dict[str, tuple]:
     by_model: dict[str, list[str]] = {}  # whose shapes are made once
     for name, (_, _, arguments, _) in found.items():
         by_model.setdefault(arguments.model_name_or_path, []).append(name)
-    groups = sorted(by_model.values(), key=len, reverse=True)
+    longest = {name: 3 if found[name][2].method == "dpo" else 1 for name in found}  # a UNet's backward; those first
+    groups = sorted(by_model.values(), key=lambda names: -sum(longest[name] for name in names))
     gc.freeze()  # what is imported stays: the collector need not walk through it again and again
     with multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn").Pool(2) as pool:
         done = pool.map(plans_of, [[found[name][2:] for name in names] for names in groups], chunksize=1)
@@ -107,7 +108,7 @@ def page(found: dict[str, tuple]) -> str:
     rows = []
     for name, (_, first, arguments, plan) in found.items():
         what, card = CARD.match(first).groups()
-        order, label = list(METHODS).index(arguments.method), trainer_of(arguments.method).about.label
+        order, label = list(METHODS).index(arguments.method), arguments.method.upper()
         cells = [f"{card} GB", what.partition(" on ")[2], label, f"`{name}`", f"{plan.peak.total:.1f}", plan.peak.name]
         rows.append((int(card), cells[1], order, f"| {' | '.join(cells)} |"))
     return HEAD + "\n".join(row[-1] for row in sorted(rows)) + "\n" + TAIL
