@@ -40,23 +40,34 @@ class CheckedArguments(TrainingArguments):
                 "prompts_per_step and images_per_prompt instead."
             )
 
-    def require_integer(self, name: str, minimum: int) -> None:
-        """Raises `ValueError` unless the field `name` is a whole number of at least `minimum`."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+    def require_integer(self, *names: str, minimum: int, or_none: bool = False) -> None:
+        """Raises `ValueError` unless these fields are whole numbers of at least `minimum`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is None and or_none:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
 
     def require_number(
-        self, name: str, minimum: float = -math.inf, above: float = -math.inf, below: float = math.inf
+        self,
+        *names: str,
+        minimum: float = -math.inf,
+        above: float = -math.inf,
+        below: float = math.inf,
+        or_none: bool = False,
     ) -> None:
-        """Raises `ValueError` unless the field `name` is a finite number within the bounds."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}.")
-        if value < minimum or value <= above or value >= below:
-            bounds = [f"at least {minimum:g}"] * (minimum > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-            bounds += [f"below {below:g}"] * (below < math.inf)
-            raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}.")
+        """Raises `ValueError` unless these fields are finite numbers within the bounds."""
+        for name in names:
+            value = getattr(self, name)
+            if value is None and or_none:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}.")
+            if value < minimum or value <= above or value >= below:
+                bounds = [f"at least {minimum:g}"] * (minimum > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
+                bounds += [f"below {below:g}"] * (below < math.inf)
+                raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}.")
 
     def require_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         """Raises `ValueError` unless the field `name` is one of `allowed`."""

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from types import MappingProxyType
+from typing import Any
 
 
 # What the settings change that we inherit from the Trainer; those that are not here change the numbers.
@@ -55,6 +56,11 @@ class Help(str):
         self = super().__new__(cls, text)
         self.changes = changes
         return self
+
+
+def setting(default: Any, text: str, changes: str = "numbers") -> Any:
+    """A field of a config with its default, its help and what it changes."""
+    return dataclasses.field(default=default, metadata={"help": Help(text, changes)})
 
 
 def changes_of(field: dataclasses.Field) -> str:

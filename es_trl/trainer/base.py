@@ -93,12 +93,7 @@ class DiffusionTrainer(Trainer):
     ):
         model = as_pipeline(model)
         args = checked_args(self, args, model)
-        calls: dict[str, Any] = {
-            "retries": args.reward_retries,
-            "timeout": args.reward_timeout,
-            "failure": args.reward_failure,
-        }
-        self.rewards = RewardSet(reward_funcs, args.reward_weights, **args.scorer_place, **calls)
+        self.rewards = RewardSet(reward_funcs, args.reward_weights, **args.scorer_place, **args.reward_calls)
         self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
         self.adapter = load_adapter(

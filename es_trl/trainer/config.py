@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +15,19 @@ from ..hub.methods import SETTINGS
 from ..names import checked
 from ..rewards.calling import function_name
 from ..run.checked_arguments import CheckedArguments
-from ..run.facts import Help, changes_of, with_facts
+from ..run.facts import changes_of, setting, with_facts
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-EARLY_WARNING = ("off", "warn", "stop")
-REWARD_FAILURE = ("raise", "invalid")
-SAVE_FAILURE = ("raise", "warn")
-
+CHOICES = {
+    "dtype": DTYPES,
+    "reward_dtype": DTYPES,
+    "early_warning": ("off", "warn", "stop"),
+    "reward_failure": ("raise", "invalid"),
+    "save_failure": ("raise", "warn"),
+    "scale_rewards": SCALE_REWARDS,
+    "multi_objective_aggregation": AGGREGATIONS,
+}
 MAPPINGS = ("model_init_kwargs", "pipeline_kwargs", "quantization_config", "scheduler_config")
 
 
@@ -138,144 +143,97 @@ class DiffusionConfig(CheckedArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *MAPPINGS]
 
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keywords of `from_pretrained` when `model` is a string."}
+    model_init_kwargs: dict[str, Any] | str | None = setting(
+        None, "Keywords of `from_pretrained` when `model` is a string."
     )
-    quantization_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "How a model given by name is quantised, in diffusers' words."}
+    quantization_config: dict[str, Any] | str | None = setting(
+        None, "How a model given by name is quantised, in diffusers' words."
     )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Dtype of the frozen pipeline: float32, bfloat16 or float16. The adapter is always fp32."},
+    dtype: str = setting(
+        "float32", "Dtype of the frozen pipeline: float32, bfloat16 or float16. The adapter is always fp32."
     )
-    compile_denoiser: bool = field(default=False, metadata={"help": "Compile the denoiser in place."})
-    release_text_encoder: bool = field(
-        default=False, metadata={"help": Help("Free the text encoder once all prompts are encoded.", "run")}
+    compile_denoiser: bool = setting(False, "Compile the denoiser in place.")
+    release_text_encoder: bool = setting(False, "Free the text encoder once all prompts are encoded.", "run")
+    text_encoder_device: str | None = setting(
+        None, "Where the text encoder that is released encodes, such as cpu.", "run"
     )
-    text_encoder_device: str | None = field(
-        default=None, metadata={"help": Help("Where the text encoder that is released encodes, such as cpu.", "run")}
+    vae_slicing: bool = setting(False, "Decode one picture at a time.")
+    vae_tiling: bool = setting(False, "Decode a picture in overlapping tiles.")
+    scheduler_config: dict[str, Any] | str | None = setting(
+        None, "What the scheduler has otherwise than the model's own."
     )
-    vae_slicing: bool = field(default=False, metadata={"help": "Decode one picture at a time."})
-    vae_tiling: bool = field(default=False, metadata={"help": "Decode a picture in overlapping tiles."})
-    scheduler_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "What the scheduler has otherwise than the model's own."}
+    num_inference_steps: int | None = setting(
+        1, "Denoising steps per image, at least 1; null is the pipeline's own number."
     )
-    num_inference_steps: int | None = field(
-        default=1, metadata={"help": "Denoising steps per image, at least 1; null is the pipeline's own number."}
+    guidance_scale: float | None = setting(
+        None, "Guidance of the pipeline call, at least 0; None keeps the pipeline's default."
     )
-    guidance_scale: float | None = field(
-        default=None,
-        metadata={"help": "Guidance of the pipeline call, at least 0; None keeps the pipeline's default."},
+    height: int | None = setting(None, "Image height in pixels; None is the model's own.")
+    width: int | None = setting(None, "Image width in pixels; None is the model's own.")
+    max_sequence_length: int | None = setting(
+        None, "Text tokens per prompt, at least 1; None keeps the pipeline's default."
     )
-    height: int | None = field(default=None, metadata={"help": "Image height in pixels; None is the model's own."})
-    width: int | None = field(default=None, metadata={"help": "Image width in pixels; None is the model's own."})
-    max_sequence_length: int | None = field(
-        default=None, metadata={"help": "Text tokens per prompt, at least 1; None keeps the pipeline's default."}
+    complex_human_instruction: list[str] | None = setting(
+        None, "Sana's instruction before each prompt; None keeps the pipeline's, [] switches it off."
     )
-    complex_human_instruction: list[str] | None = field(
-        default=None,
-        metadata={"help": "Sana's instruction before each prompt; None keeps the pipeline's, [] switches it off."},
+    pipeline_kwargs: dict[str, Any] | str | None = setting(None, "Any other keyword of the pipeline call.")
+    lora_rank: int = setting(8, "LoRA rank, at least 1.")
+    lora_alpha: float | None = setting(None, "LoRA alpha, above 0; None means lora_rank, a scale of 1.")
+    lora_target_modules: list[str] | None = setting(
+        None, "Layers that get LoRA: names, attention, feed_forward; None is attention."
     )
-    pipeline_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Any other keyword of the pipeline call."}
+    init_adapter: str | None = setting(None, "A LoRA to start from, with its rank and targets.")
+    frozen_adapters: list[str] | None = setting(
+        None, "LoRAs that stay on the model as they are; path=0.8 is at that scale."
     )
-    lora_rank: int = field(default=8, metadata={"help": "LoRA rank, at least 1."})
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "LoRA alpha, above 0; None means lora_rank, a scale of 1."}
+    prompts_per_step: int = setting(8, "Prompts per step, at least 1.")
+    images_per_prompt: int = setting(1, "Images per prompt and member, at least 1.")
+    reward_weights: list[float] | None = setting(None, "One weight per reward function; ones by default.")
+    scale_rewards: str = setting("group", "How rewards are centred and scaled: group, batch or none.")
+    multi_objective_aggregation: str = setting(
+        "sum_then_normalize", "Several reward functions: sum_then_normalize or normalize_then_sum."
     )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers that get LoRA: names, attention, feed_forward; None is attention."}
+    reward_dtype: str = setting("float32", "Dtype of the rewards' own models: as dtype.")
+    reward_device: str | None = setting(None, "Where they run, such as cpu; by default where the pipeline does.")
+    reward_retries: int = setting(0, "How often a reward function that fails is called again, at least 0.", "run")
+    reward_timeout: float | None = setting(
+        None, "Seconds, above 0, that a call of a reward may take; None is forever.", "run"
     )
-    init_adapter: str | None = field(
-        default=None, metadata={"help": "A LoRA to start from, with its rank and targets."}
+    reward_failure: str = setting(
+        "raise", "When a reward function fails for good: raise, or invalid (its images have no score)."
     )
-    frozen_adapters: list[str] | None = field(
-        default=None, metadata={"help": "LoRAs that stay on the model as they are; path=0.8 is at that scale."}
+    max_invalid_fraction: float = setting(
+        0.5, "Largest share of members, in [0, 1), that may lack a reward in a step.", "run"
     )
-    prompts_per_step: int = field(default=8, metadata={"help": "Prompts per step, at least 1."})
-    images_per_prompt: int = field(default=1, metadata={"help": "Images per prompt and member, at least 1."})
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight per reward function; ones by default."}
+    eval_reward_funcs: list[str] | None = setting(
+        None, "Reward functions measured in evaluations and never optimised.", "measures"
     )
-    scale_rewards: str = field(
-        default="group", metadata={"help": "How rewards are centred and scaled: group, batch or none."}
+    eval_images_per_prompt: int = setting(1, "Images per evaluation prompt, at least 1.", "measures")
+    eval_seed: int = setting(1234, "Seed of the evaluation's latents.", "measures")
+    early_warning: str = setting(
+        "warn", "When the trained reward rises and held-out ones or diversity fall: off, warn or stop.", "measures"
     )
-    multi_objective_aggregation: str = field(
-        default="sum_then_normalize",
-        metadata={"help": "Several reward functions: sum_then_normalize or normalize_then_sum."},
+    sample_steps: int = setting(
+        50, "Every how many steps sample prompts are drawn, from step 0; 0 is never.", "output"
     )
-    reward_dtype: str = field(default="float32", metadata={"help": "Dtype of the rewards' own models: as dtype."})
-    reward_device: str | None = field(
-        default=None, metadata={"help": "Where they run, such as cpu; by default where the pipeline does."}
-    )
-    reward_retries: int = field(
-        default=0,
-        metadata={"help": Help("How often a reward function that fails is called again, at least 0.", "run")},
-    )
-    reward_timeout: float | None = field(
-        default=None,
-        metadata={"help": Help("Seconds, above 0, that a call of a reward may take; None is forever.", "run")},
-    )
-    reward_failure: str = field(
-        default="raise",
-        metadata={"help": "When a reward function fails for good: raise, or invalid (its images have no score)."},
-    )
-    max_invalid_fraction: float = field(
-        default=0.5,
-        metadata={"help": Help("Largest share of members, in [0, 1), that may lack a reward in a step.", "run")},
-    )
-    eval_reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={"help": Help("Reward functions measured in evaluations and never optimised.", "measures")},
-    )
-    eval_images_per_prompt: int = field(
-        default=1, metadata={"help": Help("Images per evaluation prompt, at least 1.", "measures")}
-    )
-    eval_seed: int = field(default=1234, metadata={"help": Help("Seed of the evaluation's latents.", "measures")})
-    early_warning: str = field(
-        default="warn",
-        metadata={
-            "help": Help(
-                "When the trained reward rises and held-out ones or diversity fall: off, warn or stop.", "measures"
-            )
-        },
-    )
-    sample_steps: int = field(
-        default=50,
-        metadata={"help": Help("Every how many steps sample prompts are drawn, from step 0; 0 is never.", "output")},
-    )
-    num_sample_prompts: int = field(
-        default=8, metadata={"help": Help("Number of sample prompts, at least 1.", "output")}
-    )
-    log_images: bool = field(
-        default=True, metadata={"help": Help("Send images and reward histograms to the trackers.", "output")}
-    )
+    num_sample_prompts: int = setting(8, "Number of sample prompts, at least 1.", "output")
+    log_images: bool = setting(True, "Send images and reward histograms to the trackers.", "output")
 
     # ---- defaults of TrainingArguments that would be wrong here ----
-    per_device_train_batch_size: int = field(
-        default=1, metadata={"help": "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."}
+    per_device_train_batch_size: int = setting(
+        1, "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."
     )
-    per_device_eval_batch_size: int = field(
-        default=16, metadata={"help": Help("Images per forward in evaluations, at least 1.", "measures")}
+    per_device_eval_batch_size: int = setting(16, "Images per forward in evaluations, at least 1.", "measures")
+    max_grad_norm: float = setting(0.0, "Largest norm of the gradient, at least 0; 0 is off.")
+    remove_unused_columns: bool = setting(False, "Must stay False: reward functions read the data set's columns.")
+    logging_steps: float = setting(0.1, "Steps between two logs; below 1, a share of max_steps.", "output")
+    save_total_limit: int | None = setting(
+        2, "Checkpoints kept, at least 2 so that one is whole; the best one is kept too.", "run"
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the gradient, at least 0; 0 is off."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: reward functions read the data set's columns."}
+    save_failure: str = setting(
+        "raise", "When the disk refuses a checkpoint, journal or sample: raise or warn.", "run"
     )
-    logging_steps: float = field(
-        default=0.1, metadata={"help": Help("Steps between two logs; below 1, a share of max_steps.", "output")}
-    )
-    save_total_limit: int | None = field(
-        default=2,
-        metadata={"help": Help("Checkpoints kept, at least 2 so that one is whole; the best one is kept too.", "run")},
-    )
-    save_failure: str = field(
-        default="raise",
-        metadata={"help": Help("When the disk refuses a checkpoint, journal or sample: raise or warn.", "run")},
-    )
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": Help("Prompts are text: nothing to pin.", "run")}
-    )
+    dataloader_pin_memory: bool = setting(False, "Prompts are text: nothing to pin.", "run")
 
     def __post_init__(self):
         self._reject()
@@ -301,36 +259,24 @@ class DiffusionConfig(CheckedArguments):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} must be a mapping, got {value!r}.")
             setattr(self, name, value)
-        if isinstance(self.eval_reward_funcs, str) or callable(self.eval_reward_funcs):
-            self.eval_reward_funcs = [self.eval_reward_funcs]
 
     def _check_values(self) -> None:
-        for name in ("lora_rank", "prompts_per_step", "images_per_prompt"):
-            self.require_integer(name, minimum=1)
-        for name in ("eval_images_per_prompt", "num_sample_prompts", "per_device_eval_batch_size"):
-            self.require_integer(name, minimum=1)
-        self.require_integer("gradient_accumulation_steps", minimum=1)
+        for name in (f.name for f in dataclasses.fields(self) if f.name.endswith("_reward_funcs")):
+            if isinstance(getattr(self, name), str) or callable(getattr(self, name)):
+                setattr(self, name, [getattr(self, name)])
+        self.require_integer(
+            "lora_rank", "prompts_per_step", "images_per_prompt", "eval_images_per_prompt", "num_sample_prompts",
+            "per_device_eval_batch_size", "gradient_accumulation_steps", minimum=1,
+        )  # fmt: skip
+        self.require_integer("num_inference_steps", "height", "width", "max_sequence_length", minimum=1, or_none=True)
         if self.max_steps != -1:  # -1 is the Trainer's word for "by num_train_epochs"
             self.require_integer("max_steps", minimum=1)
-        for name in ("num_inference_steps", "height", "width", "max_sequence_length"):
-            if getattr(self, name) is not None:
-                self.require_integer(name, minimum=1)
-        for name in ("reward_retries", "sample_steps"):
-            self.require_integer(name, minimum=0)
-        if self.learning_rate is not None:
-            self.require_number("learning_rate", above=0.0)
+        self.require_integer("reward_retries", "sample_steps", minimum=0)
+        self.require_number("logging_steps", "save_steps", above=0.0)
+        self.require_number("learning_rate", "lora_alpha", "reward_timeout", above=0.0, or_none=True)
         self.require_number("max_grad_norm", minimum=0.0)
-        for name in ("logging_steps", "save_steps"):
-            self.require_number(name, above=0.0)
-        if self.eval_steps is not None:
-            self.require_number("eval_steps", minimum=0.0)
+        self.require_number("eval_steps", "guidance_scale", minimum=0.0, or_none=True)
         self.require_number("max_invalid_fraction", minimum=0.0, below=1.0)
-        if self.guidance_scale is not None:
-            self.require_number("guidance_scale", minimum=0.0)
-        if self.lora_alpha is not None:
-            self.require_number("lora_alpha", above=0.0)
-        if self.reward_timeout is not None:
-            self.require_number("reward_timeout", above=0.0)
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(
                 f"save_total_limit must be at least 2, got {self.save_total_limit}: while one checkpoint is written "
@@ -340,16 +286,11 @@ class DiffusionConfig(CheckedArguments):
             self.reward_weights = [float(weight) for weight in self.reward_weights]
             if not all(math.isfinite(weight) for weight in self.reward_weights):
                 raise ValueError(f"reward_weights must be finite, got {self.reward_weights}.")
-        for name in ("dtype", "reward_dtype"):
-            self.require_choice(name, DTYPES)
         self._check_devices()
-        self.require_choice("early_warning", EARLY_WARNING)
-        self.require_choice("reward_failure", REWARD_FAILURE)
-        self.require_choice("save_failure", SAVE_FAILURE)
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        self.require_choice("scale_rewards", SCALE_REWARDS)
-        self.require_choice("multi_objective_aggregation", AGGREGATIONS)
+        for name, allowed in CHOICES.items():
+            self.require_choice(name, allowed)
 
     def _check_devices(self) -> None:
         for name in ("text_encoder_device", "reward_device"):
@@ -370,6 +311,11 @@ class DiffusionConfig(CheckedArguments):
     def scorer_place(self) -> dict[str, Any]:
         """Where the rewards' own models run, and in which dtype."""
         return {"device": self.reward_device or self.device, "dtype": self.reward_dtype}
+
+    @property
+    def reward_calls(self) -> dict[str, Any]:
+        """What becomes of a call of a reward that fails or takes too long."""
+        return {name: getattr(self, f"reward_{name}") for name in ("retries", "timeout", "failure")}
 
     @classmethod
     def changes(cls) -> dict[str, str]:
@@ -393,6 +339,9 @@ class DiffusionConfig(CheckedArguments):
         tokens and passwords not at all.
         """
         data = super().to_dict()
-        if self.eval_reward_funcs is not None:
-            data["eval_reward_funcs"] = [f if isinstance(f, str) else function_name(f) for f in self.eval_reward_funcs]
+        for name, value in data.items():
+            if isinstance(value, list):
+                data[name] = [function_name(item) if callable(item) else item for item in value]
+            elif callable(value):
+                data[name] = function_name(value)
         return redact_all(data)

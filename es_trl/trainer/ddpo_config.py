@@ -1,8 +1,9 @@
 """DDPOConfig: the settings of denoising diffusion policy optimisation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..names import checked
+from ..run.facts import setting
 from .policy_gradient_config import PolicyGradientConfig
 
 
@@ -30,19 +31,16 @@ class DDPOConfig(PolicyGradientConfig):
             Passes over a rollout (DDPO's inner epochs).
     """
 
-    per_prompt_stat_tracking: bool = field(
-        default=True, metadata={"help": "Centre and scale rewards by the statistics of their own prompt."}
+    per_prompt_stat_tracking: bool = setting(True, "Centre and scale rewards by the statistics of their own prompt.")
+    per_prompt_stat_tracking_buffer_size: int = setting(32, "Rewards kept per prompt.")
+    per_prompt_stat_tracking_min_count: int = setting(
+        16, "A prompt with fewer kept rewards uses the batch's statistics."
     )
-    per_prompt_stat_tracking_buffer_size: int = field(default=32, metadata={"help": "Rewards kept per prompt."})
-    per_prompt_stat_tracking_min_count: int = field(
-        default=16, metadata={"help": "A prompt with fewer kept rewards uses the batch's statistics."}
-    )
-    num_generations: int = field(default=16, metadata={"help": "Images per prompt and step."})
-    num_iterations: int = field(default=1, metadata={"help": "Passes over a rollout (DDPO's inner epochs)."})
+    num_generations: int = setting(16, "Images per prompt and step.")
+    num_iterations: int = setting(1, "Passes over a rollout (DDPO's inner epochs).")
 
     def __post_init__(self):
-        for name in ("per_prompt_stat_tracking_buffer_size", "per_prompt_stat_tracking_min_count"):
-            self.require_integer(name, minimum=1)
+        self.require_integer("per_prompt_stat_tracking_buffer_size", "per_prompt_stat_tracking_min_count", minimum=1)
         if self.per_prompt_stat_tracking_min_count > self.per_prompt_stat_tracking_buffer_size:
             raise ValueError(
                 f"per_prompt_stat_tracking_min_count={self.per_prompt_stat_tracking_min_count} can never be reached "

@@ -1,13 +1,10 @@
 """DiffusionDPOConfig: the settings of direct preference optimisation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..names import checked
+from ..run.facts import setting
 from .gradient_config import GradientConfig
-
-
-LOSS_TYPES = ("sigmoid", "ipo")
-LEVEL_SAMPLING = ("uniform", "logit_normal")
 
 
 @checked
@@ -51,28 +48,25 @@ class DiffusionDPOConfig(GradientConfig):
             As in TrainingArguments.
     """
 
-    online: bool = field(default=True, metadata={"help": "Draw the pairs; otherwise the training data has them."})
-    draw_with: str = field(default="adapter", metadata={"help": "Who draws the pairs: adapter or base."})
-    chosen_column: str = field(default="chosen", metadata={"help": "Column of the preferred pictures."})
-    rejected_column: str = field(default="rejected", metadata={"help": "Column of the other pictures."})
-    beta: float = field(default=500.0, metadata={"help": "Strength of the pull to the frozen base, above 0."})
-    loss_type: str = field(default="sigmoid", metadata={"help": "sigmoid or ipo."})
-    noise_draws: int = field(default=4, metadata={"help": "Draws of noise and noise level per pair and update."})
-    noise_level_sampling: str = field(default="uniform", metadata={"help": "uniform or logit_normal."})
-    min_noise_level: float | None = field(
-        default=None, metadata={"help": "Lowest noise level, in [0, 1); None is 0.5 for one step, else 0."}
-    )
-    max_noise_level: float = field(default=1.0, metadata={"help": "Highest noise level; 1 is pure noise."})
-    logit_mean: float = field(default=0.0, metadata={"help": "Mean of the logit of the noise level."})
-    logit_std: float = field(default=1.0, metadata={"help": "Standard deviation of the logit of the noise level."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
+    online: bool = setting(True, "Draw the pairs; otherwise the training data has them.")
+    draw_with: str = setting("adapter", "Who draws the pairs: adapter or base.")
+    chosen_column: str = setting("chosen", "Column of the preferred pictures.")
+    rejected_column: str = setting("rejected", "Column of the other pictures.")
+    beta: float = setting(500.0, "Strength of the pull to the frozen base, above 0.")
+    loss_type: str = setting("sigmoid", "sigmoid or ipo.")
+    noise_draws: int = setting(4, "Draws of noise and noise level per pair and update.")
+    noise_level_sampling: str = setting("uniform", "uniform or logit_normal.")
+    min_noise_level: float | None = setting(None, "Lowest noise level, in [0, 1); None is 0.5 for one step, else 0.")
+    max_noise_level: float = setting(1.0, "Highest noise level; 1 is pure noise.")
+    logit_mean: float = setting(0.0, "Mean of the logit of the noise level.")
+    logit_std: float = setting(1.0, "Standard deviation of the logit of the noise level.")
+    learning_rate: float = setting(1e-4, "Learning rate.")
 
     def __post_init__(self):
         self.require_integer("noise_draws", minimum=1)
         self.require_integer("images_per_backward", minimum=2)
-        self.require_number("beta", above=0.0)
+        self.require_number("beta", "logit_std", above=0.0)
         self.require_number("logit_mean")
-        self.require_number("logit_std", above=0.0)
         if self.min_noise_level is None:
             self.min_noise_level = 0.5 if self.num_inference_steps == 1 else 0.0
         self.require_number("min_noise_level", minimum=0.0, below=1.0)
@@ -80,8 +74,8 @@ class DiffusionDPOConfig(GradientConfig):
         if self.max_noise_level > 1:
             raise ValueError(f"max_noise_level must be at most 1 (pure noise), got {self.max_noise_level!r}.")
         self.require_choice("draw_with", ("adapter", "base"))
-        self.require_choice("loss_type", LOSS_TYPES)
-        self.require_choice("noise_level_sampling", LEVEL_SAMPLING)
+        self.require_choice("loss_type", ("sigmoid", "ipo"))
+        self.require_choice("noise_level_sampling", ("uniform", "logit_normal"))
         if self.scale_rewards != "group":
             raise ValueError(
                 f"scale_rewards={self.scale_rewards!r} has no effect on which image is the best; leave it out."

@@ -114,9 +114,8 @@ class ESTrainer(DiffusionTrainer):
     def _scored(self) -> Scored:
         """What scores the images of a step: the rewards, their margins, guards, and what is only watched."""
         config = self.args
-        calls = {name: getattr(config, f"reward_{name}") for name in ("retries", "timeout", "failure")}
         guards, others = config.guard_reward_funcs or [], config.slope_reward_funcs or []
-        return Scored.of(self.rewards, guards, others, **config.scorer_place, **calls)
+        return Scored.of(self.rewards, guards, others, **config.scorer_place, **config.reward_calls)
 
     def train(self, *args, **kwargs):
         if self.sigma is None:

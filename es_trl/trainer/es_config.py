@@ -1,17 +1,21 @@
 """ESConfig: the settings of evolution strategies."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..es.fitness import FITNESS_SHAPING
 from ..es.members import Population
 from ..names import checked
 from ..pipelines.spaces import SPACES
-from ..rewards.calling import function_name
+from ..run.facts import setting
 from .config import DiffusionConfig
 
 
-UPDATES = ("mean", "optimizer")
-WHEN_MARGIN_TURNS = ("restart", "stop", "ignore")
+CHOICES = {
+    "es_space": tuple(SPACES),
+    "fitness_shaping": FITNESS_SHAPING,
+    "update": ("mean", "optimizer"),
+    "when_margin_turns": ("restart", "stop", "ignore"),
+}
 # what is left to its default with update="mean"
 NOT_WITH_MEAN = {
     "learning_rate": None,
@@ -94,66 +98,40 @@ class ESConfig(DiffusionConfig):
             As in TrainingArguments; another one with `update="optimizer"` only.
     """
 
-    population_size: int = field(default=512, metadata={"help": "Members per step, at least 2; even if antithetic."})
-    antithetic: bool = field(
-        default=False, metadata={"help": "Members come in pairs theta + sigma E and theta - sigma E."}
+    population_size: int = setting(512, "Members per step, at least 2; even if antithetic.")
+    antithetic: bool = setting(False, "Members come in pairs theta + sigma E and theta - sigma E.")
+    # By rule here, a number in every other method.
+    prompts_per_step: int | None = setting(  # type: ignore[assignment]
+        None, "Prompts per step, at least 1; by default one for every 16 members."
     )
-    prompts_per_step: int | None = field(  # type: ignore[assignment]  # by rule here, a number in every other method
-        default=None, metadata={"help": "Prompts per step, at least 1; by default one for every 16 members."}
+    prompts_per_member: int | None = setting(
+        1, "Prompts that one member draws, a divisor of prompts_per_step; null is all."
     )
-    prompts_per_member: int | None = field(
-        default=1, metadata={"help": "Prompts that one member draws, a divisor of prompts_per_step; null is all."}
+    output_change: float = setting(0.18, "Relative change of the denoiser's output by a member, above 0; sets sigma.")
+    sigma: float | None = setting(None, "Deviation of the perturbation of each entry, above 0; not output_change.")
+    travel: float = setting(0.7, "Sum of the steps' lengths without signal, above 0, in units of sigma.")
+    update: str = setting("mean", "How estimates become steps: mean (of all estimates) or optimizer.")
+    when_margin_turns: str = setting("restart", "When the margin has surely begun to fall: restart, stop or ignore.")
+    guard_reward_funcs: list[str] | None = setting(None, "Scorers whose margin must not fall and is never maximised.")
+    slope_reward_funcs: list[str] | None = setting(
+        None, "Rewards scored on the training images for their slopes only."
     )
-    output_change: float = field(
-        default=0.18, metadata={"help": "Relative change of the denoiser's output by a member, above 0; sets sigma."}
+    noise_rank: int = setting(1, "Rank of the perturbation of each matrix, at least 1.")
+    noise_reuse: int = setting(1, "Consecutive steps that share their perturbations, at least 1.")
+    es_space: str = setting("lora_xs", "What is moved: lora, lora_b, lora_xs or weight.")
+    lora_rank: int = setting(2, "LoRA rank, at least 1; lora_xs has its square as numbers a layer.")
+    fitness_shaping: str = setting("z", "Rewards to fitness: z, centered_rank, sign or win_rate.")
+    members_per_forward: int = setting(8, "Members drawn in one batch, at least 1; sets memory and speed.")
+    learning_rate: float | None = setting(
+        None, "With update=optimizer: sgd's RMS step in units of sigma, Adam's absolute step."
     )
-    sigma: float | None = field(
-        default=None, metadata={"help": "Deviation of the perturbation of each entry, above 0; not output_change."}
-    )
-    travel: float = field(
-        default=0.7, metadata={"help": "Sum of the steps' lengths without signal, above 0, in units of sigma."}
-    )
-    update: str = field(
-        default="mean", metadata={"help": "How estimates become steps: mean (of all estimates) or optimizer."}
-    )
-    when_margin_turns: str = field(
-        default="restart", metadata={"help": "When the margin has surely begun to fall: restart, stop or ignore."}
-    )
-    guard_reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Scorers whose margin must not fall and is never maximised."}
-    )
-    slope_reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Rewards scored on the training images for their slopes only."}
-    )
-    noise_rank: int = field(default=1, metadata={"help": "Rank of the perturbation of each matrix, at least 1."})
-    noise_reuse: int = field(
-        default=1, metadata={"help": "Consecutive steps that share their perturbations, at least 1."}
-    )
-    es_space: str = field(default="lora_xs", metadata={"help": "What is moved: lora, lora_b, lora_xs or weight."})
-    lora_rank: int = field(
-        default=2, metadata={"help": "LoRA rank, at least 1; lora_xs has its square as numbers a layer."}
-    )
-    fitness_shaping: str = field(
-        default="z", metadata={"help": "Rewards to fitness: z, centered_rank, sign or win_rate."}
-    )
-    members_per_forward: int = field(
-        default=8, metadata={"help": "Members drawn in one batch, at least 1; sets memory and speed."}
-    )
-    learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "With update=optimizer: sgd's RMS step in units of sigma, Adam's absolute step."},
-    )
-    optim: str = field(default="sgd", metadata={"help": "With update=optimizer: as in TrainingArguments."})
-    optim_args: str | None = field(default=None, metadata={"help": "With update=optimizer: its arguments."})
-    lr_scheduler_type: str = field(
-        default="linear", metadata={"help": "With update=optimizer: as in TrainingArguments."}
-    )
+    optim: str = setting("sgd", "With update=optimizer: as in TrainingArguments.")
+    optim_args: str | None = setting(None, "With update=optimizer: its arguments.")
+    lr_scheduler_type: str = setting("linear", "With update=optimizer: as in TrainingArguments.")
 
     def __post_init__(self):
-        for name in ("population_size", "noise_rank", "noise_reuse", "members_per_forward"):
-            self.require_integer(name, minimum=1)
-        if self.prompts_per_member is not None:
-            self.require_integer("prompts_per_member", minimum=1)
+        self.require_integer("population_size", "noise_rank", "noise_reuse", "members_per_forward", minimum=1)
+        self.require_integer("prompts_per_member", minimum=1, or_none=True)
         self.prompts_by_rule = self.prompts_per_step is None
         if self.prompts_by_rule:
             self.fit_prompts(self.population_size)
@@ -164,19 +142,12 @@ class ESConfig(DiffusionConfig):
                 f"{self.prompts_per_member}."
             )
         self.population()
-        for name in ("output_change", "travel"):
-            self.require_number(name, above=0.0)
-        if self.sigma is not None:
-            self.require_number("sigma", above=0.0)
-        self.require_choice("es_space", tuple(SPACES))
-        self.require_choice("fitness_shaping", FITNESS_SHAPING)
+        self.require_number("output_change", "travel", above=0.0)
+        self.require_number("sigma", above=0.0, or_none=True)
+        for name, allowed in CHOICES.items():
+            self.require_choice(name, allowed)
         if self.fitness_shaping == "sign" and not self.antithetic:
             raise ValueError('fitness_shaping="sign" compares the halves of a pair; set antithetic=True or use "z".')
-        for name in ("guard_reward_funcs", "slope_reward_funcs"):
-            if isinstance(getattr(self, name), str) or callable(getattr(self, name)):
-                setattr(self, name, [getattr(self, name)])
-        self.require_choice("update", UPDATES)
-        self.require_choice("when_margin_turns", WHEN_MARGIN_TURNS)
         self._check_update()
         super().__post_init__()
 
@@ -215,14 +186,6 @@ class ESConfig(DiffusionConfig):
         most = max(1, min(self.population_size // size, available // own))
         groups = next((g for g in range(most, 0, -1) if self.population_size % (g * unit) == 0), 1)
         self.prompts_per_step = groups * own
-
-    def to_dict(self) -> dict:
-        """As in [`DiffusionConfig`]: functions are written by name."""
-        data = super().to_dict()
-        for name in ("guard_reward_funcs", "slope_reward_funcs"):
-            if getattr(self, name) is not None:
-                data[name] = [f if isinstance(f, str) else function_name(f) for f in getattr(self, name)]
-        return data
 
     @property
     def _prompts(self) -> int:

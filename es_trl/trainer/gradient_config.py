@@ -1,8 +1,9 @@
 """GradientConfig: what the methods that backpropagate through the denoiser share beyond DiffusionConfig."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..names import checked
+from ..run.facts import setting
 from .config import DiffusionConfig
 
 
@@ -44,23 +45,20 @@ class GradientConfig(DiffusionConfig):
             As in TrainingArguments.
     """
 
-    num_generations: int = field(default=8, metadata={"help": "Images per prompt and step, compared as a group."})
-    num_iterations: int = field(default=1, metadata={"help": "Passes over the images of a step."})
-    images_per_forward: int = field(default=16, metadata={"help": "Images drawn at once."})
-    images_per_backward: int = field(default=16, metadata={"help": "Images whose graph is held at once."})
-    checkpoint_activations: bool = field(
-        default=False, metadata={"help": "Recompute the denoiser's activations in the backward pass."}
-    )
-    es_space: str = field(default="lora", metadata={"help": "What is moved: lora, lora_b or lora_xs."})
-    images_per_prompt: int = field(default=1, metadata={"help": "Must stay 1: num_generations sets the group."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, as in TrainingArguments."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 is off."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
+    num_generations: int = setting(8, "Images per prompt and step, compared as a group.")
+    num_iterations: int = setting(1, "Passes over the images of a step.")
+    images_per_forward: int = setting(16, "Images drawn at once.")
+    images_per_backward: int = setting(16, "Images whose graph is held at once.")
+    checkpoint_activations: bool = setting(False, "Recompute the denoiser's activations in the backward pass.")
+    es_space: str = setting("lora", "What is moved: lora, lora_b or lora_xs.")
+    images_per_prompt: int = setting(1, "Must stay 1: num_generations sets the group.")
+    optim: str = setting("adamw_torch", "Optimizer, as in TrainingArguments.")
+    max_grad_norm: float = setting(1.0, "Gradient clipping; 0 is off.")
+    lr_scheduler_type: str = setting("constant", "Learning rate schedule.")
 
     def __post_init__(self):
         self.require_integer("num_generations", minimum=2)
-        for name in ("num_iterations", "images_per_forward", "images_per_backward"):
-            self.require_integer(name, minimum=1)
+        self.require_integer("num_iterations", "images_per_forward", "images_per_backward", minimum=1)
         self.require_choice("es_space", GRADIENT_SPACES)
         if self.images_per_prompt != 1:
             raise ValueError(

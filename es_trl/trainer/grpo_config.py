@@ -1,12 +1,10 @@
 """GRPOConfig: the settings of Flow-GRPO."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..names import checked
+from ..run.facts import setting
 from .policy_gradient_config import PolicyGradientConfig
-
-
-LOSS_TYPES = ("grpo", "grpo_guard")
 
 
 @checked
@@ -27,10 +25,10 @@ class GRPOConfig(PolicyGradientConfig):
             same at every denoising step, so that clipping acts on both sides alike (arXiv 2510.22319).
     """
 
-    beta: float = field(default=0.0, metadata={"help": "Weight of the KL divergence from the frozen base."})
-    loss_type: str = field(default="grpo", metadata={"help": "grpo, or grpo_guard with centred, rescaled ratios."})
+    beta: float = setting(0.0, "Weight of the KL divergence from the frozen base.")
+    loss_type: str = setting("grpo", "grpo, or grpo_guard with centred, rescaled ratios.")
 
     def __post_init__(self):
         self.require_number("beta", minimum=0.0)
-        self.require_choice("loss_type", LOSS_TYPES)
+        self.require_choice("loss_type", ("grpo", "grpo_guard"))
         super().__post_init__()

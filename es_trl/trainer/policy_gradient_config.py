@@ -1,10 +1,10 @@
 """PolicyGradientConfig: what DDPO, GRPO and Pref-GRPO share beyond DiffusionConfig."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..names import checked
-from ..run.facts import Help
+from ..run.facts import setting
 from .gradient_config import GradientConfig
 
 
@@ -56,38 +56,25 @@ class PolicyGradientConfig(GradientConfig):
             As in TrainingArguments.
     """
 
-    sample_num_steps: int | None = field(
-        default=None, metadata={"help": "Denoising steps of the rollouts; None is 2 for one-step models."}
+    sample_num_steps: int | None = setting(None, "Denoising steps of the rollouts; None is 2 for one-step models.")
+    intermediate_times: list[float] | None = setting(
+        None, "Consistency models: times between the first and last step of the rollouts."
     )
-    intermediate_times: list[float] | None = field(
-        default=None, metadata={"help": "Consistency models: times between the first and last step of the rollouts."}
+    output_noise: float = setting(0.0, "Noise on the rollouts' final prediction.")
+    noise_level: float = setting(0.7, "Flow models: noise of the rollouts' SDE; DDIM: eta.")
+    eval_num_inference_steps: list[int] | None = setting(
+        None, "Step counts of the comparison with the base after training.", "measures"
     )
-    output_noise: float = field(default=0.0, metadata={"help": "Noise on the rollouts' final prediction."})
-    noise_level: float = field(default=0.7, metadata={"help": "Flow models: noise of the rollouts' SDE; DDIM: eta."})
-    eval_num_inference_steps: list[int] | None = field(
-        default=None,
-        metadata={"help": Help("Step counts of the comparison with the base after training.", "measures")},
-    )
-    init_same_noise: bool = field(
-        default=True, metadata={"help": "The images of a group start from the same latents."}
-    )
-    steps_per_generation: int = field(default=1, metadata={"help": "Updates per pass over a rollout."})
-    epsilon: float = field(default=1e-4, metadata={"help": "Clip range of the probability ratio below 1."})
-    epsilon_high: float | None = field(
-        default=None, metadata={"help": "Clip range of the probability ratio above 1; epsilon unless set."}
-    )
-    advantage_clip: float = field(default=5.0, metadata={"help": "Largest absolute advantage."})
-    sde_window_size: int | None = field(
-        default=None, metadata={"help": "Train only so many consecutive steps of a rollout; None is all."}
-    )
-    sde_window_interval: int = field(
-        default=25, metadata={"help": "Training steps after which the window moves on by one."}
-    )
-    scale_rewards: str = field(
-        default="batch", metadata={"help": "Centred rewards are divided by the std of their group, batch, or none."}
-    )
-    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay, as in TrainingArguments."})
+    init_same_noise: bool = setting(True, "The images of a group start from the same latents.")
+    steps_per_generation: int = setting(1, "Updates per pass over a rollout.")
+    epsilon: float = setting(1e-4, "Clip range of the probability ratio below 1.")
+    epsilon_high: float | None = setting(None, "Clip range of the probability ratio above 1; epsilon unless set.")
+    advantage_clip: float = setting(5.0, "Largest absolute advantage.")
+    sde_window_size: int | None = setting(None, "Train only so many consecutive steps of a rollout; None is all.")
+    sde_window_interval: int = setting(25, "Training steps after which the window moves on by one.")
+    scale_rewards: str = setting("batch", "Centred rewards are divided by the std of their group, batch, or none.")
+    learning_rate: float = setting(3e-4, "Learning rate.")
+    weight_decay: float = setting(1e-4, "Weight decay, as in TrainingArguments.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,16 +93,11 @@ class PolicyGradientConfig(GradientConfig):
             self.epsilon_high = self.epsilon
 
     def _check_policy_values(self) -> None:
-        self.require_integer("steps_per_generation", minimum=1)
-        self.require_integer("sde_window_interval", minimum=1)
-        for name in ("sample_num_steps", "sde_window_size"):
-            if getattr(self, name) is not None:
-                self.require_integer(name, minimum=1)
+        self.require_integer("steps_per_generation", "sde_window_interval", minimum=1)
+        self.require_integer("sample_num_steps", "sde_window_size", minimum=1, or_none=True)
         self.require_number("output_noise", minimum=0.0)
-        for name in ("noise_level", "epsilon", "advantage_clip"):
-            self.require_number(name, above=0.0)
-        if self.epsilon_high is not None:
-            self.require_number("epsilon_high", above=0.0)
+        self.require_number("noise_level", "epsilon", "advantage_clip", above=0.0)
+        self.require_number("epsilon_high", above=0.0, or_none=True)
         updates = self.num_iterations * self.steps_per_generation
         if updates > 1 and self.gradient_accumulation_steps != 1:
             raise ValueError(

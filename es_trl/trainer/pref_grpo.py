@@ -62,9 +62,7 @@ class PrefGRPOTrainer(GRPOTrainer):
                 config.pairwise_judge,
                 config.win_rate_temperature,
                 config.scorer_place["device"],
-                retries=config.reward_retries,
-                timeout=config.reward_timeout,
-                failure=config.reward_failure,
+                **config.reward_calls,
             )
             self._judge.load()
 

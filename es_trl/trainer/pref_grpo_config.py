@@ -1,10 +1,10 @@
 """PrefGRPOConfig: the settings of GRPO on pairwise preferences."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..names import checked
-from ..rewards.calling import function_name
+from ..run.facts import setting
 from .grpo_config import GRPOConfig
 
 
@@ -34,15 +34,12 @@ class PrefGRPOConfig(GRPOConfig):
             Win rates are divided by the standard deviation of their `"group"`, of the `"batch"`, or `"none"`.
     """
 
-    pairwise_judge: Any = field(
-        default=None,
-        metadata={"help": "A scorer by name or file.py:function that compares images; None uses the rewards."},
+    pairwise_judge: Any = setting(
+        None, "A scorer by name or file.py:function that compares images; None uses the rewards."
     )
-    win_rate_temperature: float = field(default=1.0, metadata={"help": "Divides the logits of a scoring judge."})
-    num_generations: int = field(default=9, metadata={"help": "Images per prompt and step, compared as a group."})
-    scale_rewards: str = field(
-        default="group", metadata={"help": "Win rates are divided by the std of their group, batch, or none."}
-    )
+    win_rate_temperature: float = setting(1.0, "Divides the logits of a scoring judge.")
+    num_generations: int = setting(9, "Images per prompt and step, compared as a group.")
+    scale_rewards: str = setting("group", "Win rates are divided by the std of their group, batch, or none.")
 
     def __post_init__(self):
         self.require_number("win_rate_temperature", above=0.0)
@@ -55,10 +52,3 @@ class PrefGRPOConfig(GRPOConfig):
                 "which decides alone; leave one of the two out."
             )
         super().__post_init__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in DiffusionConfig; a judge given as a callable is written by name."""
-        data = super().to_dict()
-        if callable(self.pairwise_judge):
-            data["pairwise_judge"] = function_name(self.pairwise_judge)
-        return data
