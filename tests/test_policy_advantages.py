@@ -11,8 +11,7 @@ from PIL import Image
 
 from es_trl.es import Population, compute_fitness
 from es_trl.rewards.preferences import GroupJudge, mean_wins, win_rates
-from es_trl.rewards.results import refuse_missing, zero_spread
-from es_trl.rewards.totals import weighted_total
+from es_trl.rewards.results import refuse_missing, weighted_total, zero_spread
 from es_trl.trainer.advantages import PromptStatistics, combine, group_advantages
 from es_trl.trainer.dpo_pairs import best_and_worst, totals
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..es.keys import make_seed
 from ..files import write_text
-from ..rewards.totals import weighted_total
+from ..rewards.results import weighted_total
 from .looks import LOOKS
 from .noise import Noise
 from .significance import holm, verdict, wilcoxon_p

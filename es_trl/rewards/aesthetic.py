@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .checkpoints import fill, find_file, read_tensors
-from .clip_features import get_scorer
+from .clip_features import ClipReward
 
 
 HEAD_FILES = ("aesthetic-model.safetensors", "sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth")
@@ -13,7 +13,7 @@ HIDDEN_SIZES = (1024, 128, 64, 16, 1)
 LAYER_NAMES = ("layers.0", "layers.2", "layers.4", "layers.6", "layers.7")  # between them the training had dropout
 
 
-class Aesthetic:
+class Aesthetic(ClipReward):
     """
     `head(f)` with `f` the unit-norm image features of CLIP ViT-L/14 and the head five linear layers in a row,
     D -> 1024 -> 128 -> 64 -> 16 -> 1, without activations. Trained on ratings of 1 to 10: about 4 to 7 for pictures of
@@ -35,7 +35,6 @@ class Aesthetic:
     default_checkpoint = "openai/clip-vit-large-patch14"
     default_head = "trl-lib/ddpo-aesthetic-predictor"
     __name__ = "aesthetic"
-    rises_with_steps = True
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None, head: str | None = None):
         folder = os.path.expanduser(checkpoint or "")
@@ -47,7 +46,7 @@ class Aesthetic:
             self.__name__,
             f"put it into a folder with {checkpoint or self.default_checkpoint}, 'aesthetic:path/to/that/folder'",
         )
-        self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)
+        super().__init__(checkpoint, device, dtype)
         self.head = linear_head(self.scorer.model.config.projection_dim)
         fill(self.head, numbered(read_tensors(path, self.__name__)), path, self.__name__)
         self.head = self.head.to(self.scorer.device).eval().requires_grad_(False)

@@ -67,9 +67,76 @@ def memoised(owner: object, images: Sequence[Image.Image], compute: Callable):
     return memo[key][1]
 
 
-class ClipScorer:
+class TwoTowers:
     """
-    Unit-norm image and text features of one CLIP checkpoint.
+    Unit-norm features of pictures and of texts, float32, and their cosines.
+
+    Every text is computed once, and alone, so that its features never depend, not even in the last bit, on what else
+    was asked for: resumed and multi-process runs stay identical.
+
+    Args:
+        device, dtype: Where and in what the model runs.
+        batch_size (`int`): Images per forward pass.
+    """
+
+    def __init__(self, device: str | torch.device, dtype: str | torch.dtype | None, batch_size: int | None):
+        import torch
+
+        self.device, self.dtype = torch.device(device), as_torch_dtype(dtype)
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """`(B, D)`, of any length and dtype."""
+        raise NotImplementedError
+
+    def encode_text(self, text: str) -> torch.Tensor:
+        """`(1, D)`, of any length and dtype."""
+        raise NotImplementedError
+
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Features of `images`, shape (B, D), float32, unit norm, on `device`; B >= 1 images of any size and mode."""
+        return memoised(self, images, self._image_features)
+
+    def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        import torch
+
+        starts = range(0, len(images), self.batch_size)
+        with torch.no_grad():
+            return torch.cat([_unit(self.encode_images(images[start : start + self.batch_size])) for start in starts])
+
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Features of `prompts`, shape (B, D), float32, unit norm, on `device`."""
+        import torch
+
+        rows = []
+        with torch.no_grad():
+            for text in prompts:
+                row = self._texts.get(text)
+                if row is None:
+                    if len(self._texts) >= MAX_CACHED_TEXTS:
+                        del self._texts[next(iter(self._texts))]
+                    row = self._texts[text] = _unit(self.encode_text(text))[0]
+                rows.append(row)
+        return torch.stack(rows)
+
+    def cosine(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
+        """Cosine of each prompt with its own image, shape (B,), float32, in [-1, 1]."""
+        return (self.image_features(images) * self.text_features(prompts)).sum(dim=-1)
+
+    def cosines(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
+        """Cosine of every image with every prompt, shape (B, P), float32, in [-1, 1]."""
+        return self.image_features(images) @ self.text_features(prompts).T
+
+    def mean_cosine(self, texts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
+        """Mean over `texts` of the cosine of each image with that text, shape (B,), float32, in [-1, 1]."""
+        return (self.image_features(images) * self.text_features(texts).mean(dim=0)).sum(dim=-1)
+
+
+class ClipScorer(TwoTowers):
+    """
+    Unit-norm image and text features of one CLIP checkpoint; texts longer than the model's context (77 tokens for the
+    usual CLIP) are cut.
 
     Args:
         checkpoint (`str`):
@@ -101,74 +168,42 @@ class ClipScorer:
         processor: str | None = None,
         batch_size: int | None = None,
     ):
-        import torch
-
+        super().__init__(device, dtype, batch_size)
         self.checkpoint = checkpoint
-        self.device = torch.device(device)
-        self.dtype = as_torch_dtype(dtype)
-        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
         model, self.processor = _load(checkpoint, processor or PROCESSORS.get(checkpoint, checkpoint))
         # Read before the cast: bfloat16 would turn the usual factor of 100 into 98.9.
         self.logit_scale = float(model.logit_scale.detach().double().exp())
         self.max_text_tokens = model.config.text_config.max_position_embeddings
         self.model = model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
-        self._texts: dict[str, torch.Tensor] = {}
 
-    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Features of `images`, shape (B, D), float32, unit norm, on `device`; B >= 1 images of any size and mode."""
-        return memoised(self, images, self._image_features)
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pictures = [rgb(image) for image in images]
+        pixels = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        output = self.model.get_image_features(pixel_values=pixels.to(device=self.device, dtype=self.dtype))
+        return getattr(output, "pooler_output", output)  # transformers 5 wraps it in an output object, 4 does not
 
-    def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        import torch
+    def encode_text(self, text: str) -> torch.Tensor:
+        tokens = self.processor.tokenizer(
+            [text], truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
+        ).to(self.device)
+        output = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return getattr(output, "pooler_output", output)
 
-        chunks = []
-        with torch.no_grad():
-            for start in range(0, len(images), self.batch_size):
-                chunk = [rgb(image) for image in images[start : start + self.batch_size]]
-                pixels = self.processor.image_processor(images=chunk, return_tensors="pt")["pixel_values"]
-                output = self.model.get_image_features(pixel_values=pixels.to(device=self.device, dtype=self.dtype))
-                chunks.append(_unit(output))
-        return torch.cat(chunks)
 
-    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
-        """
-        Features of `prompts`, shape (B, D), float32, unit norm, on `device`; every text is computed once.
+class ClipReward:
+    """
+    A reward built on a CLIP checkpoint.
 
-        Texts go through the model one at a time, so that a text's features never depend, not even in the last bit, on
-        what else was asked for: resumed and multi-process runs stay identical. Texts longer than the model's context
-        (77 tokens for the usual CLIP) are cut.
-        """
-        import torch
+    Args:
+        checkpoint (`str`, *optional*): A CLIP checkpoint; by default the class's `default_checkpoint`.
+        device, dtype: See `ClipScorer`.
+    """
 
-        rows = []
-        with torch.no_grad():
-            for text in prompts:
-                row = self._texts.get(text)
-                if row is None:
-                    tokens = self.processor.tokenizer(
-                        [text], truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
-                    )
-                    output = self.model.get_text_features(
-                        input_ids=tokens["input_ids"].to(self.device),
-                        attention_mask=tokens["attention_mask"].to(self.device),
-                    )
-                    if len(self._texts) >= MAX_CACHED_TEXTS:
-                        del self._texts[next(iter(self._texts))]
-                    row = self._texts[text] = _unit(output)[0]
-                rows.append(row)
-        return torch.stack(rows)
+    default_checkpoint = "openai/clip-vit-base-patch32"
+    rises_with_steps = True
 
-    def cosine(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
-        """Cosine of each prompt with its own image, shape (B,), float32, in [-1, 1]."""
-        return (self.image_features(images) * self.text_features(prompts)).sum(dim=-1)
-
-    def cosines(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
-        """Cosine of every image with every prompt, shape (B, P), float32, in [-1, 1]."""
-        return self.image_features(images) @ self.text_features(prompts).T
-
-    def mean_cosine(self, texts: Sequence[str], images: Sequence[Image.Image]) -> torch.Tensor:
-        """Mean over `texts` of the cosine of each image with that text, shape (B,), float32, in [-1, 1]."""
-        return (self.image_features(images) * self.text_features(texts).mean(dim=0)).sum(dim=-1)
+    def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None):
+        self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)
 
 
 def as_torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -186,9 +221,8 @@ def dtype_name(dtype: str | torch.dtype | None) -> str:
     return name
 
 
-def _unit(output) -> torch.Tensor:
-    """Unit-norm float32 features; transformers 5 wraps them in an output object, 4 returns the tensor."""
-    features = getattr(output, "pooler_output", output).float()
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    features = features.float()
     return features / features.norm(dim=-1, keepdim=True)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..pictures import rgb
 from .checkpoints import fill, find_file, read_json, read_tensors
-from .clip_features import MAX_CACHED_TEXTS, as_torch_dtype, memoised
+from .clip_features import TwoTowers
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class HPSv2:
+class HPSv2(TwoTowers):
     """
     `cos(image, prompt)`, without the logit scale: about 0.2 to 0.35 for HPS v2.1.
 
@@ -48,41 +48,32 @@ class HPSv2:
 
     def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None, batch_size: int = 16):
         import open_clip
-        import torch
 
+        super().__init__(device, dtype, batch_size)
         checkpoint = checkpoint or self.default_checkpoint
         path = find_file(checkpoint, WEIGHTS, self.__name__)
-        self.device, self.dtype, self.batch_size = torch.device(device), as_torch_dtype(dtype), batch_size
         model = _build(os.path.expanduser(checkpoint))
         fill(model, read_tensors(path, self.__name__), path, self.__name__)
         self.model = model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
         size = self.model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
-        self._texts: dict[str, torch.Tensor] = {}
 
     def __call__(self, prompts, images, **kwargs) -> list[float]:
-        import torch
-
-        texts = torch.stack([self._text(prompt) for prompt in prompts])
-        return (memoised(self, images, self.image_features) * texts).sum(dim=-1).tolist()
+        return self.cosine(prompts, images).tolist()
 
     def across(self, prompts, images):
         """`(B, P)`: the score of every image under every prompt."""
+        return self.cosines(prompts, images)
+
+    def encode_images(self, images):
         import torch
 
-        return memoised(self, images, self.image_features) @ torch.stack([self._text(prompt) for prompt in prompts]).T
+        pixels = torch.stack([self.pixels(image) for image in images])
+        return self.model.encode_image(pixels.to(device=self.device, dtype=self.dtype))
 
-    def image_features(self, images):
-        """`(B, D)` float32, unit norm."""
-        import torch
-
-        features = []
-        with torch.no_grad():
-            for start in range(0, len(images), self.batch_size):
-                pixels = torch.stack([self.pixels(image) for image in images[start : start + self.batch_size]])
-                features.append(self.model.encode_image(pixels.to(device=self.device, dtype=self.dtype)).float())
-        return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+    def encode_text(self, text):
+        return self.model.encode_text(self.tokenizer([text]).to(self.device))
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """`image` as the model sees it, `(3, 224, 224)` float32."""
@@ -97,18 +88,6 @@ class HPSv2:
         below, right = self.image_size - picture.shape[1], self.image_size - picture.shape[2]
         picture = F.pad(picture, [right // 2, below // 2, right - right // 2, below - below // 2])
         return F.normalize(picture, CLIP_MEAN, CLIP_STD)
-
-    def _text(self, prompt: str) -> torch.Tensor:
-        """Unit-norm float32 features of one prompt, computed once, and alone: no company changes them."""
-        import torch
-
-        if prompt not in self._texts:
-            with torch.no_grad():
-                features = self.model.encode_text(self.tokenizer([prompt]).to(self.device))
-            if len(self._texts) >= MAX_CACHED_TEXTS:
-                del self._texts[next(iter(self._texts))]
-            self._texts[prompt] = torch.nn.functional.normalize(features.float(), dim=-1)[0]
-        return self._texts[prompt]
 
 
 def _build(folder: str):

@@ -76,7 +76,7 @@ class Human:
             await asyncio.sleep(0.05)
             waited += 0.05
         votes = self.ballot.close()
-        return share_won(len(images), [(i, j, p) for (i, j), p in zip(pairs, votes, strict=True) if p is not None])
+        return share_won(len(images), [(i, j, p) for (i, j), p in zip(pairs, votes, strict=True)])
 
     def start(self) -> str:
         """Start the page if it does not run yet. Returns its address."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .clip_features import get_scorer
+from .clip_features import ClipReward
 
 
 # Our own wording, one text per kind of defect.
@@ -15,21 +15,10 @@ NEGATIVE_TEXTS = (
 )
 
 
-class NoArtifacts:
-    """
-    `1 - s` with s the mean over `NEGATIVE_TEXTS` of `(1 + cos(image, text)) / 2`, in [0, 1]; about 0.4 under ViT-B/32.
+class NoArtifacts(ClipReward):
+    """One minus the mean over `NEGATIVE_TEXTS` of `(1 + cos(image, text)) / 2`, in [0, 1]; about 0.4 with a B/32."""
 
-    Args:
-        checkpoint (`str`, *optional*, defaults to `"openai/clip-vit-base-patch32"`): a CLIP checkpoint.
-        device, dtype: see `ClipScorer`.
-    """
-
-    default_checkpoint = "openai/clip-vit-base-patch32"
     __name__ = "no_artifacts"
-    rises_with_steps = True
-
-    def __init__(self, checkpoint: str | None = None, device="cpu", dtype=None):
-        self.scorer = get_scorer(checkpoint or self.default_checkpoint, device, dtype)
 
     def __call__(self, prompts, images, **kwargs) -> list[float]:
         return (1 - (1 + self.scorer.mean_cosine(NEGATIVE_TEXTS, images)) / 2).tolist()

@@ -48,13 +48,15 @@ def pairs_within(group: Sequence[int], pairing: str) -> list[tuple[int, int]]:
     return pairs + ([(group[-1], group[0])] if len(group) % 2 else [])
 
 
-def share_won(count: int, results: Iterable[tuple[int, int, float]]) -> list[float | None]:
+def share_won(count: int, results: Iterable[tuple[int, int, float | None]]) -> list[float | None]:
     """
-    Results `(i, j, p)`, with p in [0, 1] the win of i over j (a tie is 0.5), to the mean win of each of `count`
-    pictures; None for one that was never compared.
+    Results `(i, j, p)`, with p in [0, 1] the win of i over j (a tie is 0.5, None was not decided), to the mean win of
+    each of `count` pictures; None for one that was never compared.
     """
     won, played = [0.0] * count, [0] * count
     for i, j, p in results:
+        if p is None:
+            continue
         won[i] += p
         won[j] += 1 - p
         played[i] += 1

@@ -18,7 +18,7 @@ from es_trl import assets
 from .checkpoints import HUB_ID
 
 
-# name -> (module, attribute); built from a CLIP checkpoint, ...
+# name -> (module, attribute): built from a CLIP checkpoint, ...
 _CLIP_REWARDS = {
     "clip_text": ("clip_text", "ClipText"),
     "clip_aesthetic": ("clip_aesthetic", "ClipAesthetic"),
@@ -71,41 +71,36 @@ def parse_reward(spec: str) -> NamedReward:
         `ValueError`: the name is unknown (with the nearest known one), or the folder, file or function is missing.
     """
     text = spec.strip()
-    if text.partition(":")[0] in _SERVER_REWARDS:
-        return _server_reward(spec, *text.partition(":")[::2])
-    if text.partition(":")[0] == "margin":
-        return _margin(spec, text.partition(":")[2])
+    name, colon, rest = text.partition(":")
+    if name in _SERVER_REWARDS:
+        return _server_reward(spec, name, rest)
+    if name == "margin":
+        return _margin(spec, rest)
     path, _, function = text.rpartition(":")
     if path.endswith(".py") or text.endswith(".py"):
         return _from_file(spec, path, function)
-    name, colon, checkpoint = text.partition(":")
     if name == "human" and colon:
-        if not checkpoint.isdecimal() or not 0 < int(checkpoint) < 65536:
+        if not rest.isdecimal() or not 0 < int(rest) < 65536:
             raise ValueError(f"reward {spec!r} in reward_funcs: write human, or human:PORT with a port such as 8123")
-        return NamedReward(spec, name, lambda device, dtype: _attribute(*_OWN_REWARDS[name])(port=int(checkpoint)))
+        return NamedReward(spec, name, lambda device, dtype: _attribute(*_OWN_REWARDS[name])(port=int(rest)))
     if name in _PLAIN_REWARDS or name in _OWN_REWARDS:
         if colon:
             raise ValueError(f"reward {spec!r} in reward_funcs: {name} takes no checkpoint, write {name!r}")
         if name in _PLAIN_REWARDS:
             return NamedReward(spec, name, lambda device, dtype: _attribute(*_PLAIN_REWARDS[name]))
         return NamedReward(spec, name, lambda device, dtype: _attribute(*_OWN_REWARDS[name])())
-    if name in _MODEL_REWARDS:
-        if colon and not os.path.isdir(os.path.expanduser(checkpoint)) and not HUB_ID.fullmatch(checkpoint):
-            raise ValueError(
-                f"reward {spec!r} in reward_funcs: {checkpoint!r} is neither a folder nor a Hub id 'org/name'"
-            )
-        build = _MODEL_REWARDS[name]
-        return NamedReward(spec, name, lambda device, dtype: _attribute(*build)(checkpoint or None, device, dtype))
-    if name in _CLIP_REWARDS:
-        if colon:
-            _check_checkpoint(spec, checkpoint)
-        return _clip_reward(spec, name, name, checkpoint or None)
-    _check_checkpoint(spec, text)
-    return _clip_reward(spec, os.path.basename(os.path.normpath(text)), "pickscore", text)
+    where = (_CLIP_REWARDS | _MODEL_REWARDS).get(name)
+    if where is None:
+        name, colon, rest, where = os.path.basename(os.path.normpath(text)), ":", text, _CLIP_REWARDS["pickscore"]
+    if where in _MODEL_REWARDS.values():
+        if colon and not os.path.isdir(os.path.expanduser(rest)) and not HUB_ID.fullmatch(rest):
+            raise ValueError(f"reward {spec!r} in reward_funcs: {rest!r} is neither a folder nor a Hub id 'org/name'")
+    elif colon:
+        _check_checkpoint(spec, rest)
+    return NamedReward(spec, name, lambda device, dtype: _attribute(*where)(rest or None, device, dtype))
 
 
 def _margin(spec: str, scorer: str) -> NamedReward:
-    """The margin of a scorer: see [`Margin`]."""
     if not scorer:
         raise ValueError(f"reward {spec!r} in reward_funcs: name the scorer too, as in 'margin:pickscore'")
     inner = parse_reward(scorer)
@@ -113,11 +108,6 @@ def _margin(spec: str, scorer: str) -> NamedReward:
     return NamedReward(
         spec, name, lambda device, dtype: _attribute("margin", "Margin")(inner.build(device, dtype), name)
     )
-
-
-def _clip_reward(spec: str, name: str, kind: str, checkpoint: str | None) -> NamedReward:
-    module, attribute = _CLIP_REWARDS[kind]
-    return NamedReward(spec, name, lambda device, dtype: _attribute(module, attribute)(checkpoint, device, dtype))
 
 
 def _server_reward(spec: str, name: str, rest: str) -> NamedReward:
@@ -141,10 +131,6 @@ def _attribute(module: str, attribute: str):
     return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
 
-def _shipped_scorers() -> list[str]:
-    return [name for name in assets.SHIPPED if os.path.isfile(os.path.join(assets.resolve(name), "config.json"))]
-
-
 def _check_checkpoint(spec: str, checkpoint: str) -> None:
     """Refuse what cannot be a CLIP checkpoint: not a CLIP folder, not shipped, not shaped like a Hub id."""
     folder = os.path.expanduser(assets.resolve(checkpoint))
@@ -156,7 +142,8 @@ def _check_checkpoint(spec: str, checkpoint: str) -> None:
     elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
         raise ValueError(f"reward {spec!r} in reward_funcs: there is no folder {folder!r}")
     elif not HUB_ID.fullmatch(checkpoint):
-        known = [*REWARD_NAMES, *_shipped_scorers()]
+        scorers = [name for name in assets.SHIPPED if os.path.isfile(assets.path(name, "config.json"))]
+        known = [*REWARD_NAMES, *scorers]
         head = spec.strip().partition(":")[0]
         near = difflib.get_close_matches((checkpoint if head in known else head).lower(), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,5 +1,5 @@
-"""What a reward returned -> one float64 per image. Strict: a wrong shape is an error, never broadcast; and too many
-scores that are missing end a step."""
+"""What a reward returned -> one float64 per image. Strict: a wrong shape is an error, never broadcast; too many scores
+that are missing end a step. And the one sum of several rewards."""
 
 from __future__ import annotations
 
@@ -121,6 +121,27 @@ def refuse_missing(
         f"max_invalid_fraction={max_invalid_fraction}. The adapter was not updated. {advice}; the first prompt "
         f"is {prompt[:80]!r}. Or raise max_invalid_fraction."
     )
+
+
+def weighted_total(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    Weighted sum of the reward functions for every picture of every group (in an evaluation: of every prompt): training
+    maximises it; evaluations, best-of-N and the best model go by it.
+
+    A function that scored no picture of a group does not apply to its prompt, and the others decide. The fitness of ES
+    (`es_trl.es.compute_fitness`) goes by the same rule.
+
+    Args:
+        scores (`np.ndarray`): `(..., G, K)`: picture of the group, function; not finite where there is no score.
+        weights (`np.ndarray`): `(K,)`.
+
+    Returns:
+        `np.ndarray`: `(..., G)` fp64; NaN where a function that applies gave no score, or none applies.
+    """
+    finite = np.isfinite(scores)
+    applies = finite.any(axis=-2, keepdims=True)
+    missing = (~finite & applies).any(axis=-1) | ~applies.any(axis=-1)
+    return np.where(missing, np.nan, np.where(finite, scores, 0.0) @ np.asarray(weights, np.float64))
 
 
 def zero_spread(rewards: np.ndarray) -> np.ndarray:

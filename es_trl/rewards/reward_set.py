@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -14,8 +15,7 @@ from ..pictures import on_white
 from .calling import FAILED, MAX_BACKOFF_SECONDS, AsyncRunner, RewardCall, function_name, gather_or_cancel
 from .clip_features import ClipScorer, dtype_name, share_image_features
 from .registry import NamedReward, parse_reward
-from .results import as_scores
-from .totals import weighted_total
+from .results import as_scores, weighted_total
 
 
 if TYPE_CHECKING:
@@ -183,30 +183,24 @@ class RewardSet:
         from ..samples import why_unscored  # with PIL, which a config's check does not need
 
         kept = [i for i, image in enumerate(images) if why_unscored(image) is None]
-        prompts, images = list(prompts), [on_white(image) for image in images]
-        available = {
-            **_check_columns(columns or {}, len(prompts), len(images)),
-            "prompts": prompts,
-            "images": images,
-            "step_prompts": prompts if step_prompts is None else list(step_prompts),
-            "trainer_state": trainer_state,
-            "log_extra": _writable(log_extra) if log_extra else _ignore,
-            "log_metric": log_metric or _ignore,
-        }
+        rows = _check_columns(columns or {}, len(prompts), len(images))
+        rows |= {"prompts": list(prompts), "images": [on_white(image) for image in images]}
         if groups is not None and len(groups) != len(images):
             raise ValueError(f"there are {len(groups)} entries of groups for {len(images)} images")
         scores = np.full((len(kept), len(self)), np.nan)
         pending = PendingScores(scores, where, self, kept, len(images))
         if len(kept) < len(images):
-            images = available["images"] = [images[i] for i in kept]
+            rows = {name: [values[i] for i in kept] for name, values in rows.items()}
             groups = None if groups is None else [groups[i] for i in kept]
-            columns = {
-                name: [available[name][i] for i in kept] for name in ("prompts", *(columns or {})) if name in available
-            }
-            available |= columns
         chosen = range(len(self)) if only is None else only
-        if not images or not chosen:
+        if not kept or not chosen:
             return pending
+        available = rows | {
+            "step_prompts": list(prompts if step_prompts is None else step_prompts),
+            "trainer_state": trainer_state,
+            "log_extra": _writable(log_extra) if log_extra else _ignore,
+            "log_metric": log_metric or _ignore,
+        }
         calls = self.load()._calls
         keywords = {k: calls[k].keywords(available, groups) for k in chosen}
         # The async rewards wait for their servers while the plain ones compute here.
@@ -220,7 +214,7 @@ class RewardSet:
                     if not calls[k].is_async:
                         result = calls[k].run(keywords[k], where, self._runner.wait)
                         if result is not FAILED:
-                            scores[:, k] = as_scores(result, len(images), calls[k].name, where)
+                            scores[:, k] = as_scores(result, len(kept), calls[k].name, where)
         except BaseException:
             pending.cancel()
             raise
@@ -325,11 +319,8 @@ def _parse(func: str | Callable) -> NamedReward | Callable:
 def _unique(names: list[str]) -> list[str]:
     taken: list[str] = []
     for name in names:
-        number, candidate = 1, name
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.append(candidate)
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        taken.append(next(candidate for candidate in candidates if candidate not in taken))
     return taken
 
 

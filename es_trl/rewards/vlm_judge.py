@@ -93,8 +93,7 @@ class VlmJudge:
             return await gather_or_cancel(self._rate(p, picture) for p, picture in zip(prompts, pictures, strict=True))
         pairs = [pair for group in members_of_groups(prompts, groups) for pair in pairs_within(group, self.pairing)]
         won = await gather_or_cancel(self._compare(prompts[i], pictures[i], pictures[j]) for i, j in pairs)
-        results = [(i, j, p) for (i, j), p in zip(pairs, won, strict=True) if p is not None]
-        return share_won(len(images), results)
+        return share_won(len(images), [(i, j, p) for (i, j), p in zip(pairs, won, strict=True)])
 
     async def _rate(self, prompt: str, picture: str) -> float | None:
         choice = await self._ask(prompt, [picture])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..rewards.totals import weighted_total
+from ..rewards.results import weighted_total
 
 
 EPSILON = 1e-4  # keeps a spread of nothing from being a division by nothing, as in Flow-GRPO

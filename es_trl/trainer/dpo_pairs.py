@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 
-from ..rewards.totals import weighted_total
+from ..rewards.results import weighted_total
 
 
 # Pick-a-Pic: two pictures, and 1 if the first one was preferred, 0 if the second, 0.5 for neither.

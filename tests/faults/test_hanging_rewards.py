@@ -12,7 +12,7 @@ from tiny_runs import same, theta_of
 from toy_runs import history, redness, toy_trainer, train
 
 from es_trl.rewards import reward_set
-from es_trl.rewards.time_limit import time_limit
+from es_trl.rewards.calling import time_limit
 from es_trl.run.checkpoint import last_checkpoint
 
 
