@@ -68,12 +68,8 @@ def _in_folder(name: str, path: str) -> str:
     for known in (LORA_WEIGHTS_NAME, PEFT_FILE):
         if os.path.isfile(os.path.join(path, known)):
             return os.path.join(path, known)
-    others = sorted(file for file in os.listdir(path) if file.endswith(".safetensors"))
-    found = (
-        f"; it has {', '.join(others[:3])}: give the file itself"
-        if others
-        else ": give a run folder of a finished run"
-    )
+    others = ", ".join(sorted(file for file in os.listdir(path) if file.endswith(".safetensors"))[:3])
+    found = f"; it has {others}: give the file itself" if others else ": give a run folder of a finished run"
     raise ValueError(
         f"{name!r} holds no {LORA_WEIGHTS_NAME} and no {PEFT_FILE}{found}, or one of its checkpoint-<step> folders."
     )

@@ -53,12 +53,10 @@ def base_license(base_model: str | None) -> dict[str, str | list[str]]:
     if path is None or not os.path.isfile(path):  # Path.is_file raises for a name no file can have
         return {}
     data = _front_matter(path)
+    texts = {key: str(data[key]) for key in ("license", "license_name", "license_link") if _is_text(data.get(key))}
     names = data.get("license")
-    names = [str(name) for name in names if _is_text(name)] if isinstance(names, list) else names
-    if not names or not (isinstance(names, list) or _is_text(names)):
-        return {}
-    licence = {"license": names if isinstance(names, list) else str(names)}
-    return licence | {key: str(data[key]) for key in ("license_name", "license_link") if _is_text(data.get(key))}
+    licence = [str(name) for name in names if _is_text(name)] if isinstance(names, list) else texts.get("license")
+    return {**texts, "license": licence} if licence else {}
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

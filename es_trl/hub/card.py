@@ -164,31 +164,22 @@ def _markup(function: Callable[..., str | None]) -> Callable[..., Markup]:
 
 def _findings(evaluation: dict[str, Any] | None) -> dict[str, Any]:
     """What the evaluation says of the adapter against the base at equal steps."""
-    roles = (evaluation or {}).get("gap_closure_rows")
-    if not evaluation or not roles:
-        return {"roles": None, "against_base": [], "means": {}, "judge_losses": [], "missing": _missing(evaluation)}
-    pair = (roles["model"], roles["base"])
-    judged = [
-        {**entry, "name": METRICS[entry["metric"]].partition(" (")[0]}
-        for entry in evaluation.get("paired_judge", ())
-        if (entry["row"], entry["against"]) == pair and entry["ci_low"] is not None
-    ]
+    found: dict[str, Any] = evaluation or {"rows": ()}
+    roles = found.get("gap_closure_rows")
+    pair = (roles["model"], roles["base"]) if roles else None
+
+    def of_pair(name: str) -> list[dict[str, Any]]:
+        return [entry for entry in found.get(name, ()) if (entry["row"], entry["against"]) == pair]
+
+    judged = [entry for entry in of_pair("paired_judge") if entry["ci_low"] is not None]
+    worse = [e for e in judged if (e["ci_low"] > 0 if e["metric"] == "frechet_distance" else e["ci_high"] < 0)]
     return {
         "roles": roles,
-        "against_base": [entry for entry in evaluation["paired"] if (entry["row"], entry["against"]) == pair],
-        "means": {row["name"]: row["rewards"] for row in evaluation["rows"]},
-        "judge_losses": [
-            entry
-            for entry in judged
-            if (entry["ci_low"] > 0 if entry["metric"] == "frechet_distance" else entry["ci_high"] < 0)
-        ],
-        "missing": _missing(evaluation),
+        "against_base": of_pair("paired"),
+        "means": {row["name"]: row["rewards"] for row in found["rows"]},
+        "judge_losses": [{**entry, "name": METRICS[entry["metric"]].partition(" (")[0]} for entry in worse],
+        "missing": sum(reward["missing"] for row in found["rows"] for reward in row["rewards"].values()),
     }
-
-
-def _missing(evaluation: dict[str, Any] | None) -> int:
-    rows = evaluation["rows"] if evaluation else ()
-    return sum(found["missing"] for row in rows for found in row["rewards"].values())
 
 
 def _snippet(info: dict[str, Any], base_model: str | None, base: str | None, prompts: Sequence[str]) -> dict[str, Any]:

@@ -17,19 +17,16 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """
-    Describes software and hardware.
-
-    Returns:
-        `dict`: `es_trl` (version), `git_commit` of the checkout es_trl is used from (`None` when installed from a
-            package; ends in `+changes` when files differ from the commit), `python`, `platform`, `packages` (name to
-            version), `cpu`, `cpu_cores`, `threads` (of torch), `memory_gb` (of the machine), `gpus` (names),
-            `gpu_memory_gb` (of each), `cuda` (that torch was built for).
+    Software and hardware. `git_commit` is that of the checkout es_trl is used from (`None` when installed from a
+    package; ends in `+changes` when files differ from the commit), `threads` torch's, `memory_gb` the machine's,
+    `gpu_memory_gb` that of each GPU, and `cuda` what torch was built for.
     """
     import psutil
     import torch
 
     from ..version import __version__
 
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "es_trl": __version__,
         "git_commit": _git_commit(Path(__file__).parents[2]),
@@ -40,10 +37,8 @@ def environment() -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "gpu_memory_gb": [
-            round(torch.cuda.get_device_properties(i).total_memory / 1e9, 1) for i in range(torch.cuda.device_count())
-        ],
+        "gpus": [gpu.name for gpu in gpus],
+        "gpu_memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
         "cuda": torch.version.cuda,
     }
 

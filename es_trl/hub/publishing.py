@@ -18,14 +18,9 @@ logger = logging.getLogger(__name__)
 
 # What a repository holds; anything else in the run folder (logs, tracker files, checkpoints) stays at home.
 PUBLISHED = (
-    "README.md",
-    LORA_WEIGHTS_NAME,
-    "es_config.json",
-    "env.json",
-    "eval.json",
-    "samples/*.jpg",
-    "samples/metadata.jsonl",
-)
+    "README.md", LORA_WEIGHTS_NAME, "es_config.json", "env.json", "eval.json",
+    "samples/*.jpg", "samples/metadata.jsonl",
+)  # fmt: skip
 # What was found with one adapter and says nothing about another one.
 _OF_ONE_ADAPTER = ("eval.json", "samples/before_after.jpg", "samples/adapter-*.jpg")
 
@@ -41,8 +36,7 @@ def collect(
     adapter than the one they would be published with stay where they are, with a warning.
 
     Args:
-        folder (`str`): A run folder or a checkpoint.
-        destination (`str`): Where to; made if it is not there.
+        folder, destination (`str`): A run folder or a checkpoint, and where to.
         only (`str`, *optional*): A pattern that narrows it down further.
         adapter (`str`, *optional*): The folder of the adapter they go with; `folder` by default.
 
@@ -96,16 +90,8 @@ def without_home(text: str) -> str:
 
 def open_repository(api: Any, name: str, private: bool | None = None, revision: str | None = None) -> str:
     """
-    Creates a model repository, and the branch `revision`, unless they exist.
-
-    Args:
-        api (`huggingface_hub.HfApi`): Says as whom.
-        name (`str`): `owner/name`, or a name below the account of the token.
-        private (`bool`, *optional*): Of a repository that is created; by default what its owner has set.
-        revision (`str`, *optional*): Branch to push to.
-
-    Returns:
-        `str`: The full id, `owner/name`.
+    Creates the model repository `name` (its owner is that of the token where none is named), and the branch
+    `revision`, unless they exist; returns the full id. `private` is by default what the owner has set.
     """
     repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
     if revision and revision != "main" and not revision.startswith("refs/"):
@@ -141,8 +127,7 @@ def reason_of(error: Exception) -> str:
 
     text = redact(", from ".join(_first_line(e) for e in (error, error.__cause__) if e is not None))
     token = get_token()
-    if token:
-        text = text.replace(token, "***")
+    text = text.replace(token, "***") if token else text
     status = getattr(getattr(error, "response", None), "status_code", None)
     hints = {
         401: "run `hf auth login` or set HF_TOKEN",

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
@@ -22,6 +23,14 @@ logger = logging.getLogger(__name__)
 OPEN_SECONDS = 60  # for creating or finding the repository
 PUSH_SECONDS = 3600  # for an upload, where training would wait for it
 TO_PUSH = "to_push"  # below output_dir: the clean copy of what could not be pushed
+
+
+class _Place(NamedTuple):
+    """Where a push goes, and as whom."""
+
+    token: str | None
+    private: bool | None
+    revision: str | None
 
 
 class HubPusher:
@@ -56,13 +65,10 @@ class HubPusher:
     def open(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository; a Hub that cannot be reached is a warning, and the next push tries again."""
         try:
-            self._open(token, private)
+            self._open(self._place(token, private))
         except Exception as error:  # network, rights, a bad name: none of them may cost the training
-            logger.warning(
-                "The Hub repository %s cannot be opened now (%s). Training goes on; each push tries again.",
-                self.repo_name,
-                reason_of(error),
-            )
+            why = f"{self.repo_name} cannot be opened now ({reason_of(error)})"
+            logger.warning("The Hub repository %s. Training goes on; each push tries again.", why)
 
     def push(self, message: str, blocking: bool, token=None, revision=None, private=None, **card):
         """
@@ -72,34 +78,31 @@ class HubPusher:
         Returns:
             `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
         """
-        folder, away = self.args.output_dir, None
+        folder, place = self.args.output_dir, self._place(token, private, revision)
+        failure: Exception | None = None
         try:
-            self._open(token, private, revision)
+            self._open(place)
         except Exception as error:
-            away = error
+            failure = error
         self.write_card(output_dir=folder, **card)
         self.finish()
         clean = tempfile.mkdtemp(prefix="es_trl-push-")
         collect(folder, clean)
-        if away is not None:
-            self._report_failure(away, clean, folder, revision, private, last=True)
-            return None
-        push = self._upload(clean, folder, message, token, revision, private, last=True)
-        if not blocking:
-            return push
-        try:
-            return self._wait(push, PUSH_SECONDS)
-        except TimeoutError as error:
-            self._report_failure(error, clean, folder, revision, private, last=True)
-            return None
+        if failure is None:
+            push = self._upload(clean, folder, message, place, last=True)
+            try:
+                return self._wait(push, PUSH_SECONDS) if blocking else push
+            except TimeoutError as error:
+                failure = error
+        self._report_failure(failure, clean, folder, place, last=True)
+        return None
 
     def push_checkpoint(self, checkpoint: str, step: int) -> None:
         """The checkpoint's adapter and card become the repository's newest state, while training goes on."""
         if self.args.hub_strategy == HubStrategy.END:
             return
         self._under_way = [push for push in self._under_way if not push.done()]
-        busy = bool(self._under_way)
-        if busy and not self.args.hub_always_push:
+        if self._under_way and not self.args.hub_always_push:
             logger.info("Step %d is not pushed: the push before is still under way.", step)
             return
         folder = tempfile.mkdtemp(prefix="es_trl-push-")
@@ -111,9 +114,9 @@ class HubPusher:
                 last = self.args.hub_strategy == HubStrategy.CHECKPOINT
                 copy_checkpoint(checkpoint, folder, "last-checkpoint" if last else None)
         except OSError as error:
-            self._report_failure(error, folder, checkpoint)
+            self._report_failure(error, folder, checkpoint, self._place())
             return
-        self._under_way.append(self._upload(folder, checkpoint, f"Training in progress, step {step}"))
+        self._under_way.append(self._upload(folder, checkpoint, f"Training in progress, step {step}", self._place()))
 
     def finish(self) -> None:
         """Waits for the pushes of checkpoints, which the end of the program would cut off."""
@@ -124,17 +127,16 @@ class HubPusher:
             logger.warning("A push of a checkpoint is given up: %s.", error)
         self._under_way = []
 
-    def _open(self, token=None, private=None, revision=None) -> None:
-        def find():
-            return open_repository(
-                HfApi(token=token),
-                self.repo_name,
-                self.args.hub_private_repo if private is None else private,
-                revision or self.args.hub_revision,
-            )
+    def _place(self, token: str | None = None, private: bool | None = None, revision: str | None = None) -> _Place:
+        private = self.args.hub_private_repo if private is None else private
+        return _Place(token, private, revision or self.args.hub_revision)
 
+    def _find(self, place: _Place) -> str:
+        return open_repository(HfApi(token=place.token), self.repo_name, place.private, place.revision)
+
+    def _open(self, place: _Place) -> None:
         limit_waiting()
-        self.repo_id = self._wait(self._api.run_as_future(find), OPEN_SECONDS)
+        self.repo_id = self._wait(self._api.run_as_future(self._find, place), OPEN_SECONDS)
 
     def _wait(self, future: Future, seconds: float):
         """
@@ -149,22 +151,20 @@ class HubPusher:
             self._api = HfApi()
             raise TimeoutError(f"the Hub did not answer for {seconds:g} seconds") from None
 
-    def _upload(self, folder, source, message, token=None, revision=None, private=None, last=False) -> Future:
-        """A future that is None when the upload of `folder`, a clean copy of `source`, has failed."""
-        revision = revision or self.args.hub_revision
+    def _upload(self, clean: str, source: str, message: str, place: _Place, last: bool = False) -> Future:
+        """A future that is None when the upload of `clean`, a copy of `source`, has failed."""
 
         def upload():
             try:
                 if self.repo_id is None:
-                    own = self.args.hub_private_repo if private is None else private
-                    self.repo_id = open_repository(HfApi(token=token), self.repo_name, own, revision)
-                commit = HfApi(token=token).upload_folder(
-                    repo_id=self.repo_id, folder_path=folder, commit_message=message, revision=revision
+                    self.repo_id = self._find(place)
+                commit = HfApi(token=place.token).upload_folder(
+                    repo_id=self.repo_id, folder_path=clean, commit_message=message, revision=place.revision
                 )
             except Exception as error:
-                self._report_failure(error, folder, source, revision, private, last)
+                self._report_failure(error, clean, source, place, last)
                 return None
-            for done in (folder, os.path.join(self.args.output_dir, TO_PUSH)):
+            for done in (clean, os.path.join(self.args.output_dir, TO_PUSH)):
                 shutil.rmtree(done, ignore_errors=True)
             self.failed = False
             logger.info("Pushed to %s", commit.commit_url)
@@ -172,26 +172,19 @@ class HubPusher:
 
         return self._api.run_as_future(upload)
 
-    def _report_failure(self, error, clean, source, revision=None, private=None, last=False) -> None:
+    def _report_failure(self, error, clean: str, source: str, place: _Place, last: bool = False) -> None:
         """Keeps the clean copy, which alone may leave this machine, and says how it is pushed later."""
         self.failed = True
-        private = self.args.hub_private_repo if private is None else private
         kept = os.path.join(self.args.output_dir, TO_PUSH)
         try:
             shutil.rmtree(kept, ignore_errors=True)
             shutil.move(clean, kept)
-            command = retry_command(self.repo_name, kept, revision or self.args.hub_revision, private)
-            how = f"push it with: {command}"
+            how = f"push it with: {retry_command(self.repo_name, kept, place.revision, place.private)}"
         except OSError as failure:
             how = f"its copy for the Hub could not be kept ({failure}): call push_to_hub again."
-        logger.log(
-            logging.ERROR if last else logging.WARNING,
-            "Pushing to the Hub failed (%s). %s%s is safe; %s",
-            reason_of(error),
-            "" if last else "Training goes on. ",
-            source,
-            how,
-        )
+        safe = f"{'' if last else 'Training goes on. '}{source} is safe; {how}"
+        logger.log(logging.ERROR if last else logging.WARNING, "Pushing to the Hub failed (%s). %s",
+                   reason_of(error), safe)  # fmt: skip
 
 
 def copy_checkpoint(checkpoint: str | os.PathLike, destination: str, name: str | None = None) -> None:
