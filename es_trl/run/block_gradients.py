@@ -5,35 +5,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from .processes import Peers
+
 
 class BlockGradients:
     """
-    Sums the gradients of blocks of work in the order of the blocks, whoever computed them: any number of processes
-    ends with the same numbers, bit by bit.
-
-    Args:
-        parameters (`Sequence[nn.Parameter]`): What gradients are of.
-        blocks (`Sequence[int]`): All blocks of the update, in order.
-        owner (`Callable`): Block to process.
-        process_index, num_processes (`int`): This process and how many there are.
-        gather (`Callable`): A tensor to `(W, *tensor.shape)`, that of every process.
+    Sums the gradients of `blocks` of work in the order of the blocks, whoever computed them: any number of processes
+    ends with the same numbers, bit by bit. `owner` gives the process of a block.
 
     Attributes:
         is_finite (`bool`): Whether the sum is, once it has been written.
     """
 
     def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        blocks: Sequence[int],
-        owner: Callable[[int], int],
-        process_index: int,
-        num_processes: int,
-        gather: Callable[[torch.Tensor], torch.Tensor],
+        self, parameters: Sequence[nn.Parameter], blocks: Sequence[int], owner: Callable[[int], int], peers: Peers
     ):
         self.parameters: list[nn.Parameter] = list(parameters)
-        self.blocks, self.owner, self.gather = list(blocks), owner, gather
-        self.process_index, self.num_processes = process_index, num_processes
+        self.blocks, self.owner, self.peers = list(blocks), owner, peers
         self.kept = [parameter.grad for parameter in self.parameters]
         self.total: torch.Tensor | None = None
         self.own: list[torch.Tensor] = []
@@ -42,7 +30,7 @@ class BlockGradients:
     @property
     def mine(self) -> list[int]:
         """The blocks of this process, in order."""
-        return [block for block in self.blocks if self.owner(block) == self.process_index]
+        return [block for block in self.blocks if self.owner(block) == self.peers.process_index]
 
     def begin_block(self) -> None:
         """Before the backward passes of a block of this process."""
@@ -52,7 +40,7 @@ class BlockGradients:
     def end_block(self) -> None:
         """After them."""
         flat = torch.cat([p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in self.parameters])
-        if self.num_processes == 1:
+        if self.peers.num_processes == 1:
             self.total = flat if self.total is None else self.total + flat
         else:
             self.own.append(flat)
@@ -69,12 +57,12 @@ class BlockGradients:
             offset += parameter.numel()
 
     def _sum_in_order(self) -> torch.Tensor:
-        of_process = [[b for b in self.blocks if self.owner(b) == w] for w in range(self.num_processes)]
+        of_process = [[b for b in self.blocks if self.owner(b) == w] for w in range(self.peers.num_processes)]
         rounds = max(len(blocks) for blocks in of_process)
         empty = torch.zeros(sum(p.numel() for p in self.parameters), device=self.parameters[0].device)
         by_block: dict[int, torch.Tensor] = {}
         for index in range(rounds):
-            everyone = self.gather(self.own[index] if index < len(self.own) else empty)
+            everyone = self.peers.gather(self.own[index] if index < len(self.own) else empty)
             by_block |= {blocks[index]: everyone[w] for w, blocks in enumerate(of_process) if index < len(blocks)}
         total = None
         for block in self.blocks:

@@ -252,9 +252,9 @@ def check_trainer_state(directory: str | os.PathLike) -> int:
     """
     state, known = read_json(directory, STATE_JSON), {field.name for field in dataclasses.fields(TrainerState)}
     steps = [state.get(name) for name in ("global_step", "max_steps")]
-    if not state.keys() <= known or any(type(step) is not int or step < 0 for step in steps):
-        raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
-    if not isinstance(state.get("log_history"), list) or not isinstance(state.get("stateful_callbacks"), dict):
+    counts = all(type(step) is int and step >= 0 for step in steps)
+    lists = isinstance(state.get("log_history"), list) and isinstance(state.get("stateful_callbacks"), dict)
+    if not (state.keys() <= known and counts and lists):
         raise CheckpointCorrupt(f"{Path(directory, STATE_JSON)} is not the state of a Trainer.")
     return state["global_step"]
 

@@ -141,7 +141,7 @@ class Checkpoints:
         """Writes the checkpoint of this step, whole or not at all."""
         trainer = self.trainer
         if trainer.journal is not None:
-            trainer.journal.sync()  # a checkpoint never stands without the lines that led to it
+            trainer.journal.journal.sync()  # a checkpoint never stands without the lines that led to it
         with writing_checkpoint(self.folder) as directory:
             write_run_files(trainer, directory)
             logs = {

@@ -35,17 +35,10 @@ LEFT_BY_A_RUN = (
     "README.md", "es_config.json", "env.json", "eval.json", "eval.md", "scores.parquet", "prompts.jsonl",
     "trainer_state.json", "running.json", "training_args.bin", "rerun.yaml", "to_push",
 )  # fmt: skip
-ASIDE = "earlier-{}"
 
 
 class RunFolder:
-    """
-    Where a run writes.
-
-    Args:
-        path (`str`): `output_dir`.
-        save_failure (`str`): `"raise"` or `"warn"`, as in [`DiffusionConfig`].
-    """
+    """Where a run writes: its `output_dir` and its `save_failure`, as in [`DiffusionConfig`]."""
 
     def __init__(self, path: str, save_failure: str = "raise"):
         self.path, self.save_failure, self.lock = path, save_failure, FolderLock(path)
@@ -58,21 +51,18 @@ class RunFolder:
         """
         folder = Path(self.path)
         found = sorted({path for pattern in LEFT_BY_A_RUN for path in folder.glob(pattern)})
-        if not [path for path in found if path.name != "rerun.yaml"]:
+        if all(path.name == "rerun.yaml" for path in found):
             return
         number = 1
-        while os.path.lexists(aside := folder / ASIDE.format(number)):
+        while os.path.lexists(aside := folder / f"earlier-{number}"):
             number += 1
         aside.mkdir()
         for path in found:
             os.replace(path, aside / path.name)
+        some = ", ".join([path.name for path in found[:4]] + ["..."] * (len(found) > 4))
         logger.warning(
-            "%s held an earlier run. Its %d files and folders (%s%s) are now in %s; this run starts afresh.",
-            folder,
-            len(found),
-            ", ".join(path.name for path in found[:4]),
-            ", ..." if len(found) > 4 else "",
-            aside,
+            f"{folder} held an earlier run. Its {len(found)} files and folders ({some}) are now in {aside}; this run "
+            "starts afresh."
         )
 
     @contextmanager

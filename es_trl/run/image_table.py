@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,6 @@ def write_table(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None
             columns[name] = pa.array(values)
         except (pa.ArrowException, OverflowError):
             columns[name] = pa.array([None if value is None else str(value) for value in values])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
         parquet.write_table(pa.table(columns), temporary)
 

@@ -31,23 +31,14 @@ class JournalCallback(TrainerCallback):
         self.theta = tensor_digest(self.trainer.adapter.theta)
 
     def on_substep_end(self, args, state, control, **kwargs):
-        self.write()
+        done = self.trainer.last_step  # `theta` is what its population was drawn around
+        self.journal.write(done.step, done.micro, done.batch.prompts, self.theta, done.scores)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.write()
+    on_pre_optimizer_step = on_substep_end  # the step's last prompt batch
 
     def on_train_end(self, args, state, control, **kwargs):
         with self.trainer.folder.may_fail(f"The last lines of {JOURNAL}"):
-            self.sync()
-
-    def sync(self) -> None:
-        """Brings all lines to the disk, or raises `OSError`."""
-        self.journal.sync()
-
-    def write(self) -> None:
-        """The line of the last prompt batch; `theta` is what its population was drawn around."""
-        done = self.trainer.last_step
-        self.journal.write(done.step, done.micro, done.batch.prompts, self.theta, done.scores)
+            self.journal.sync()
 
     def record(self) -> dict[str, Any]:
         """What the journal opens with: all that a replay needs beside the scores."""

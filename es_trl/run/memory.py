@@ -44,12 +44,7 @@ class MembersInMemory:
         return [list(members[i : i + size]) for i in range(0, len(members), size)]
 
     def halve(self, members: int, images: int) -> None:
-        """
-        Takes note that `members` with `images` pictures each did not fit.
-
-        Raises:
-            `RuntimeError`: if it was a single one.
-        """
+        """Notes that `members` with `images` pictures each did not fit; a `RuntimeError` if it was a single one."""
         if members == 1:
             raise RuntimeError(
                 f"Out of memory with a single member of {images} images per forward. Lower prompts_per_step or "
@@ -60,9 +55,6 @@ class MembersInMemory:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning(
-            "Out of memory with %d members per forward: %d from here on. Images are the same up to rounding; set "
-            "members_per_forward=%d for runs that are the same bit by bit.",
-            members,
-            self.limit,
-            self.limit,
+            f"Out of memory with {members} members per forward: {self.limit} from here on. Images are the same up to "
+            f"rounding; set members_per_forward={self.limit} for runs that are the same bit by bit."
         )

@@ -1,5 +1,6 @@
 """Several processes: only scores travel, all of them stop together, and one that is gone is named."""
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -71,13 +72,8 @@ class Peers:
 
     def tell(self, error: Exception, what: str, timeout: float = LAST_WORDS_SECONDS) -> None:
         """
-        Quotes an error of this process to the others at their next meeting, wherever that is; once, and not one that
-        came from them.
-
-        Args:
-            error (`Exception`): What ends this process.
-            what (`str`): The work that it was doing.
-            timeout (`float`, *optional*): Seconds to wait for the others.
+        Quotes an error of this process, at the work `what`, to the others at their next meeting, wherever that is;
+        once, and not one that came from them. Waits `timeout` seconds for them.
         """
         if self.num_processes == 1 or any(e is self._told or isinstance(e, PeerFailed) for e in _causes(error)):
             return
@@ -161,11 +157,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -> None:
     """
-    `accelerate launch --cpu --num_processes 2` starts one process and says nothing.
-
-    Args:
-        world_size (`int`): Processes that run.
-        command (`list[str]`, *optional*): The launching command line; that of the parent process by default.
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing. `command` is the launching command
+    line, by default that of the parent process.
     """
     if command is None:
         try:
@@ -174,35 +167,21 @@ def warn_if_fewer_processes(world_size: int, command: list[str] | None = None) -
             return
     if not any("accelerate" in word for word in command[:3]):
         return
-    for option in ("--num_processes", "--num-processes"):
-        if option in command[:-1]:
-            asked = command[command.index(option) + 1]
-            if asked.isdigit() and int(asked) > world_size:
-                logger.warning(
-                    "accelerate was asked for %s processes but only %d runs: on CPU use `torchrun --nproc_per_node "
-                    "%s` (or `accelerate launch --multi_gpu --num_processes %s`).",
-                    asked,
-                    world_size,
-                    asked,
-                    asked,
-                )
+    for option, asked in itertools.pairwise(command):
+        if option in ("--num_processes", "--num-processes") and asked.isdigit() and int(asked) > world_size:
+            logger.warning(
+                f"accelerate was asked for {asked} processes but only {world_size} runs: on CPU use `torchrun "
+                f"--nproc_per_node {asked}` (or `accelerate launch --multi_gpu --num_processes {asked}`)."
+            )
 
 
 def warn_if_idle(num_processes: int, shares: int, raise_field: str, lower_field: str) -> None:
     """
-    Says it if a step has fewer pieces of work than there are processes: the result would be the same, the wait too.
-
-    Args:
-        num_processes (`int`): How many there are.
-        shares (`int`): Pieces that a step is dealt out in.
-        raise_field, lower_field (`str`): Settings that make more pieces when raised or lowered.
+    Says it if a step is dealt out in fewer `shares` than there are processes: the result would be the same, the wait
+    too. The two settings make more of them when raised or lowered.
     """
     if shares < num_processes:
         logger.warning(
-            "Only %d of %d processes have work in a step: raise %s or lower %s, so that there are at least as many "
-            "pieces of work as processes.",
-            shares,
-            num_processes,
-            raise_field,
-            lower_field,
+            f"Only {shares} of {num_processes} processes have work in a step: raise {raise_field} or lower "
+            f"{lower_field}, so that there are at least as many pieces of work as processes."
         )

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
-from .closing import closing_lines
+from .results import closing_lines
 
 
 class StepProgressCallback(ProgressCallback):

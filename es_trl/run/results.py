@@ -1,6 +1,7 @@
 """What a run says about itself: the evaluation against the base, the before/after picture, the model card."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ from ..evaluation import (
     evaluate,
     first_look,
     load_judge,
+    paired_difference,
     save_pictures,
     write_files,
 )
 from ..files import write_text
-from ..formatting import interval, number
+from ..formatting import interval, number, percent
 from ..hub import drawn_with, model_card, stamp
 from ..pictures import save_jpeg
 from .settings import run_config
@@ -80,13 +82,7 @@ class Results:
         return means | {"eval_reward": base.mean_total("base")}
 
     def evaluate_adapter(self, dataset: Dataset) -> dict[str, float]:
-        """
-        Draws prompts with the current adapter, unperturbed, and scores them with all reward functions.
-
-        Returns:
-            `dict[str, float]`: `reward` (the weighted sum that is trained), `rewards/<name>/mean` for every function,
-            optimised or held out, `images_per_second`; with several images per prompt `diversity`.
-        """
+        """What [`DiffusionTrainer.evaluate`] returns, without the prefix."""
         trainer, started = self.trainer, time.perf_counter()
         with trainer.peers.together(f"the evaluation at step {trainer.state.global_step}"):
             columns = columns_of(dataset)
@@ -256,6 +252,37 @@ class Results:
             )
             return
         write_text(os.path.join(output_dir, "README.md"), str(card))
+
+
+def closing_lines(trainer) -> list[str]:
+    """Two lines; every process takes part, since the evaluation prompts are drawn once more where that is needed."""
+    folder = trainer.args.output_dir
+    where = f"All of it is in {folder}; save_model() writes the adapter and its card, es-trl report {folder} the page."
+    if trainer.test_dataset is not None:  # the comparison on the test prompts follows
+        return [f"All of it is in {folder}."]
+    if trainer.eval_dataset is None:
+        return ["Nothing was compared with the base: give eval_dataset, or call compare_with_base(prompts).", where]
+    return [gain_line(trainer), where]
+
+
+def gain_line(trainer) -> str:
+    """The trained reward on the evaluation prompts, the adapter against the base from the same noise."""
+    dataset = trainer.eval_dataset
+    columns = columns_of(dataset)
+    with trainer.peers.together("the last look at the evaluation prompts"):
+        now = trainer.results.last
+        fresh = trainer.results.last_step == trainer.state.global_step and not trainer.args.load_best_model_at_end
+        if not fresh or list(now.prompts) != list(dataset["prompt"]):
+            now = trainer.results.evaluate(EvaluationRow("adapter"), dataset["prompt"], columns)
+        base = trainer.results.base(dataset["prompt"], columns)
+    after, before = now.total(now.scores["adapter"]), base.total(base.scores["base"])
+    found = paired_difference(after, before)
+    name = trainer.rewards.names[0] if len(trainer.rewards) == 1 else "the trained sum"
+    text = f"On {found.prompts} evaluation prompts {name} went from {number(base.mean_total('base'))} to "
+    text += f"{number(now.mean_total('adapter'))}: {number(found.delta, sign=True)}"
+    if math.isnan(found.low):
+        return f"{text}, on too few prompts for an interval."
+    return f"{text}{interval(found.low, found.high)}, better on {percent(found.win_rate, 0)} of them."
 
 
 def columns_of(dataset: Dataset) -> dict[str, list]:

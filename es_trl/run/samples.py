@@ -69,9 +69,8 @@ class SampleCallback(TrainerCallback):
         batch = self.trainer.args.per_device_eval_batch_size
         self.trainer.prompt_blocks.encode(self.prompts)
         images = []
-        for i in range(0, len(self.prompts), batch):
-            columns = {name: values[i : i + batch] for name, values in self.columns.items()}
-            part = slice(i, i + batch)
+        for part in (slice(i, i + batch) for i in range(0, len(self.prompts), batch)):
+            columns = {name: values[part] for name, values in self.columns.items()}
             images += self.trainer.adapter.generate(self.prompts[part], generators[part], columns=columns)
         return [still_of(image) for image in images]
 
@@ -107,17 +106,10 @@ class SampleCallback(TrainerCallback):
         own = trainer.population.columns(first, len(last.batch))
         columns = own[:MAX_MEMBER_COLUMNS]
         prompts = [last.batch.prompts[j] for j in columns]
-        rows = [
-            (
-                label,
-                float(last.fitness.rewards[i].nanmean()),
-                [
-                    still_of(sample)
-                    for sample in trainer.rollout.draw([i], last.batch, last.factors, last.step, last.micro, columns)
-                ],
-            )
-            for label, i in chosen.items()
-        ]
+        rows = []
+        for label, i in chosen.items():
+            drawn = trainer.rollout.draw([i], last.batch, last.factors, last.step, last.micro, columns)
+            rows.append((label, float(last.fitness.rewards[i].nanmean()), [still_of(sample) for sample in drawn]))
         title = None if len(own) == len(columns) else f"rewards are means over all {len(own)} pictures of a member"
         strip = member_strip(rows, prompts, title)
         name = f"members-{step:06d}"
@@ -136,7 +128,6 @@ class SampleCallback(TrainerCallback):
     def _save(self, sheet, name: str, step: int, entry: dict) -> None:
         """Writes a sheet and its line of the metadata, in place of what a run that was resumed had drawn later."""
         metadata = self._path("metadata.jsonl")
-        os.makedirs(os.path.dirname(metadata), exist_ok=True)
         save_jpeg(sheet, self._path(name))
         entries = []
         if os.path.exists(metadata):

@@ -1,17 +1,14 @@
 """Pictures and histograms for the trackers that the Trainer reports to; scalars go through its own callbacks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..hub import md_escape
 from ..hub.tables import table
@@ -19,6 +16,8 @@ from ..pictures import rgb
 
 
 logger = logging.getLogger(__name__)
+
+TRACKERS = (TensorBoardCallback, TrackioCallback, WandbCallback)  # that take pictures
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -35,8 +34,7 @@ def check_trackers(report_to: Sequence[str]) -> None:
 
 def has_tracker(trainer: Trainer) -> bool:
     """Whether this process reports to a tracker that takes pictures."""
-    kinds = (TensorBoardCallback, TrackioCallback, WandbCallback)
-    return trainer.is_world_process_zero() and any(isinstance(c, kinds) for c in trainer.callback_handler.callbacks)
+    return trainer.is_world_process_zero() and any(isinstance(c, TRACKERS) for c in trainer.callback_handler.callbacks)
 
 
 def tracker_urls(trainer: Trainer) -> dict[str, str]:
@@ -53,75 +51,75 @@ def tracker_urls(trainer: Trainer) -> dict[str, str]:
 
 def log_media(
     trainer: Trainer,
-    images: dict[str, tuple[Image.Image, str]] | None = None,
+    images: dict[str, tuple[Image.Image, str]],
     histograms: dict[str, Sequence[float]] | None = None,
     step: int | None = None,
 ) -> None:
     """
-    Sends pictures and histograms to every tracker of `trainer`.
-
-    Args:
-        trainer (`Trainer`): Its callbacks say where to.
-        images (`dict[str, tuple[PIL.Image.Image, str]]`, *optional*): Picture and caption by name.
-        histograms (`dict[str, Sequence[float]]`, *optional*): Finite values by name.
-        step (`int`, *optional*): Whose they are; the last finished step by default.
+    Sends pictures (with their captions, by name) and histograms of finite values to every tracker of `trainer`, as
+    those of `step`, by default the last finished one.
     """
-    images, histograms = images or {}, histograms or {}
+    histograms = histograms or {}
     step = trainer.state.global_step if step is None else step
-    for callback in trainer.callback_handler.callbacks:
-        try:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                for name, (image, _) in images.items():
-                    callback.tb_writer.add_image(name, np.asarray(rgb(image)), step, dataformats="HWC")
-                for name, values in histograms.items():
-                    callback.tb_writer.add_histogram(name, np.asarray(values), step)
-            elif isinstance(callback, WandbCallback | TrackioCallback):
-                _log_to_run(callback, images, histograms, step)
-        except Exception as error:  # a tracker must never end a training
-            logger.warning("Pictures of step %d did not reach %s: %s", step, type(callback).__name__, error)
+
+    def send(callback) -> None:
+        if isinstance(callback, TensorBoardCallback):
+            for name, (image, _) in images.items():
+                callback.tb_writer.add_image(name, np.asarray(rgb(image)), step, dataformats="HWC")
+            for name, values in histograms.items():
+                callback.tb_writer.add_histogram(name, np.asarray(values), step)
+            return
+        tracker = callback._wandb if isinstance(callback, WandbCallback) else callback._trackio
+        data = {name: tracker.Image(image, caption=caption) for name, (image, caption) in images.items()}
+        data |= {name: tracker.Histogram(list(values)) for name, values in histograms.items()}
+        # The Trainer's own wandb axis; trackio has steps of its own and takes them as an argument.
+        if isinstance(callback, WandbCallback):
+            tracker.log(data | {"train/global_step": step})
+        else:
+            tracker.log(data, step=step)
+
+    _to_all(trainer, f"Pictures of step {step}", send)
 
 
 def send_alert(trainer: Trainer, title: str, text: str) -> None:
     """An alert on those trackers of `trainer` that have alerts: wandb and trackio."""
-    if not trainer.is_world_process_zero():
-        return
-    for callback in trainer.callback_handler.callbacks:
-        try:
-            if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
-                callback._wandb.run.alert(title=title, text=text, level="WARN")
-            elif isinstance(callback, TrackioCallback) and hasattr(callback._trackio, "alert"):
-                callback._trackio.alert(title=title, text=text)
-        except Exception as error:  # a tracker must never end a training
-            logger.warning("An alert did not reach %s: %s", type(callback).__name__, error)
+
+    def send(callback) -> None:
+        if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
+            callback._wandb.run.alert(title=title, text=text, level="WARN")
+        elif isinstance(callback, TrackioCallback) and hasattr(callback._trackio, "alert"):
+            callback._trackio.alert(title=title, text=text)
+
+    if trainer.is_world_process_zero():
+        _to_all(trainer, "An alert", send)
 
 
 def log_table(trainer: Trainer, name: str, rows: Sequence[dict[str, Any]]) -> None:
     """Sends a table, a dict per row, of the current step to every tracker of `trainer`; TensorBoard gets Markdown."""
     step, columns = trainer.state.global_step, list(rows[0])
     data = [[row[column] for column in columns] for row in rows]
+
+    def send(callback) -> None:
+        if isinstance(callback, TensorBoardCallback):
+            cells = [[md_escape(value) for value in row] for row in data]
+            callback.tb_writer.add_text(name, table([md_escape(column) for column in columns], cells), step)
+        elif isinstance(callback, WandbCallback):
+            found = callback._wandb.Table(columns=columns, data=data)
+            callback._wandb.log({name: found, "train/global_step": step})
+        else:
+            import pandas
+
+            frame = pandas.DataFrame(data, columns=columns)
+            callback._trackio.log({name: callback._trackio.Table(dataframe=frame)}, step=step)
+
+    _to_all(trainer, f"The table of step {step}", send)
+
+
+def _to_all(trainer: Trainer, what: str, send: Callable[[Any], None]) -> None:
     for callback in trainer.callback_handler.callbacks:
-        try:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                cells = [[md_escape(value) for value in row] for row in data]
-                callback.tb_writer.add_text(name, table([md_escape(column) for column in columns], cells), step)
-            elif isinstance(callback, WandbCallback):
-                found = callback._wandb.Table(columns=columns, data=data)
-                callback._wandb.log({name: found, "train/global_step": step})
-            elif isinstance(callback, TrackioCallback):
-                import pandas
-
-                frame = pandas.DataFrame(data, columns=columns)
-                callback._trackio.log({name: callback._trackio.Table(dataframe=frame)}, step=step)
-        except Exception as error:  # a tracker must never end a training
-            logger.warning("The table of step %d did not reach %s: %s", step, type(callback).__name__, error)
-
-
-def _log_to_run(callback, images: dict, histograms: dict, step: int) -> None:
-    tracker = callback._wandb if isinstance(callback, WandbCallback) else callback._trackio
-    data = {name: tracker.Image(image, caption=caption) for name, (image, caption) in images.items()}
-    data |= {name: tracker.Histogram(list(values)) for name, values in histograms.items()}
-    # The Trainer's own wandb axis; trackio has steps of its own and takes them as an argument.
-    if isinstance(callback, WandbCallback):
-        tracker.log(data | {"train/global_step": step})
-    else:
-        tracker.log(data, step=step)
+        written = not isinstance(callback, TensorBoardCallback) or callback.tb_writer is not None
+        if isinstance(callback, TRACKERS) and written:
+            try:
+                send(callback)
+            except Exception as error:  # a tracker must never end a training
+                logger.warning("%s did not reach %s: %s", what, type(callback).__name__, error)

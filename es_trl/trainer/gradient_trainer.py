@@ -73,9 +73,7 @@ class GradientTrainer(DiffusionTrainer):
 
     def block_gradients(self, blocks: Sequence[int]) -> BlockGradients:
         """Collects the gradients of `blocks`, this process's and the others'."""
-        args = self.args
-        theta = list(self.adapter.theta.values())
-        return BlockGradients(theta, blocks, self.owner, args.process_index, args.world_size, self.peers.gather)
+        return BlockGradients(list(self.adapter.theta.values()), blocks, self.owner, self.peers)
 
     def write_gradient(self, gradients: BlockGradients) -> None:
         """
