@@ -2,12 +2,14 @@
 those that every method logs."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from ..pipelines.drawing import ODD
+from .memory import peak_memory_gb
 
 
 Sums = dict[str, tuple[float, int]]
@@ -46,6 +48,15 @@ def log_pictures(trainer) -> None:
     for kind, count in zip(ODD, trainer.peers.gather(new).sum(dim=0).tolist(), strict=True):
         if count:
             trainer.add_metric(f"pictures/{kind}", count)
+
+
+def log_cost(trainer, started: float) -> float:
+    """Logs and returns the seconds since `started` (`time.perf_counter()`); also images per second, and memory."""
+    seconds = time.perf_counter() - started
+    trainer.add_metric("step_time", seconds)
+    trainer.add_metric("images_per_second", trainer.images_per_batch / seconds)
+    trainer.add_metric("memory/peak_gb", peak_memory_gb(trainer.args.device))
+    return seconds
 
 
 def log_rewards(

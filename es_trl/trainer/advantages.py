@@ -47,7 +47,7 @@ def group_advantages(rewards: np.ndarray, scale: str = "batch") -> np.ndarray:
         scale (`str`): `"group"`: the standard deviation of the group; `"batch"`: one over all rewards, as in
             Flow-GRPO (arXiv 2505.05470), which does not blow up groups that hardly differ; `"none"`: 1.
     """
-    mean, spread = _moments(rewards)
+    mean, spread = moments(rewards)
     centred = rewards - mean
     if scale == "none":
         return centred
@@ -57,8 +57,8 @@ def group_advantages(rewards: np.ndarray, scale: str = "batch") -> np.ndarray:
     return centred / (spread + EPSILON)
 
 
-def _moments(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation `(P, 1)` of each group, over its finite rewards."""
+def moments(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `(P, 1, ...)` of each group of `(P, G, ...)`, over its finite rewards."""
     finite = np.isfinite(rewards)
     count = np.maximum(finite.sum(axis=1, keepdims=True), 1)
     mean = np.where(finite, rewards, 0.0).sum(axis=1, keepdims=True) / count

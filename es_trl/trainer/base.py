@@ -1,5 +1,6 @@
 """DiffusionTrainer: a `transformers.Trainer` whose model is the adapter of a frozen diffusers pipeline."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..hub.methods import Method
 from ..names import checked
 from ..pipelines import Generator, as_pipeline
 from ..rewards import RewardSet
+from ..rewards.results import refuse_missing
 from ..run.checkpoints import Checkpoints, PendingLogs
 from ..run.early_warning import EarlyWarningCallback
 from ..run.folder import RunFolder
@@ -37,6 +39,8 @@ from .config import DiffusionConfig
 from .inputs import AdapterView, checked_args, checked_datasets, load_adapter, lora_config_of
 from .prompt_batches import PromptBlocks, TellEpoch, prompt_dataloader
 
+
+logger = logging.getLogger(__name__)
 
 RewardFunc = str | Callable[..., Sequence[float | None]]
 
@@ -76,7 +80,6 @@ class DiffusionTrainer(Trainer):
     about = Method("diffusion")
     keeps_journal = False  # whether a run can be replayed from the scores of its `last_step`s
     last_step: Any = None
-    es_space = "lora"
 
     @checked
     def __init__(
@@ -96,14 +99,11 @@ class DiffusionTrainer(Trainer):
         self.rewards = RewardSet(reward_funcs, args.reward_weights, **args.scorer_place, **args.reward_calls)
         self.eval_rewards = self.rewards.with_more(args.eval_reward_funcs or [])
         train_dataset, eval_dataset = self._check_datasets(train_dataset, eval_dataset, args)
-        self.adapter = load_adapter(
-            model, lora_config_of(peft_config, args), args, self._space(args), quantization_config
-        )
+        self.adapter = load_adapter(model, lora_config_of(peft_config, args), args, quantization_config)
         self.prompt_blocks = PromptBlocks(self.adapter.prompts, show=args.process_index == 0 and not args.disable_tqdm)
         self.base_model = model if isinstance(model, str) else self.adapter.base_name
-        self.dataset_name: str | None = None
-        self.test_dataset: Dataset | None = None
-        self._micro_step, self._micro = -1, -1
+        self.name_data()
+        self._micro_step, self._micro, self._warned_constant = -1, -1, False
         self.environment = environment()  # of the code that is loaded now, whatever is checked out by the next save
         self.folder = RunFolder(args.output_dir, args.save_failure)
         self.metrics, self.checkpoints, self.results = Metrics(), Checkpoints(self), Results(self)
@@ -132,9 +132,6 @@ class DiffusionTrainer(Trainer):
 
     def _check_datasets(self, train_dataset, eval_dataset, args: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
         return checked_datasets(train_dataset, eval_dataset, args)
-
-    def _space(self, args: DiffusionConfig) -> str:
-        return self.es_space
 
     def _set_up_pipeline(self) -> None:
         encoders = torch.device(self.args.text_encoder_device or self.args.device)
@@ -301,6 +298,21 @@ class DiffusionTrainer(Trainer):
         logs |= {"num_images": self.images_drawn, "train_time": self.clock.seconds}
         super().log(logs, start_time)
 
+    def warn_once(self, message: str) -> None:
+        """Says once in a run that a step teaches nothing."""
+        if not self._warned_constant:
+            self._warned_constant = True
+            logger.warning("Step %d: %s", self.state.global_step, message)
+
+    def refuse_missing(self, missing: float, what: str, scores, names: Sequence[str], prompt: str) -> None:
+        """Raises `RuntimeError` if more than `max_invalid_fraction` of the step has no finite reward."""
+        step, limit, complaint = (
+            self.state.global_step,
+            self.args.max_invalid_fraction,
+            self.adapter.drawer.complaint(),
+        )
+        refuse_missing(missing, what, scores, names, step, prompt, limit, complaint)
+
     def resume_logs(self, logged: dict[str, Any] | None) -> None:
         """Goes on with what a run had collected since its last log, once the training loop has reset its sums."""
         if logged is not None:
@@ -347,13 +359,9 @@ class DiffusionTrainer(Trainer):
 
     def create_model_card(self, output_dir: str | None = None, **kwargs) -> None:
         """
-        Writes the model card `README.md` (library diffusers, not transformers).
-
-        Args:
-            output_dir (`str`, *optional*): The run folder by default.
-            license (`str`, *optional*): By default that of the base model's card.
-            tags (`str` or `list[str]`, *optional*): Beside those every card has.
-            finetuned_from, dataset_name (`str`, *optional*): By default what the trainer was given.
+        Writes the model card `README.md` (library diffusers, not transformers) into `output_dir`, by default the run
+        folder. `license` is by default that of the base model's card, `tags` come beside those that every card has,
+        and `finetuned_from` and `dataset_name` are what the trainer was given.
         """
         self.results.write_card(output_dir, **kwargs)
 
@@ -373,9 +381,7 @@ class DiffusionTrainer(Trainer):
     ):
         """
         Uploads adapter, card, samples and settings in one commit, as [`~transformers.Trainer.push_to_hub`]. A failed
-        upload is logged with the command that repeats it; the files are safe in `output_dir`.
-
-        Returns: `CommitInfo` (or a future with `blocking=False`), or None if the upload failed.
+        upload is logged with the command that repeats it, and None is returned; the files are safe in `output_dir`.
         """
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():

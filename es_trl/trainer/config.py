@@ -141,6 +141,7 @@ class DiffusionConfig(CheckedArguments):
             Prompts are text: nothing to pin.
     """
 
+    es_space = "lora"  # a setting of the methods that can move something else
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *MAPPINGS]
 
     model_init_kwargs: dict[str, Any] | str | None = setting(

@@ -14,11 +14,13 @@ from ..es import make_generator
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import DenoisingModel, DifferentiableForward, rows_of, watching_layers
+from ..run.metrics import log_cost
 from .base import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .dpo_loss import dpo_loss, draw_noise, pair_errors
-from .dpo_pairs import PICK_A_PIC, Pairs, best_and_worst, check_pairs, columns_of, pictures_of, slices, totals
+from .dpo_pairs import PICK_A_PIC, Pairs, best_and_worst, check_pairs, pictures_of, slices, totals
 from .gradient_trainer import GradientTrainer
+from .prompt_batches import columns_of
 
 
 class DiffusionDPOTrainer(GradientTrainer):
@@ -111,7 +113,7 @@ class DiffusionDPOTrainer(GradientTrainer):
         for name, value in zip(("chosen", "rejected", "margins", "accuracies"), implicit, strict=True):
             self.add_metric(f"rewards/{name}", value if total else math.nan)
         self.add_metric("dpo/gradient_time", time.perf_counter() - gradient_started)
-        self.log_cost(started)
+        log_cost(self, started)
         return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
 
     def _gradient(self, pairs: dict[int, Pairs], blocks: int, total: int, key: tuple[int, int, int]) -> np.ndarray:

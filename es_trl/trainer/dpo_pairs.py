@@ -11,6 +11,7 @@ from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 
 from ..rewards.results import weighted_total
+from .advantages import moments
 
 
 # Pick-a-Pic: two pictures, and 1 if the first one was preferred, 0 if the second, 0.5 for neither.
@@ -52,9 +53,7 @@ def totals(scores: np.ndarray, weights: np.ndarray, aggregation: str) -> np.ndar
     """
     if aggregation == "normalize_then_sum":
         finite = np.isfinite(scores)
-        count = np.maximum(finite.sum(axis=1, keepdims=True), 1)
-        mean = np.where(finite, scores, 0.0).sum(axis=1, keepdims=True) / count
-        centred = np.where(finite, scores - mean, 0.0)
+        centred = np.where(finite, scores - moments(scores)[0], 0.0)
         spread = np.sqrt(np.square(centred).sum(axis=(0, 1)) / np.maximum(finite.sum(axis=(0, 1)), 1))
         scores = np.where(finite, centred / np.where(spread > 0, spread, 1.0), np.nan)
     return weighted_total(scores, weights)
@@ -72,12 +71,6 @@ def best_and_worst(values: np.ndarray) -> list[tuple[int, int, int]]:
             best, worst = finite[row[finite].argmax()], finite[row[finite].argmin()]
             found.append((prompt, int(best), int(worst)))
     return found
-
-
-def columns_of(rows: list[dict], but: tuple[str, ...] = ()) -> dict[str, list]:
-    """What is known of prompts beside their text; without `but`."""
-    names = [name for name in (rows[0] if rows else ()) if name not in ("prompt", *but)]
-    return {name: [row[name] for row in rows] for name in names}
 
 
 # ---- a data set of pairs ----

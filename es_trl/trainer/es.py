@@ -15,9 +15,7 @@ from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, firs
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import calibrate_sigma
-from ..rewards.results import refuse_missing
-from ..run.memory import peak_memory_gb
-from ..run.metrics import log_pictures, log_rewards
+from ..run.metrics import log_cost, log_pictures, log_rewards
 from ..run.processes import warn_if_idle
 from ..run.results import columns_of
 from .base import DiffusionTrainer
@@ -87,21 +85,13 @@ class ESTrainer(DiffusionTrainer):
         self.noise = NoiseBank(config.seed, shapes, config.noise_rank, config.noise_reuse)
         self.scored = self._scored()
         self.watch: Watch | None = None
+        size, place = config.members_per_forward, (config.process_index, config.world_size, self.stopping.check_own)
         self.rollout = PopulationRollout(
-            self.adapter,
-            self.scored.rewards,
-            self.population,
-            config.sigma,
-            config.members_per_forward,
-            config.seed,
-            config.process_index,
-            config.world_size,
-            self.stopping.check_own,
+            self.adapter, self.scored.rewards, self.population, config.sigma, size, config.seed, *place
         )
-        shares = len(self.population.chunks(config.members_per_forward))
+        shares = len(self.population.chunks(size))
         warn_if_idle(config.world_size, shares, "population_size", "members_per_forward")
         self.add_callback(StepCallback(self))
-        self._warned_constant = False
 
     def _check_datasets(self, train_dataset, eval_dataset, args: ESConfig):
         if train_dataset is not None and args.prompts_by_rule:
@@ -164,9 +154,6 @@ class ESTrainer(DiffusionTrainer):
     def run_record(self) -> dict[str, Any]:
         return {"sigma": self.sigma, "scored": self.scored.record()}
 
-    def _space(self, args: ESConfig) -> str:
-        return args.es_space
-
     @property
     def images_per_batch(self) -> int:
         return self.population.size * self.args.images_per_member
@@ -184,15 +171,9 @@ class ESTrainer(DiffusionTrainer):
         noise_seconds = time.perf_counter() - noise_started
         bytes_before = self.peers.bytes_sent
         with self.peers.together(f"step {step}"):
-            scores, times = self.rollout.scores(
-                batch,
-                factors,
-                step,
-                micro,
-                trainer_state=self.state,
-                log_metric=self.add_metric,
-                log_extra_of=self.image_table.extras(step, micro),
-            )
+            context = {"trainer_state": self.state, "log_metric": self.add_metric}
+            extras = self.image_table.extras(step, micro)
+            scores, times = self.rollout.scores(batch, factors, step, micro, log_extra_of=extras, **context)
         update_started = time.perf_counter()
         scores = self._collect(scores)
         accumulation = self.current_gradient_accumulation_steps
@@ -206,9 +187,7 @@ class ESTrainer(DiffusionTrainer):
         prompts = [[batch.prompts[j] for j in self.population.columns(i, len(batch))] for i in range(len(scores))]
         members = np.arange(len(scores))[:, None]
         self.image_table.add(micro, scores, prompt=prompts, member=members, fitness=fitness.values[:, None])
-        seconds = time.perf_counter() - started
-        self.add_metric("step_time", seconds)
-        self.add_metric("images_per_second", self.images_per_batch / seconds)
+        seconds = log_cost(self, started)
         self.add_metric("es/generate_time", times.generate)
         self.add_metric("es/reward_time", times.reward)
         self.add_metric("es/overhead", (noise_seconds + update_seconds) / seconds)
@@ -255,34 +234,16 @@ class ESTrainer(DiffusionTrainer):
         if self.watch is not None:
             columns, weights = self.watch.objective()
         scores = scores[:, :, columns]
-        fitness = compute_fitness(
-            scores,
-            self.population,
-            weights,
-            self.args.scale_rewards,
-            self.args.fitness_shaping,
-            self.args.multi_objective_aggregation,
-        )
+        shaping = self.args.scale_rewards, self.args.fitness_shaping, self.args.multi_objective_aggregation
+        fitness = compute_fitness(scores, self.population, weights, *shaping)
         if self.watch is not None:
             self.watch.optimizer.add_members(fitness.num_valid if fitness.values.any() else 0)
-        invalid = 1 - fitness.num_valid / self.population.size
-        refuse_missing(
-            invalid,
-            "members",
-            scores,
-            [self.scored.rewards.names[k] for k in columns],
-            self.state.global_step,
-            batch.prompts[0],
-            self.args.max_invalid_fraction,
-            self.adapter.drawer.complaint(),
-        )
-        if fitness.zero_spread.all() and not self._warned_constant:
-            self._warned_constant = True
-            logger.warning(
-                "Step %d: every member got the same reward on every prompt, so this step changes nothing. The reward "
-                "may be constant, or sigma=%g too small to show in it.",
-                self.state.global_step,
-                self.sigma,
+        names = [self.scored.rewards.names[k] for k in columns]
+        self.refuse_missing(1 - fitness.num_valid / len(scores), "members", scores, names, batch.prompts[0])
+        if fitness.zero_spread.all():
+            self.warn_once(
+                "every member got the same reward on every prompt, so this step changes nothing. The reward may be "
+                f"constant, or sigma={self.sigma:g} too small to show in it."
             )
         return fitness
 
@@ -295,7 +256,6 @@ class ESTrainer(DiffusionTrainer):
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)
         if self.population.antithetic:
             self.add_metric("es/pair_snr", pair_snr(fitness.values, self.population))
-        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
 
 
 class StepCallback(TrainerCallback):

@@ -1,8 +1,6 @@
 """GradientTrainer: what the methods that backpropagate through the denoiser share."""
 
-import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,16 +10,12 @@ from transformers import TrainerCallback
 
 from ..names import checked
 from ..pipelines import is_cast
-from ..rewards.results import refuse_missing, zero_spread
+from ..rewards.results import zero_spread
 from ..run.block_gradients import BlockGradients
-from ..run.memory import peak_memory_gb
 from ..run.metrics import log_pictures, log_rewards
 from ..run.processes import warn_if_idle
 from .base import DiffusionTrainer
 from .gradient_config import GradientConfig
-
-
-logger = logging.getLogger(__name__)
 
 
 class GradientTrainer(DiffusionTrainer):
@@ -51,10 +45,6 @@ class GradientTrainer(DiffusionTrainer):
         lower = "images_per_forward" if self.images_per_batch else "images_per_backward"
         warn_if_idle(self.args.world_size, blocks, "prompts_per_step", lower)
         self.add_callback(AdapterNormsCallback(self))
-        self._warned_constant = False
-
-    def _space(self, args: GradientConfig) -> str:
-        return args.es_space
 
     @property
     def images_per_batch(self) -> int:
@@ -125,31 +115,10 @@ class GradientTrainer(DiffusionTrainer):
         Raises:
             `RuntimeError`: if more than `max_invalid_fraction` of the images have no finite reward.
         """
-        refuse_missing(
-            float(1 - np.isfinite(rewards).mean()),
-            "images",
-            scores,
-            self.rewards.names,
-            self.state.global_step,
-            prompts[0],
-            self.args.max_invalid_fraction,
-            self.adapter.drawer.complaint(),
-        )
+        missing = float(1 - np.isfinite(rewards).mean())
+        self.refuse_missing(missing, "images", scores, self.rewards.names, prompts[0])
         log_pictures(self)
         log_rewards(self.add_metric, rewards, scores, self.rewards.names, zero_spread(rewards))
-
-    def warn_once(self, message: str) -> None:
-        """Says once in a run that a step teaches nothing."""
-        if not self._warned_constant:
-            self._warned_constant = True
-            logger.warning("Step %d: %s", self.state.global_step, message)
-
-    def log_cost(self, started: float) -> None:
-        """Seconds since `started` (`time.perf_counter()`), images per second, and memory."""
-        seconds = time.perf_counter() - started
-        self.add_metric("step_time", seconds)
-        self.add_metric("images_per_second", self.images_per_batch / seconds)
-        self.add_metric("memory/peak_gb", peak_memory_gb(self.args.device))
 
 
 class AdapterNormsCallback(TrainerCallback):

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from ..es import make_generator
-from ..pipelines import PolicySampler, Trajectory
+from ..pipelines import PolicySampler, Trajectory, rows_of
 from ..rewards import RewardSet
+from .policy_gradient_config import PolicyGradientConfig
+from .prompt_batches import columns_of
 
 
 @dataclass
@@ -34,9 +36,7 @@ class GroupBatch:
     @classmethod
     def from_rows(cls, rows: list[dict], num_generations: int, step: int, micro: int) -> "GroupBatch":
         """From `P` rows of a data set with the column "prompt" and any others."""
-        names = [name for name in rows[0] if name != "prompt"]
-        columns = {name: [row[name] for row in rows] for name in names}
-        return cls([row["prompt"] for row in rows], columns, num_generations, step, micro)
+        return cls([row["prompt"] for row in rows], columns_of(rows), num_generations, step, micro)
 
     def __len__(self) -> int:
         return len(self.prompts) * self.num_generations
@@ -89,35 +89,23 @@ class GroupRollout:
 
     Args:
         sampler (`PolicySampler`), rewards (`RewardSet`): What draws and what scores.
-        seed (`int`): Seed of latents and noise.
-        images_per_forward (`int`), num_generations (`int`): Images per batch and per group.
-        init_same_noise (`bool`): Whether the images of a group share their initial latents.
-        is_mine (`Callable`, *optional*): Whether this process draws a block; all of them by default.
-        before_block (`Callable`, *optional*): Called before each block; may raise to stop.
+        config ([`PolicyGradientConfig`]): Seed, sizes, and which process this is.
+        before_block (`Callable`): Called before each block; may raise to stop.
     """
 
     def __init__(
         self,
         sampler: PolicySampler,
         rewards: RewardSet,
-        seed: int,
-        images_per_forward: int,
-        num_generations: int,
-        init_same_noise: bool,
-        is_mine: Callable[[int], bool] = lambda _block: True,
-        before_block: Callable[[], None] = lambda: None,
+        config: PolicyGradientConfig,
+        before_block: Callable[[], None],
     ):
-        self.sampler, self.rewards, self.seed = sampler, rewards, seed
-        self.images_per_forward, self.init_same_noise = images_per_forward, init_same_noise
-        self.groups_per_block = max(1, images_per_forward // num_generations)
-        self.is_mine, self.before_block = is_mine, before_block
+        self.sampler, self.rewards, self.config, self.before_block = sampler, rewards, config, before_block
 
     def latent_generators(self, batch: GroupBatch, keys: Sequence[tuple[int, int]]) -> list[torch.Generator]:
         """Generators of the initial latents, fresh, for replays as well."""
-        return [
-            make_generator(self.seed, "latents", batch.step, batch.micro, p, 0 if self.init_same_noise else g)
-            for p, g in keys
-        ]
+        seed, same = self.config.seed, self.config.init_same_noise
+        return [make_generator(seed, "latents", batch.step, batch.micro, p, 0 if same else g) for p, g in keys]
 
     def draw(self, batch: GroupBatch, steps: Sequence[int], judge: Judge | None = None, **reward_context) -> Rollout:
         """
@@ -133,13 +121,13 @@ class GroupRollout:
             `Rollout`, with zeros in place of what other processes drew.
         """
         log_extra_of = reward_context.pop("log_extra_of", None)
-        blocks = batch.blocks(self.groups_per_block)
+        blocks = batch.blocks(self.config.groups_per_block)
         shape = len(batch.prompts), batch.num_generations
         rollout = Rollout(batch, np.zeros((*shape, len(self.rewards))), num_blocks=len(blocks))
         if judge is not None:
             rollout.preferences = np.zeros(shape)
         for block, groups in enumerate(blocks):
-            if not self.is_mine(block):
+            if block % self.config.world_size != self.config.process_index:
                 continue
             self.before_block()
             keys = [(p, g) for p in groups for g in range(batch.num_generations)]
@@ -150,7 +138,7 @@ class GroupRollout:
             values = self.rewards(
                 [batch.prompts[p] for p, _ in keys],
                 images,
-                {name: [column[p] for p, _ in keys] for name, column in batch.columns.items()},
+                rows_of(batch.columns, [p for p, _ in keys]),
                 where=where,
                 groups=[p for p, _ in keys],
                 step_prompts=batch.prompts,
@@ -163,7 +151,7 @@ class GroupRollout:
                 rollout.preferences[list(groups)] = judge(
                     [batch.prompts[p] for p in groups],
                     [images[start : start + size] for start in range(0, len(images), size)],
-                    {name: [column[p] for p in groups] for name, column in batch.columns.items()},
+                    rows_of(batch.columns, groups),
                     where=where,
                     **reward_context,
                 )
@@ -175,11 +163,10 @@ class GroupRollout:
         self, batch: GroupBatch, block: int, keys: list[tuple[int, int]], steps: Sequence[int], rollout: Rollout
     ) -> list[Image.Image]:
         images = []
-        for start in range(0, len(keys), self.images_per_forward):
-            piece = keys[start : start + self.images_per_forward]
-            noise = [make_generator(self.seed, "transitions", batch.step, batch.micro, *key) for key in piece]
-            prompts = [batch.prompts[p] for p, _ in piece]
-            columns = {name: [values[p] for p, _ in piece] for name, values in batch.columns.items()}
+        size = self.config.images_per_forward
+        for piece in (keys[start : start + size] for start in range(0, len(keys), size)):
+            noise = [make_generator(self.config.seed, "transitions", batch.step, batch.micro, *key) for key in piece]
+            prompts, columns = [batch.prompts[p] for p, _ in piece], rows_of(batch.columns, [p for p, _ in piece])
             drawn, trajectory = self.sampler.rollout(
                 prompts, self.latent_generators(batch, piece), noise, steps, columns=columns
             )

@@ -94,7 +94,6 @@ def load_adapter(
     model,
     lora_config: LoraConfig,
     args: DiffusionConfig,
-    space: str,
     quantization_config: PipelineQuantizationConfig | dict | None = None,
 ) -> PipelineAdapter:
     """The pipeline, loaded if `model` is a name, with the LoRA on it, and those that stay beside it."""
@@ -110,7 +109,7 @@ def load_adapter(
     add_frozen(model, frozen)
     factors = read_start(model, start) if start else None
     settings = CallSettings.of(args, extra=args.mapping("pipeline_kwargs"))
-    return PipelineAdapter(model, lora_config, space, settings, args.seed, factors)
+    return PipelineAdapter(model, lora_config, args.es_space, settings, args.seed, factors)
 
 
 class AdapterView(nn.Module):

@@ -14,6 +14,7 @@ from ..es import make_generator
 from ..evaluation import EvaluationRow
 from ..names import checked
 from ..pipelines import Gaussian, PolicySampler, PolicySettings, dtype_of, rounding_limit, watching_layers
+from ..run.metrics import log_cost
 from .base import DiffusionTrainer
 from .gradient_trainer import GradientTrainer
 from .group_rollout import GroupBatch, GroupRollout, Judge, Piece, Rollout
@@ -49,16 +50,7 @@ class PolicyGradientTrainer(GradientTrainer):
                 "steps of a rollout that have a density; lower it, or leave it out to train all of them."
             )
         self._ratio_checked = False
-        self.rollout = GroupRollout(
-            self.sampler,
-            self.rewards,
-            config.seed,
-            config.images_per_forward,
-            config.num_generations,
-            config.init_same_noise,
-            is_mine=lambda block: self.owner(block) == config.process_index,
-            before_block=self.stopping.check_own,
-        )
+        self.rollout = GroupRollout(self.sampler, self.rewards, config, self.stopping.check_own)
 
     @staticmethod
     def _policy_settings(config: PolicyGradientConfig) -> PolicySettings:
@@ -124,7 +116,7 @@ class PolicyGradientTrainer(GradientTrainer):
         self.add_metric("policy/generate_time", rollout.generate_time)
         self.add_metric("policy/reward_time", rollout.reward_time)
         self.add_metric("policy/gradient_time", gradient_seconds)
-        self.log_cost(started)
+        log_cost(self, started)
         return torch.tensor(loss / self.current_gradient_accumulation_steps, device=self.args.device)
 
     def trained_steps(self) -> list[int]:
@@ -214,33 +206,37 @@ class PolicyGradientTrainer(GradientTrainer):
         first: bool,
     ) -> None:
         """Backpropagates the loss of a piece, `images_per_backward` at a time, each image weighing `1 / images`."""
-        trajectory, size = piece.trajectory, self.args.images_per_backward
-        steps = trajectory.steps
-        group = batch.num_generations
-        if self.args.init_same_noise and steps[:1] == [0] and len(piece.keys) % group == 0:
-            # The first step of a group is one row, so a batch holds `size` groups of it.
-            parts = [(slice(i, i + size * group), [0], group) for i in range(0, len(trajectory), size * group)]
-            steps = steps[1:]
-        else:
-            parts = []
-        if steps:
-            parts += [(slice(i, i + size), steps, 1) for i in range(0, len(trajectory), size)]
-        weight = 1 / (images * len(trajectory.steps))
-        for rows, visited, shared in parts:
-            keys, part = piece.keys[rows], trajectory.rows(rows)
+        weight = 1 / (images * len(piece.trajectory.steps))
+        for rows, steps, shared in self._parts(piece, batch.num_generations):
+            keys, part = piece.keys[rows], piece.trajectory.rows(rows)
             A = torch.stack([advantages[p, g] for p, g in keys]).to(self.args.device, torch.float32)
 
             def visit(index: int, gaussian: Gaussian, state: torch.Tensor, part=part, A=A, rows=rows) -> None:
                 reference = piece.references[index][rows] if self.beta else None
-                loss = self._loss(
-                    gaussian, state, part.log_probs[index], part.means[index], A, reference, totals, weight, first
-                )
-                (loss * weight).backward()
+                found = self._losses(gaussian, state, part.log_probs[index], part.means[index], A, reference)
+                (found["loss"].sum() * weight).backward()
+                for name, values in found.items():
+                    totals[name] += values.sum().item() * weight
+                if first:
+                    deviation = (found["ratio"] - 1).abs().max().item()
+                    totals["max_ratio_deviation"] = max(totals["max_ratio_deviation"], deviation)
 
             generators = self.rollout.latent_generators(batch, keys)
-            self.sampler.replay(part, generators, visit, steps=visited, shared=shared)
+            self.sampler.replay(part, generators, visit, steps=steps, shared=shared)
 
-    def _loss(
+    def _parts(self, piece: Piece, group: int) -> list[tuple[slice, list[int], int]]:
+        """What is replayed at once: images, steps, and how many of the images are one row."""
+        images, steps, size = len(piece.trajectory), piece.trajectory.steps, self.args.images_per_backward
+        parts = []
+        if self.args.init_same_noise and steps[:1] == [0] and len(piece.keys) % group == 0:
+            # The first step of a group is one row, so a batch holds `size` groups of it.
+            parts = [(slice(i, i + size * group), [0], group) for i in range(0, images, size * group)]
+            steps = steps[1:]
+        if steps:
+            parts += [(slice(i, i + size), steps, 1) for i in range(0, images, size)]
+        return parts
+
+    def _losses(
         self,
         gaussian: Gaussian,
         state: torch.Tensor,
@@ -248,28 +244,21 @@ class PolicyGradientTrainer(GradientTrainer):
         old_mean: torch.Tensor,
         A: torch.Tensor,
         reference: torch.Tensor | None,
-        totals: dict[str, float],
-        weight: float,
-        first: bool,
-    ) -> torch.Tensor:
-        """Sum over images of the loss of one step; what is logged goes into `totals`."""
+    ) -> dict[str, torch.Tensor]:
+        """`(B,)` losses of the images at one step, and what is logged of them."""
         log_ratio = self.log_ratio(gaussian, state, old, old_mean)
         ratio = torch.exp(log_ratio)
         clipped = torch.clamp(ratio, 1 - self.args.epsilon, 1 + self.args.epsilon_high)
-        losses = torch.maximum(-A * ratio, -A * clipped)
+        found = {
+            "loss": torch.maximum(-A * ratio, -A * clipped),
+            "clip_fraction": A * clipped < A * ratio,
+            "approx_kl": 0.5 * log_ratio.square(),
+            "ratio": ratio,
+        }
         if reference is not None:
-            kl = gaussian.kl(reference)
-            losses = losses + self.beta * kl
-            totals["kl"] += kl.detach().sum().item() * weight
-        with torch.no_grad():
-            totals["loss"] += losses.sum().item() * weight
-            totals["clip_fraction"] += (A * clipped < A * ratio).sum().item() * weight
-            totals["approx_kl"] += 0.5 * log_ratio.square().sum().item() * weight
-            totals["ratio"] += ratio.sum().item() * weight
-            if first:
-                deviation = (ratio - 1).abs().max().item()
-                totals["max_ratio_deviation"] = max(totals["max_ratio_deviation"], deviation)
-        return losses.sum()
+            found["kl"] = gaussian.kl(reference)
+            found["loss"] = found["loss"] + self.beta * found["kl"]
+        return found
 
     def log_ratio(
         self, gaussian: Gaussian, state: torch.Tensor, old: torch.Tensor, old_mean: torch.Tensor

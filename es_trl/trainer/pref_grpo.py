@@ -7,7 +7,6 @@ import numpy as np
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..rewards.preferences import GroupJudge, win_rates
-from ..rewards.results import refuse_missing
 from .advantages import combine, group_advantages
 from .base import DiffusionTrainer
 from .group_rollout import Judge, Rollout
@@ -88,15 +87,9 @@ class PrefGRPOTrainer(GRPOTrainer):
     def check_judged(self, rollout: Rollout) -> None:
         """Raises `RuntimeError` if the judge gave more than `max_invalid_fraction` of the images no verdict."""
         assert self._judge is not None and rollout.preferences is not None
-        refuse_missing(
-            float(1 - np.isfinite(rollout.preferences).mean()),
-            "images",
-            rollout.preferences[..., None],
-            [self._judge.name],
-            rollout.batch.step,
-            rollout.batch.prompts[0],
-            self.args.max_invalid_fraction,
-        )
+        missing = float(1 - np.isfinite(rollout.preferences).mean())
+        names, prompt = [self._judge.name], rollout.batch.prompts[0]
+        self.refuse_missing(missing, "images", rollout.preferences[..., None], names, prompt)
 
     def _log_spread(self, wins: np.ndarray) -> None:
         spreads = [row[np.isfinite(row)].std() for row in wins if np.isfinite(row).any()]

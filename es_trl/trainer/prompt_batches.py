@@ -95,3 +95,9 @@ class PromptBlocks:
         """The rows of a step, once their prompts are encoded."""
         self.encode([row["prompt"] for row in rows])
         return list(rows)
+
+
+def columns_of(rows: Sequence[dict], but: tuple[str, ...] = ()) -> dict[str, list]:
+    """What is known of prompts beside their text; without `but`."""
+    names = [name for name in (rows[0] if rows else ()) if name not in ("prompt", *but)]
+    return {name: [row[name] for row in rows] for name in names}

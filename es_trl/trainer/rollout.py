@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ..es import Fitness, Perturbations, Population, PopulationShapeError, make_generator
-from ..pipelines import PipelineAdapter, check_members, numbers_of, rounding_dtype, watching_layers
+from ..pipelines import PipelineAdapter, check_members, numbers_of, rounding_dtype, rows_of, watching_layers
 from ..rewards import PendingScores, RewardSet
 from ..run.memory import MembersInMemory
+from .prompt_batches import columns_of
 
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,7 @@ class PromptBatch:
     def from_rows(cls, rows: list[dict], images_per_prompt: int) -> "PromptBatch":
         """From the rows of a data set with the column "prompt" and any others."""
         repeated = [row for row in rows for _ in range(images_per_prompt)]
-        names = [name for name in rows[0] if name != "prompt"]
-        return cls(
-            [row["prompt"] for row in repeated], {n: [row[n] for row in repeated] for n in names}, images_per_prompt
-        )
+        return cls([row["prompt"] for row in repeated], columns_of(repeated), images_per_prompt)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -79,6 +77,9 @@ class PopulationStep:
     factors: Perturbations
     scores: torch.Tensor
     fitness: Fitness
+
+
+_Task = tuple[PromptBatch, Perturbations, int, int]  # what members draw: with the step and the batch in it
 
 
 @dataclass
@@ -159,7 +160,7 @@ class PopulationRollout:
             `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
         """
         if not self._checked:
-            self._check_members(batch, factors, step, micro)
+            self._check_members((batch, factors, step, micro))
         own_columns = len(batch) // self.population.groups
         scores = torch.zeros(self.population.size, own_columns, len(self.rewards.names), dtype=torch.float64)
         times = RolloutTimes()
@@ -215,7 +216,7 @@ class PopulationRollout:
         pending = self.rewards.submit(
             [batch.prompts[j] for j in drawn],
             images,
-            {name: [column[j] for j in drawn] for name, column in batch.columns.items()},
+            rows_of(batch.columns, drawn),
             where=f"step {step}, members {members[0]}-{members[-1]}",
             groups=drawn,
             step_prompts=batch.prompts,
@@ -255,91 +256,70 @@ class PopulationRollout:
         if len(pieces) > 1:
             return [image for piece in pieces for image in self.draw(piece, batch, factors, step, micro, columns)]
         try:
-            return self._draw_together(members, batch, factors, step, micro, columns)
+            return self._draw_together(members, (batch, factors, step, micro), columns)
         except torch.OutOfMemoryError:
             self.memory.halve(len(members), len(columns or self.population.columns(0, len(batch))))
         except PopulationShapeError as error:
             self._go_one_by_one(str(error))
-        return self.draw(
-            members, batch, factors, step, micro, columns
-        )  # outside `except`, which holds on to the tensors
+        # Outside `except`, which holds on to the tensors.
+        return self.draw(members, batch, factors, step, micro, columns)
 
     def _draw_together(
-        self,
-        members: list[int],
-        batch: PromptBatch,
-        factors: Perturbations,
-        step: int,
-        micro: int,
-        columns: range | None,
-        keep_numbers: bool = False,
+        self, members: list[int], task: _Task, columns: range | None, keep_numbers: bool = False
     ) -> list[Image.Image]:
         if self._one_by_one and len(members) > 1:
-            rest = batch, factors, step, micro, columns, keep_numbers
-            return [image for member in members for image in self._draw_together([member], *rest)]
+            alone = (self._draw_together([member], task, columns, keep_numbers) for member in members)
+            return [image for images in alone for image in images]
+        batch, factors, step, micro = task
         shared = columns or self.population.columns(members[0], len(batch))
         if self.adapter.drawer.by_prompt and len(shared) > 1 and len(members) > 1:
             if columns is None and any(self.population.columns(i, len(batch)) != shared for i in members):
                 raise PopulationShapeError(self.adapter.drawer.by_prompt)
-            return self._draw_prompt_by_prompt(members, batch, factors, step, micro, shared, keep_numbers)
+            return self._draw_prompt_by_prompt(members, task, shared, keep_numbers)
         directions = torch.tensor(self.population.directions(members))
-        device = next(iter(self.adapter.theta.values())).device
-        selected = factors.select(directions, device)
+        selected = factors.select(directions, next(iter(self.adapter.theta.values())).device)
         drawn = self._columns(members, batch, columns)
         generators = [batch.generator(j, self.seed, step, micro) for j in drawn]
         rows = len(drawn) // len(members)
         assert self.sigma is not None
         with self.adapter.members(selected, self.population.signs(members), self.sigma, rows):
-            own = {name: [values[j] for j in drawn] for name, values in batch.columns.items()}
-            prompts = [batch.prompts[j] for j in drawn]
+            prompts, own = [batch.prompts[j] for j in drawn], rows_of(batch.columns, drawn)
             return self.adapter.generate(prompts, generators, columns=own, keep_numbers=keep_numbers)
 
     def _draw_prompt_by_prompt(
-        self,
-        members: list[int],
-        batch: PromptBatch,
-        factors: Perturbations,
-        step: int,
-        micro: int,
-        columns: range,
-        keep_numbers: bool,
+        self, members: list[int], task: _Task, columns: range, keep_numbers: bool
     ) -> list[Image.Image]:
         """Members share calls, prompts do not."""
         drawn, numbers = [], []
         for j in columns:
-            drawn.append(self._draw_together(members, batch, factors, step, micro, range(j, j + 1), keep_numbers))
+            drawn.append(self._draw_together(members, task, range(j, j + 1), keep_numbers))
             numbers.append(self.adapter.drawer.last_watch.numbers)
         in_order = [(k, i) for i in range(len(members)) for k in range(len(columns))]
         kept = all(len(part) == len(members) for part in numbers)
         self.adapter.drawer.last_watch.numbers = [numbers[k][i] for k, i in in_order] if kept else []
         return [drawn[k][i] for k, i in in_order]
 
-    def _check_members(self, batch: PromptBatch, factors: Perturbations, step: int, micro: int) -> None:
+    def _check_members(self, task: _Task) -> None:
         """Once: two members of a batch draw what each draws alone, and every layer with LoRA is used."""
         self._checked = True
-        chunk = next(
-            (c for c in self.population.chunks(self.members_per_forward) if self.owner(c[0]) == self.process_index),
-            [0],
-        )
-        members = [
-            i for i in chunk if self.population.columns(i, len(batch)) == self.population.columns(chunk[0], len(batch))
-        ][:2]
+        batch, own_factors, step, micro = task
+        chunks = self.population.chunks(self.members_per_forward)
+        chunk = next((chunk for chunk in chunks if self.owner(chunk[0]) == self.process_index), [0])
+        first = self.population.columns(chunk[0], len(batch))
+        members = [i for i in chunk if self.population.columns(i, len(batch)) == first][:2]
         counted = self.adapter.drawer.pictures.copy()
 
         def draw(members: list[int], factors: Perturbations) -> torch.Tensor:
-            drawn = self._draw_together(members, batch, factors, step, micro, None, True)
+            drawn = self._draw_together(members, (batch, factors, step, micro), None, True)
             kept = self.adapter.drawer.last_watch.numbers
             return numbers_of(drawn, kept, len(drawn)).view(len(members), -1)
 
         try:
             with watching_layers(self.adapter, "they are perturbed without effect"):
                 # Two pictures of one member: whether a picture depends on what it is drawn with shows here, too.
-                self._draw_together(members[:1], batch, factors, step, micro, range(min(2, len(batch))))
-            wrong = (
-                check_members(draw, members, factors, rounding_dtype(self.adapter.denoiser))
-                if len(members) > 1
-                else ""
-            )
+                self._draw_together(members[:1], task, range(min(2, len(batch))))
+            dtype = rounding_dtype(self.adapter.denoiser)
+            wrong = check_members(draw, members, own_factors, dtype) if len(members) > 1 else ""
         except torch.OutOfMemoryError:
             return  # members that do not fit two by two are drawn alone
         except PopulationShapeError as error:
@@ -351,8 +331,7 @@ class PopulationRollout:
     def _go_one_by_one(self, reason: str) -> None:
         logger.warning(
             "Members run one after the other from here on (same result, slower), because this pipeline's batch "
-            "cannot be shared by several: %s",
-            reason,
+            f"cannot be shared by several: {reason}"
         )
         self._one_by_one = True
 

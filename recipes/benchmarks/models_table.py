@@ -91,12 +91,12 @@ def draw_members(adapter: PipelineAdapter, model: TinyModel) -> dict:
     shapes = {site.name: tuple(site.theta.shape) for site in adapter.space.sites}
     factors = NoiseBank(0, shapes).draw(0, range(1))
     batch = PromptBatch(PROMPTS, model.columns)
-    rollout._check_members(batch, factors, 0, 0)
+    rollout._check_members((batch, factors, 0, 0))
     single = rollout._one_by_one
     how = "per picture" if adapter.drawer.one_by_one else "one by one" if single else "fused"
 
     def drawn(members: list[int]) -> torch.Tensor:
-        samples = PopulationRollout._draw_together(rollout, members, batch, louder, 0, 0, None, True)
+        samples = PopulationRollout._draw_together(rollout, members, (batch, louder, 0, 0), None, True)
         return numbers_of(samples, adapter.drawer.last_watch.numbers, len(samples)).view(len(members), -1)
 
     for factor in AMPLIFIED:

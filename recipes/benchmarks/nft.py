@@ -19,6 +19,7 @@ import torch
 from es_trl import DiffusionDPOConfig, DiffusionDPOTrainer
 from es_trl.hub.methods import Method, Paper
 from es_trl.names import checked
+from es_trl.run.metrics import log_cost
 from es_trl.trainer.dpo_loss import draw_noise
 
 
@@ -68,7 +69,7 @@ class NFTTrainer(DiffusionDPOTrainer):
                 loss += float(value.sum()) / (len(keys) * self.args.noise_draws)
         gradients.end_block()
         self.write_gradient(gradients)
-        self.log_cost(started)
+        log_cost(self, started)
         return torch.tensor(loss)
 
     def _loss(self, x0, noise, levels, prompts, good) -> torch.Tensor:
