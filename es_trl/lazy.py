@@ -13,12 +13,8 @@ def attach(
     package: str, file: str, more: Mapping[str, str] | None = None
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
     """
-    Serves the names that a package's `__init__.py` imports `if TYPE_CHECKING:` when they are asked for.
-
-    Args:
-        package (`str`): Its `__name__`.
-        file (`str`): Its `__file__`.
-        more (`Mapping[str, str]`, *optional*): Further names, and the modules (`".es"`) that have them.
+    Serves the names that a package's `__init__.py` imports `if TYPE_CHECKING:` when they are asked for. `package` is
+    its `__name__`, `file` its `__file__`, `more` further names with the modules (`".es"`) that have them.
 
     Returns:
         `__all__`, `__getattr__`, `__dir__`, and each name's module.

@@ -40,10 +40,6 @@ class FolderLock:
     """
     The file `run.lock`, of an evaluation `eval.lock`, which names the process that writes into a folder. One of a
     process that is gone, on this machine, or that shows no sign of life for two minutes, on another, is taken over.
-
-    Args:
-        folder (`str`): The folder of the run or the evaluation.
-        name (`str`, *optional*, defaults to `"run.lock"`): The file.
     """
 
     def __init__(self, folder: str | os.PathLike[str], name: str = "run.lock"):

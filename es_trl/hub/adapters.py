@@ -14,15 +14,13 @@ PEFT_FILE = "adapter_model.safetensors"
 
 def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> str:
     """
-    The file of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into the cache.
+    The `.safetensors` file of an adapter; one on the Hub is downloaded (the LoRA and its settings, nothing else) into
+    the cache.
 
     Args:
         name (`str`): A run folder or checkpoint, a folder of peft, a `.safetensors` file of any name, or a Hub id
             (`"user/repo"`), perhaps with the file in it (`"user/repo/lightning.safetensors"`).
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
-
-    Returns:
-        `str`: The path of a `.safetensors` file.
 
     Raises:
         `ValueError`: No adapter is there, or it cannot be had from the Hub.
@@ -48,10 +46,8 @@ def find_adapter(name: str | os.PathLike[str], revision: str | None = None) -> s
 
 def frozen_files(adapters: Sequence[str] | None) -> list[tuple[str, float]]:
     """
-    `(file, scale)` of adapters by name, each perhaps with `=scale` behind it.
-
-    Raises:
-        `ValueError`: No adapter is there, or a scale is not a number.
+    `(file, scale)` of adapters by name, each perhaps with `=scale` behind it; `ValueError` where none is there, or a
+    scale is not a number.
     """
     found = []
     for text in adapters or ():

@@ -31,15 +31,9 @@ def shown_name(name: str) -> str:
 
 def base_license(base_model: str | None) -> dict[str, str | list[str]]:
     """
-    The licence that the base model's card names.
-
-    Args:
-        base_model (`str`, *optional*): Shipped name, folder, or Hub id; of a Hub id only what the local cache holds is
-            read.
-
-    Returns:
-        `dict`: `license` (one name, or a list where the card lists several), and `license_name`, `license_link` where
-            given; empty when there is no card, none that can be read, or it names none.
+    The licence that the card of the base model (a shipped name, a folder, or a Hub id, of which only the local cache
+    is read) names: `license` (one name, or a list where the card lists several), and `license_name`, `license_link`
+    where given; empty when there is no card, none that can be read, or it names none.
     """
     from huggingface_hub import try_to_load_from_cache
 

@@ -47,14 +47,8 @@ def one_line(text: object, length: int = MAX_LENGTH) -> str:
 
 def md_escape(text: object, length: int = MAX_LENGTH) -> str:
     """
-    Makes any text safe inside a line of Markdown or a cell of a table: it is shown as it is and does nothing.
-
-    Args:
-        text (`object`): Anything; it is turned into a string.
-        length (`int`, *optional*, defaults to 300): Letters kept.
-
-    Returns:
-        `str`: One line of Markdown without HTML, links, emphasis, code, rules or template syntax.
+    One line of Markdown that shows any `text`, cut to `length` letters, as it is: without HTML, links, emphasis, code,
+    rules or template syntax, also in a cell of a table.
     """
     escaped = []
     position = 0

@@ -38,10 +38,8 @@ class EndOfReplay(Exception):
 @dataclass
 class Verification:
     """
-    Attributes:
-        steps (`int`): Steps replayed.
-        digest (`str`): sha256 of the replayed LoRA (see [`tensor_digest`]).
-        matches (`dict[str, bool]`): For each saved adapter of the run, whether the replay arrived at the same bits.
+    Steps replayed, sha256 of the replayed LoRA (see [`tensor_digest`]), and for each saved adapter of the run whether
+    the replay arrived at the same bits.
     """
 
     steps: int

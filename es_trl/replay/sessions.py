@@ -17,12 +17,8 @@ class ReplayError(ValueError):
 @dataclass
 class Session:
     """
-    Neighbouring `train()` calls with the same settings.
-
-    Attributes:
-        start (`int`): The step it began with.
-        run (`dict`): The record its journal opened with.
-        lines (`dict[int, dict[int, dict[str, Any]]]`): Journal lines by step and prompt batch.
+    Neighbouring `train()` calls with the same settings: the step it began with, the record its journal opened with,
+    and the journal's lines by step and prompt batch.
     """
 
     start: int

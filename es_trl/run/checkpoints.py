@@ -36,13 +36,7 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """
     The checkpoints of a run: where it begins, when one is written, which is the best, and what stays after an error.
-    Everything in them is safetensors or JSON.
-
-    Args:
-        trainer ([`DiffusionTrainer`]): Whose state they hold.
-
-    Attributes:
-        resumed_from (`str` or `None`): The checkpoint that this `train()` continues.
+    Everything in them is safetensors or JSON. `resumed_from` is the checkpoint that this `train()` continues.
     """
 
     def __init__(self, trainer):

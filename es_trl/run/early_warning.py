@@ -22,12 +22,8 @@ MAX_SHIFT = 1.5  # standard deviations of the base's pictures; a healthy run of 
 @dataclass(frozen=True)
 class Measures:
     """
-    One evaluation, prompt by prompt.
-
-    Args:
-        step (`int`): When it was.
-        reward (`np.ndarray`): (P, J) the weighted sum that is trained.
-        watched (`dict[str, np.ndarray]`): (P, J) of each held-out reward, (P, 1) of the diversity.
+    One evaluation, prompt by prompt: the weighted sum that is trained `(P, J)`, each held-out reward `(P, J)`, and the
+    diversity `(P, 1)`.
     """
 
     step: int

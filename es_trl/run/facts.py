@@ -41,13 +41,9 @@ INHERITED = {
 
 class Help(str):
     """
-    The help of a setting, with what the setting changes. It rides on the help because argparse is given every key of a
-    field's `metadata`.
-
-    Args:
-        text (`str`): The help.
-        changes (`str`): `"numbers"` (the adapter), `"measures"` (evaluations), `"run"` (how it lives), `"output"`
-            (what is written and shown) or `"process"` (nothing of the run).
+    The help of a setting, with what the setting changes: `"numbers"` (the adapter), `"measures"` (evaluations),
+    `"run"` (how it lives), `"output"` (what is written and shown) or `"process"` (nothing of the run). It rides on the
+    help because argparse is given every key of a field's `metadata`.
     """
 
     changes: str

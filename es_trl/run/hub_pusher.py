@@ -39,15 +39,9 @@ class HubPusher:
 
     `hub_strategy` is that of transformers: `"end"` pushes when training has ended, `"every_save"` also after each
     checkpoint, in the background; `"checkpoint"` adds the checkpoint itself as `last-checkpoint/`, and
-    `"all_checkpoints"` each one under its own name. Every push is one commit.
-
-    Args:
-        args ([`DiffusionConfig`]): The `hub_...` settings and `output_dir`.
-        write_card (`Callable`): Writes the model card; takes `output_dir` and the keywords of `create_model_card`.
-
-    Attributes:
-        repo_id (`str` or `None`): The repository, once it was opened.
-        failed (`bool`): Whether the last push that ended had failed.
+    `"all_checkpoints"` each one under its own name. Every push is one commit. `write_card` takes `output_dir` and the
+    keywords of `create_model_card`; `repo_id` is there once the repository was opened; `failed` says how the last push
+    ended.
     """
 
     def __init__(self, args, write_card: Callable[..., None]):

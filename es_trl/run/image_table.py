@@ -24,12 +24,8 @@ class ImageTable(TrainerCallback):
     """
     The images of the newest step, in the order of its scores `(A, B, K)`: member and column, or prompt and image.
 
-    At every log `images/images_000120.parquet` gets the images of that step, the trackers its first rows, as TRL has
-    its table of completions. Only where a reward has something to say: without `log_extra` there is none.
-
-    Args:
-        reward_names (`list[str]`): The K reward functions.
-        trainer (`DiffusionTrainer`, *optional*): Whose logs it writes at.
+    At every log of `trainer` `images/images_000120.parquet` gets the images of that step, the trackers its first rows,
+    as TRL has its table of completions. Only where a reward has something to say: without `log_extra` there is none.
     """
 
     def __init__(self, reward_names: Sequence[str], trainer=None):
@@ -57,12 +53,8 @@ class ImageTable(TrainerCallback):
 
     def add(self, micro: int, scores: np.ndarray | torch.Tensor, **labels: Any) -> None:
         """
-        Once a batch has its scores of all processes.
-
-        Args:
-            micro (`int`): Which batch of the step.
-            scores (`np.ndarray` or `torch.Tensor`): `(A, B, K)`.
-            **labels (array): Further columns, each of a shape that broadcasts to `(A, B)`.
+        Once a batch of the step has its scores `(A, B, K)` of all processes; `labels` are further columns, each of a
+        shape that broadcasts to `(A, B)`.
         """
         scores = np.asarray(scores)
         labels = {name: np.broadcast_to(np.asarray(values), scores.shape[:2]) for name, values in labels.items()}
@@ -70,11 +62,8 @@ class ImageTable(TrainerCallback):
 
     def rows(self, step: int, peers: Peers) -> list[dict[str, Any]]:
         """
-        A row per image, of all processes; empty where no reward has called `log_extra`. Every process has to call it.
-
-        Args:
-            step (`int`): The number of the step to write down.
-            peers ([`Peers`]): The processes.
+        A row per image of the step, of all processes; empty where no reward has called `log_extra`. Every process has
+        to call it.
         """
         extras: dict[tuple[int, int, int], dict[str, Any]] = {}
         if step != self.step + 1:  # nothing was drawn in this step

@@ -42,19 +42,14 @@ def decode_scores(shape: Sequence[int], text: str) -> torch.Tensor:
 
 class Journal:
     """
-    Appends to `journal.jsonl` of a run folder.
+    Appends to `journal.jsonl` of a run folder, where this process writes (`enabled`).
 
     A `start` line opens every `train()` call with the settings; each training step adds one line per prompt batch:
     `{"step", "micro", "prompts", "theta", "shape", "scores"}`, where `theta` is the digest of the adapter that the
     population was drawn around. Noise and latents are functions of the seed and need no line.
 
-    A line that the disk refuses leaves no trace in the file; it is kept, and written before the next one.
-
-    Args:
-        folder (`str`): The run folder.
-        enabled (`bool`): Whether this process writes.
-        may_fail (`Callable`, *optional*): Makes a context manager that takes `OSError` from writing a line; without
-            it they are raised.
+    A line that the disk refuses leaves no trace in the file; it is kept, and written before the next one. The
+    `OSError` goes to the context manager that `may_fail` makes.
     """
 
     def __init__(
@@ -77,11 +72,8 @@ class Journal:
 
     def write(self, step: int, micro: int, prompts: Sequence[str], theta: str, scores: torch.Tensor) -> None:
         """
-        Args:
-            step, micro (`int`): Step and prompt batch within it.
-            prompts (`Sequence[str]`): `J` prompts of the rollout columns.
-            theta (`str`): Digest of the adapter.
-            scores (`torch.Tensor`): `(N, J, K)` fp64.
+        The line of a prompt batch: `J` prompts, and `(N, J, K)` fp64 scores of what was drawn around the adapter
+        `theta`.
         """
         if self.enabled:
             entry = {"step": step, "micro": micro, "theta": theta, "prompts": list(prompts)}

@@ -10,12 +10,7 @@ from .settings import run_config
 
 
 class JournalCallback(TrainerCallback):
-    """
-    Writes a line per prompt batch before its update is made, and has all lines on the disk before a checkpoint stands.
-
-    Args:
-        trainer ([`ESTrainer`]): Whose `last_step` it writes down.
-    """
+    """Writes a line per prompt batch, that of the [`ESTrainer`]'s `last_step`, before its update is made."""
 
     def __init__(self, trainer):
         self.trainer = trainer

@@ -16,12 +16,7 @@ Sums = dict[str, tuple[float, int]]
 
 
 class Metrics:
-    """
-    Collects numbers between two logs.
-
-    Attributes:
-        sums (`dict[str, tuple[float, int]]`): Total and number of the finite values of every metric.
-    """
+    """Collects numbers between two logs: `sums` are the total and the number of the finite values of every metric."""
 
     def __init__(self):
         self.sums: Sums = {}
@@ -67,14 +62,8 @@ def log_rewards(
     zero_spread: np.ndarray | torch.Tensor,
 ) -> None:
     """
-    The metrics that all methods share, under TRL's names.
-
-    Args:
-        add_metric (`Callable`): Takes a name and a number.
-        rewards (`np.ndarray` or `torch.Tensor`): Weighted rewards of any shape; those not finite are left out.
-        scores (`np.ndarray` or `torch.Tensor`): `(..., K)`.
-        names (`Sequence[str]`): Those of the K functions.
-        zero_spread (`np.ndarray` or `torch.Tensor`): `(P,)` bool, prompts on which all scored alike.
+    The metrics that all methods share, under TRL's names: weighted rewards of any shape, of which those not finite are
+    left out, scores `(..., K)` of the K functions, and the prompts on which all scored alike, `(P,)` bool.
     """
     mean, spread = _moments(torch.as_tensor(rewards))
     add_metric("reward", mean)

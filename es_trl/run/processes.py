@@ -32,14 +32,8 @@ class Peers:
 
     They meet once per step, and wherever work is shared. Each brings how it fared, so that an error or a stop request
     in one of them ends the work in all of them, and then its scores. All of it goes over gloo between the CPUs, also
-    when the run is on GPUs: the scores are there, they are few, and gloo can say which process did not come.
-
-    Args:
-        process_index, num_processes (`int`): This process and how many there are.
-        timeout (`float`): Seconds to wait for the others (`ddp_timeout`).
-
-    Attributes:
-        bytes_sent (`int`): Bytes that this process has given to the others so far.
+    when the run is on GPUs: the scores are there, they are few, and gloo can say which process did not come. A process
+    waits `timeout` seconds for the others; `bytes_sent` is what it has given to them so far.
     """
 
     def __init__(self, process_index: int = 0, num_processes: int = 1, timeout: float = 1800.0):

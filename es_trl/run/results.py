@@ -41,11 +41,8 @@ class Results:
     """
     What a run finds out about its adapter, and writes of it.
 
-    Args:
-        trainer ([`DiffusionTrainer`]): Whose adapter it is.
-
     Attributes:
-        comparison (`dict` or `None`): `eval.json` of the comparison with the base.
+        comparison (`dict`): `eval.json` of the comparison with the base; empty before it.
         last (`Evaluation` or `None`): The last evaluation during training, made at `last_step`.
         gallery (`list[tuple[str, str]]`): Prompts and files of the card's pictures.
     """

@@ -53,14 +53,10 @@ def save_run_files(trainer, directory: str | os.PathLike) -> None:
 
 def report_changes(checkpoint: str, now: dict[str, Any]) -> None:
     """
-    One warning that lists every setting that is not what it was.
-
-    Args:
-        checkpoint (`str`): Its folder.
-        now (`dict`): [`run_config`] of the run that is to continue from it.
+    One warning that lists every setting of [`run_config`] that is not what it was in a checkpoint.
 
     Raises:
-        `ValueError`: another base model.
+        `ValueError`: another base model, or another method.
         `CheckpointCorrupt`: its settings cannot be read.
     """
     saved = read_json(checkpoint, CONFIG_FILE)

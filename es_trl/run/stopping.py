@@ -66,14 +66,8 @@ class StopSignals:
 
 class Stopping(TrainerCallback):
     """
-    Whether the run was asked to stop, and whether it may stop here.
-
-    Args:
-        peers ([`Peers`]): All of them stop together.
-
-    Attributes:
-        signals ([`StopSignals`]): To be entered around the training.
-        theta_is_whole (`bool`): Whether theta is that of a finished step, and not in the middle of its updates.
+    Whether the run was asked to stop, and whether it may stop here: `signals` are entered around the training, and
+    `theta_is_whole` says whether theta is that of a finished step, and not in the middle of its updates.
     """
 
     def __init__(self, peers):

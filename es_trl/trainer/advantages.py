@@ -15,7 +15,8 @@ def combine(
     scores: np.ndarray, weights: np.ndarray, normalise: Callable[[np.ndarray], np.ndarray], aggregation: str
 ) -> np.ndarray:
     """
-    `(P, G)` advantages of several reward functions.
+    `(P, G)` advantages of several reward functions: 0 for images without a finite reward under every function that
+    applies to their prompt, which is every function that scored any image of the group.
 
     Args:
         scores (`np.ndarray`): `(P, G, K)`; NaN where a function gave nothing.
@@ -23,10 +24,6 @@ def combine(
         normalise (`Callable`): `(P, G)` rewards to `(P, G)` advantages, NaN staying NaN.
         aggregation (`str`): `"sum_then_normalize"` weighs and sums the functions first; `"normalize_then_sum"`
             normalises each alone (GDPO), so that one with large numbers does not drown the others.
-
-    Returns:
-        `np.ndarray`: 0 for images without a finite reward under every function that applies to their prompt, which is
-        every function that scored any image of the group.
     """
     rewards = weighted_total(scores, weights)
     if aggregation == "sum_then_normalize":
@@ -68,11 +65,8 @@ def moments(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 class PromptStatistics:
     """
-    The last rewards of every prompt, as baseline and scale (DDPO, arXiv 2305.13301, appendix D).
-
-    Args:
-        buffer_size (`int`): Rewards kept per prompt.
-        min_count (`int`): A prompt with fewer uses the mean and standard deviation of the batch.
+    The last `buffer_size` rewards of every prompt, as baseline and scale (DDPO, arXiv 2305.13301, appendix D). A
+    prompt with fewer than `min_count` uses the mean and standard deviation of the batch.
     """
 
     def __init__(self, buffer_size: int, min_count: int):
@@ -81,11 +75,8 @@ class PromptStatistics:
 
     def advantages(self, prompts: Iterable[str], rewards: np.ndarray) -> np.ndarray:
         """
-        Takes the batch in, then `(r - mean) / (std + 1e-4)` with each prompt's own statistics.
-
-        Args:
-            prompts (`Iterable[str]`): `P` prompts.
-            rewards (`np.ndarray`): `(P, G)`; NaN is not taken in.
+        Takes the rewards `(P, G)` of P prompts in, but for NaN, then `(r - mean) / (std + 1e-4)` with each prompt's
+        own statistics.
         """
         prompts = list(prompts)
         finite = rewards[np.isfinite(rewards)]

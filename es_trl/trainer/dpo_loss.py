@@ -62,15 +62,11 @@ def draw_noise(
     config: DiffusionDPOConfig, shape: tuple[int, ...], key: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    One draw for one pair, a pure function of (seed, key).
-
-    Args:
-        config (`DiffusionDPOConfig`): Seed, and the distribution of the noise level.
-        shape (`tuple[int, ...]`): Of a latent.
-        key (`tuple[int, ...]`): (step, micro, iteration, prompt, draw).
+    One draw for one pair, a pure function of the config's seed and `key`: (step, micro, iteration, prompt, draw).
 
     Returns:
-        Noise of that shape and the level, a scalar in `[min_noise_level, max_noise_level]`; fp32, on the CPU.
+        Noise of `shape`, that of a latent, and the level, a scalar in `[min_noise_level, max_noise_level]` that is
+        distributed as the config says; fp32, on the CPU.
     """
     generator = make_generator(config.seed, "dpo_noise", *key)
     u = torch.rand((), generator=generator, dtype=torch.float64)

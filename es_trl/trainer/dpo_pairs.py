@@ -21,12 +21,8 @@ PICK_A_PIC = ("jpg_0", "jpg_1", "label_0")
 @dataclass
 class Pairs:
     """
-    Preferred and other images of `n` prompts.
-
-    Attributes:
-        prompts (`list[str]`), columns (`dict[str, list]`): n prompts and their columns.
-        indices (`list[int]`): Places of these prompts in the step's batch, which key their noise.
-        chosen, rejected (`torch.Tensor`): `(n, ...)` fp32 latents.
+    Preferred and other images of `n` prompts, as latents `(n, ...)` fp32; `indices` are the places of the prompts in
+    the step's batch, which key their noise.
     """
 
     prompts: list[str]
@@ -41,15 +37,9 @@ class Pairs:
 
 def totals(scores: np.ndarray, weights: np.ndarray, aggregation: str) -> np.ndarray:
     """
-    One number per image.
-
-    Args:
-        scores (`np.ndarray`): `(P, G, K)`, NaN where there is none.
-        weights (`np.ndarray`): `(K,)`.
-        aggregation (`str`): `"normalize_then_sum"` divides each reward by its standard deviation within prompts.
-
-    Returns:
-        `(P, G)` fp64; NaN where any reward that applies to the prompt is not finite.
+    One number per image, `(P, G)` fp64, of scores `(P, G, K)` and weights `(K,)`; NaN where any reward that applies to
+    the prompt is not finite. `"normalize_then_sum"` divides each reward by its standard deviation within prompts
+    first.
     """
     if aggregation == "normalize_then_sum":
         finite = np.isfinite(scores)

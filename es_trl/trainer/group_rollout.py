@@ -18,13 +18,8 @@ from .prompt_batches import columns_of
 @dataclass
 class GroupBatch:
     """
-    The prompts of a step and the key of their randomness.
-
-    Attributes:
-        prompts (`list[str]`): `P` prompts, a group of `num_generations` images each.
-        columns (`dict[str, list]`): The data set's other columns, `P` values each.
-        num_generations (`int`): `G`.
-        step, micro (`int`): Part of every key.
+    The `P` prompts of a step, a group of `num_generations` images each, with the data set's other columns; `step` and
+    `micro` are part of every key of their randomness.
     """
 
     prompts: list[str]
@@ -82,15 +77,10 @@ Judge = Callable[..., np.ndarray]
 
 class GroupRollout:
     """
-    Draws and scores the groups of this process.
+    Draws and scores the groups of this process; `before_block` is called before each block and may raise to stop.
 
     Blocks are fixed by `images_per_forward` and groups are never split, so that any number of processes computes the
     same images in the same batches.
-
-    Args:
-        sampler (`PolicySampler`), rewards (`RewardSet`): What draws and what scores.
-        config ([`PolicyGradientConfig`]): Seed, sizes, and which process this is.
-        before_block (`Callable`): Called before each block; may raise to stop.
     """
 
     def __init__(
@@ -109,16 +99,14 @@ class GroupRollout:
 
     def draw(self, batch: GroupBatch, steps: Sequence[int], judge: Judge | None = None, **reward_context) -> Rollout:
         """
+        The rollout of a batch, with zeros in place of what other processes draw.
+
         Args:
-            batch (`GroupBatch`): `P` prompts.
-            steps (`Sequence[int]`): Trained steps of the sampler.
+            batch (`GroupBatch`), steps (`Sequence[int]`): `P` prompts, and the trained steps of the sampler.
             judge (`Callable`, *optional*): Called with the prompts of a block, their groups of images, their columns,
                 and the keywords `where` and those of `reward_context`; returns `(groups, G)` win rates.
             **reward_context: Passed on to the reward functions; `log_extra_of` gives the `log_extra` of the images
                 that are named by (prompt, image).
-
-        Returns:
-            `Rollout`, with zeros in place of what other processes drew.
         """
         log_extra_of = reward_context.pop("log_extra_of", None)
         blocks = batch.blocks(self.config.groups_per_block)

@@ -116,9 +116,6 @@ class AdapterView(nn.Module):
     """
     Registers the adapter's parameters (the very objects, not copies), so that Accelerate, the optimizer and the
     gradient norm touch only what is trained and never the frozen pipeline.
-
-    Args:
-        theta (`dict[str, nn.Parameter]`): The adapter matrices by name.
     """
 
     accepts_loss_kwargs = False

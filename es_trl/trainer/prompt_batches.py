@@ -12,14 +12,7 @@ from ..es import make_generator
 
 
 class PromptBatchSampler(Sampler[list[int]]):
-    """
-    Batches of `prompts_per_step` distinct prompts in shuffled order; an incomplete last batch is left out.
-
-    Args:
-        num_prompts (`int`): Size of the data set, at least `prompts_per_step`.
-        prompts_per_step (`int`): Prompts per batch.
-        seed (`int`): Seed of the run (`data_seed` if set).
-    """
+    """Batches of `prompts_per_step` distinct prompts in shuffled order; an incomplete last batch is left out."""
 
     def __init__(self, num_prompts: int, prompts_per_step: int, seed: int):
         self.num_prompts, self.prompts_per_step, self.seed, self.epoch = num_prompts, prompts_per_step, seed, 0
@@ -57,11 +50,8 @@ def prompt_dataloader(
 class PromptBlocks:
     """
     Encodes prompts when they are first drawn, always together with the same others: rounding depends on what is in a
-    batch, and a resumed run, which draws them in another order, has to get the same bits.
-
-    Args:
-        encoder (`PromptEncoder`): `encode(prompts)`, and `batch_size`, its prompts per pass.
-        show (`bool`, *optional*, defaults to `False`): Whether a bar shows it on a terminal where it takes a while.
+    batch, and a resumed run, which draws them in another order, has to get the same bits. `show`: whether a bar shows
+    it on a terminal where it takes a while.
     """
 
     def __init__(self, encoder, show: bool = False):

@@ -24,12 +24,8 @@ MAX_UNDER_WAY = 4  # micro-batches whose scores are waited for; more would only 
 @dataclass
 class PromptBatch:
     """
-    The rollout columns of a step: every prompt `images_per_prompt` times, each with latents of its own.
-
-    Attributes:
-        prompts (`list[str]`): `J` prompts.
-        columns (`dict[str, list]`): The data set's other columns, `J` values each.
-        images_per_prompt (`int`): Consecutive columns that share a prompt.
+    The `J` rollout columns of a step: every prompt `images_per_prompt` times in a row, each with latents of its own,
+    and the data set's other columns, `J` values each.
     """
 
     prompts: list[str]
@@ -62,13 +58,8 @@ class RolloutTimes:
 @dataclass
 class PopulationStep:
     """
-    What one population on one prompt batch was and gave; callbacks read the last one (`trainer.last_step`).
-
-    Attributes:
-        step, micro (`int`): Step and prompt batch within it.
-        batch (`PromptBatch`), factors (`Perturbations`): What was drawn, along which directions.
-        scores (`torch.Tensor`): `(N, J / groups, K)` fp64, of all processes.
-        fitness (`Fitness`): What became of them.
+    What one population on one prompt batch was and gave: scores `(N, J / groups, K)` fp64 of all processes, and what
+    became of them. Callbacks read the last one (`trainer.last_step`).
     """
 
     step: int
@@ -102,15 +93,8 @@ class PopulationRollout:
     with all members, when everything is drawn.
 
     Micro-batches are fixed by `members_per_forward`; micro-batch `c` belongs to process `c % num_processes`, so that
-    any number of processes computes the same images in the same batches.
-
-    Args:
-        adapter (`PipelineAdapter`), rewards (`RewardSet`), population (`Population`): What draws, scores and is drawn.
-        sigma (`float` or `None`): Perturbation size; `None` until it is calibrated, before the first step.
-        members_per_forward (`int`): Members per batch.
-        seed (`int`): Seed of the latents.
-        process_index, num_processes (`int`): This process and how many there are.
-        check_stop (`Callable`, *optional*): Called before each micro-batch; may raise to end the run there.
+    any number of processes computes the same images in the same batches. `sigma` is `None` until it is calibrated,
+    before the first step. `check_stop` is called before each micro-batch and may raise to end the run there.
     """
 
     def __init__(
@@ -146,18 +130,16 @@ class PopulationRollout:
         self, batch: PromptBatch, factors: Perturbations, step: int, micro: int = 0, **reward_context
     ) -> tuple[torch.Tensor, RolloutTimes]:
         """
+        `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
+
         Args:
-            batch (`PromptBatch`): `J` rollout columns.
-            factors (`Perturbations`): All directions of the step.
+            batch (`PromptBatch`), factors (`Perturbations`): `J` rollout columns, and all directions of the step.
             step, micro (`int`): Part of the latents' keys.
             **reward_context: Passed on to the reward functions (`trainer_state`, `log_metric`); `log_extra_of`
                 gives the `log_extra` of the images that are named by (member, column).
 
         Raises:
             `RuntimeError`, `ValueError`: a reward failed; names the step and the members.
-
-        Returns:
-            `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
         """
         if not self._checked:
             self._check_members((batch, factors, step, micro))

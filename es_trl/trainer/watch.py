@@ -31,10 +31,8 @@ class Scored:
     @classmethod
     def of(cls, rewards: RewardSet, guards: Sequence = (), others: Sequence = (), **options) -> "Scored":
         """
-        The run's rewards, the margins of those that have one, guards (by their margins), and others for their slopes.
-
-        Raises:
-            `ValueError`: a guard has no margin.
+        The run's rewards, the margins of those that have one, guards (by their margins), and others for their slopes;
+        a `ValueError` where a guard has no margin.
         """
         functions = dict(zip(rewards.names, rewards.functions(), strict=True))
         parts: list[Any] = [_as_named(name, function) for name, function in functions.items()]
@@ -92,13 +90,10 @@ def kind_of(name: str) -> str:
 class Watch:
     """
     Logs slopes, and notices where the watched margin turns (see [`Turn`]): that of the guards, or without any that of
-    the trained rewards.
-
-    Everything it remembers lies in the optimizer, so that it is saved and restored with it.
+    the trained rewards. Everything it remembers lies in the optimizer, so that it is saved and restored with it.
 
     Args:
-        scored (`Scored`): What is scored.
-        population (`Population`), optimizer (`MeanUpdate`): Of the run.
+        scored, population, optimizer: Of the run.
         names (`Sequence[str]`): Names of the matrices, in the order of the optimizer's parameters.
         when_turned (`str`): `"restart"`, `"stop"` or `"ignore"`.
         scaling (`Mapping`): `scale_rewards` and `aggregation` of [`compute_fitness`].
@@ -148,11 +143,8 @@ class Watch:
 
     def slopes(self, scores: torch.Tensor, factors: Mapping[str, Factors]) -> dict[str, Slope]:
         """
-        Slopes along the last step, by name: every function, the weighted `reward`, and the watched margin.
-
-        Args:
-            scores (`torch.Tensor`): `(N, C, K)` of all functions that score.
-            factors (`Mapping[str, Factors]`): All directions of the step.
+        Slopes along the last step, by name: every function, the weighted `reward`, and the watched margin; of the
+        scores `(N, C, K)` of all functions that score, and all directions of the step.
         """
         steps = self.optimizer.last_step()
         if steps is None or not any(step.any() for step in steps):
