@@ -144,36 +144,20 @@ class DiffusionConfig(CheckedArguments):
     es_space = "lora"  # a setting of the methods that can move something else
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *MAPPINGS]
 
-    model_init_kwargs: dict[str, Any] | str | None = setting(
-        None, "Keywords of `from_pretrained` when `model` is a string."
-    )
-    quantization_config: dict[str, Any] | str | None = setting(
-        None, "How a model given by name is quantised, in diffusers' words."
-    )
-    dtype: str = setting(
-        "float32", "Dtype of the frozen pipeline: float32, bfloat16 or float16. The adapter is always fp32."
-    )
+    model_init_kwargs: dict[str, Any] | str | None = setting(None, "Keywords of from_pretrained if model is a string.")
+    quantization_config: dict[str, Any] | str | None = setting(None, "How diffusers quantises a model given by name.")
+    dtype: str = setting("float32", "Dtype of the frozen pipeline: float32, bfloat16 or float16; the adapter is fp32.")
     compile_denoiser: bool = setting(False, "Compile the denoiser in place.")
     release_text_encoder: bool = setting(False, "Free the text encoder once all prompts are encoded.", "run")
-    text_encoder_device: str | None = setting(
-        None, "Where the text encoder that is released encodes, such as cpu.", "run"
-    )
+    text_encoder_device: str | None = setting(None, "Where the released text encoder encodes, such as cpu.", "run")
     vae_slicing: bool = setting(False, "Decode one picture at a time.")
     vae_tiling: bool = setting(False, "Decode a picture in overlapping tiles.")
-    scheduler_config: dict[str, Any] | str | None = setting(
-        None, "What the scheduler has otherwise than the model's own."
-    )
-    num_inference_steps: int | None = setting(
-        1, "Denoising steps per image, at least 1; null is the pipeline's own number."
-    )
-    guidance_scale: float | None = setting(
-        None, "Guidance of the pipeline call, at least 0; None keeps the pipeline's default."
-    )
+    scheduler_config: dict[str, Any] | str | None = setting(None, "What the scheduler has unlike the model's own.")
+    num_inference_steps: int | None = setting(1, "Denoising steps per image, at least 1; null is the pipeline's own.")
+    guidance_scale: float | None = setting(None, "Guidance of the pipeline call, at least 0; None is its default.")
     height: int | None = setting(None, "Image height in pixels; None is the model's own.")
     width: int | None = setting(None, "Image width in pixels; None is the model's own.")
-    max_sequence_length: int | None = setting(
-        None, "Text tokens per prompt, at least 1; None keeps the pipeline's default."
-    )
+    max_sequence_length: int | None = setting(None, "Text tokens per prompt, at least 1; None is the pipeline's own.")
     complex_human_instruction: list[str] | None = setting(
         None, "Sana's instruction before each prompt; None keeps the pipeline's, [] switches it off."
     )
@@ -184,9 +168,7 @@ class DiffusionConfig(CheckedArguments):
         None, "Layers that get LoRA: names, attention, feed_forward; None is attention."
     )
     init_adapter: str | None = setting(None, "A LoRA to start from, with its rank and targets.")
-    frozen_adapters: list[str] | None = setting(
-        None, "LoRAs that stay on the model as they are; path=0.8 is at that scale."
-    )
+    frozen_adapters: list[str] | None = setting(None, "LoRAs that stay on the model as they are; path=0.8 scales one.")
     prompts_per_step: int = setting(8, "Prompts per step, at least 1.")
     images_per_prompt: int = setting(1, "Images per prompt and member, at least 1.")
     reward_weights: list[float] | None = setting(None, "One weight per reward function; ones by default.")
@@ -197,43 +179,29 @@ class DiffusionConfig(CheckedArguments):
     reward_dtype: str = setting("float32", "Dtype of the rewards' own models: as dtype.")
     reward_device: str | None = setting(None, "Where they run, such as cpu; by default where the pipeline does.")
     reward_retries: int = setting(0, "How often a reward function that fails is called again, at least 0.", "run")
-    reward_timeout: float | None = setting(
-        None, "Seconds, above 0, that a call of a reward may take; None is forever.", "run"
-    )
-    reward_failure: str = setting(
-        "raise", "When a reward function fails for good: raise, or invalid (its images have no score)."
-    )
-    max_invalid_fraction: float = setting(
-        0.5, "Largest share of members, in [0, 1), that may lack a reward in a step.", "run"
-    )
-    eval_reward_funcs: list[str] | None = setting(
-        None, "Reward functions measured in evaluations and never optimised.", "measures"
-    )
+    reward_timeout: float | None = setting(None, "Seconds, above 0, per call of a reward; None is forever.", "run")
+    reward_failure: str = setting("raise", "When a reward fails for good: raise, or invalid (images without score).")
+    max_invalid_fraction: float = setting(0.5, "Share of members, in [0, 1), that may lack a reward in a step.", "run")
+    eval_reward_funcs: list[str] | None = setting(None, "Reward functions measured in evaluations only.", "measures")
     eval_images_per_prompt: int = setting(1, "Images per evaluation prompt, at least 1.", "measures")
     eval_seed: int = setting(1234, "Seed of the evaluation's latents.", "measures")
     early_warning: str = setting(
         "warn", "When the trained reward rises and held-out ones or diversity fall: off, warn or stop.", "measures"
     )
-    sample_steps: int = setting(
-        50, "Every how many steps sample prompts are drawn, from step 0; 0 is never.", "output"
-    )
+    sample_steps: int = setting(50, "Steps between two sheets of sample prompts, from step 0; 0 is never.", "output")
     num_sample_prompts: int = setting(8, "Number of sample prompts, at least 1.", "output")
     log_images: bool = setting(True, "Send images and reward histograms to the trackers.", "output")
 
     # ---- defaults of TrainingArguments that would be wrong here ----
     per_device_train_batch_size: int = setting(
-        1, "Not used: prompts_per_step and images_per_prompt set the batch. Leave it at 1."
+        1, "Leave it at 1: prompts_per_step and images_per_prompt set the batch."
     )
     per_device_eval_batch_size: int = setting(16, "Images per forward in evaluations, at least 1.", "measures")
     max_grad_norm: float = setting(0.0, "Largest norm of the gradient, at least 0; 0 is off.")
     remove_unused_columns: bool = setting(False, "Must stay False: reward functions read the data set's columns.")
     logging_steps: float = setting(0.1, "Steps between two logs; below 1, a share of max_steps.", "output")
-    save_total_limit: int | None = setting(
-        2, "Checkpoints kept, at least 2 so that one is whole; the best one is kept too.", "run"
-    )
-    save_failure: str = setting(
-        "raise", "When the disk refuses a checkpoint, journal or sample: raise or warn.", "run"
-    )
+    save_total_limit: int | None = setting(2, "Checkpoints kept, at least 2; the best one is kept too.", "run")
+    save_failure: str = setting("raise", "When the disk refuses a checkpoint, journal or sample: raise, warn.", "run")
     dataloader_pin_memory: bool = setting(False, "Prompts are text: nothing to pin.", "run")
 
     def __post_init__(self):

@@ -33,9 +33,7 @@ class DDPOConfig(PolicyGradientConfig):
 
     per_prompt_stat_tracking: bool = setting(True, "Centre and scale rewards by the statistics of their own prompt.")
     per_prompt_stat_tracking_buffer_size: int = setting(32, "Rewards kept per prompt.")
-    per_prompt_stat_tracking_min_count: int = setting(
-        16, "A prompt with fewer kept rewards uses the batch's statistics."
-    )
+    per_prompt_stat_tracking_min_count: int = setting(16, "A prompt with fewer rewards uses the batch's statistics.")
     num_generations: int = setting(16, "Images per prompt and step.")
     num_iterations: int = setting(1, "Passes over a rollout (DDPO's inner epochs).")
 

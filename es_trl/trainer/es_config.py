@@ -104,27 +104,21 @@ class ESConfig(DiffusionConfig):
     prompts_per_step: int | None = setting(  # type: ignore[assignment]
         None, "Prompts per step, at least 1; by default one for every 16 members."
     )
-    prompts_per_member: int | None = setting(
-        1, "Prompts that one member draws, a divisor of prompts_per_step; null is all."
-    )
+    prompts_per_member: int | None = setting(1, "Prompts of one member, a divisor of prompts_per_step; null is all.")
     output_change: float = setting(0.18, "Relative change of the denoiser's output by a member, above 0; sets sigma.")
     sigma: float | None = setting(None, "Deviation of the perturbation of each entry, above 0; not output_change.")
     travel: float = setting(0.7, "Sum of the steps' lengths without signal, above 0, in units of sigma.")
     update: str = setting("mean", "How estimates become steps: mean (of all estimates) or optimizer.")
     when_margin_turns: str = setting("restart", "When the margin has surely begun to fall: restart, stop or ignore.")
     guard_reward_funcs: list[str] | None = setting(None, "Scorers whose margin must not fall and is never maximised.")
-    slope_reward_funcs: list[str] | None = setting(
-        None, "Rewards scored on the training images for their slopes only."
-    )
+    slope_reward_funcs: list[str] | None = setting(None, "Rewards scored on training images for their slopes only.")
     noise_rank: int = setting(1, "Rank of the perturbation of each matrix, at least 1.")
     noise_reuse: int = setting(1, "Consecutive steps that share their perturbations, at least 1.")
     es_space: str = setting("lora_xs", "What is moved: lora, lora_b, lora_xs or weight.")
     lora_rank: int = setting(2, "LoRA rank, at least 1; lora_xs has its square as numbers a layer.")
     fitness_shaping: str = setting("z", "Rewards to fitness: z, centered_rank, sign or win_rate.")
     members_per_forward: int = setting(8, "Members drawn in one batch, at least 1; sets memory and speed.")
-    learning_rate: float | None = setting(
-        None, "With update=optimizer: sgd's RMS step in units of sigma, Adam's absolute step."
-    )
+    learning_rate: float | None = setting(None, "With update=optimizer: sgd's RMS step in sigma, Adam's absolute one.")
     optim: str = setting("sgd", "With update=optimizer: as in TrainingArguments.")
     optim_args: str | None = setting(None, "With update=optimizer: its arguments.")
     lr_scheduler_type: str = setting("linear", "With update=optimizer: as in TrainingArguments.")
