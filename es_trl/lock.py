@@ -51,9 +51,8 @@ class FolderLock:
         """Raises `FolderInUse` while somebody else writes into the folder."""
         holder = self._holder()
         if self._depth == 0 and holder is not None and self._is_alive(holder):
-            who = (
-                f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
-            )
+            known = {"pid", "host"} <= holder.keys()
+            who = f"process {holder['pid']} on {holder['host']}" if known else "another process"
             raise FolderInUse(
                 f"output_dir={str(self.path.parent)!r} is in use: {who} writes into it. Give another output_dir, or "
                 f"end that process; if there is none, delete {self.path}."

@@ -51,8 +51,9 @@ def why_unscored(sample: Any) -> str | None:
 
 def is_black(sample: Any) -> bool:
     """Whether every pixel is exactly 0; False for what is no picture."""
-    pictures = sample if isinstance(sample, list | tuple) else [sample]
-    return bool(pictures) and all(isinstance(p, Image.Image) and _is_black(p) for p in pictures)
+    if isinstance(sample, list | tuple):
+        return bool(sample) and all(map(is_black, sample))
+    return isinstance(sample, Image.Image) and not any(high for _, high in sample.convert("RGB").getextrema())
 
 
 def still_of(sample: Any) -> Image.Image:
@@ -66,8 +67,3 @@ def _first_picture(sample: Any) -> Image.Image | None:
     while isinstance(sample, list | tuple) and sample:
         sample = sample[0]
     return sample if isinstance(sample, Image.Image) else None
-
-
-def _is_black(picture: Image.Image) -> bool:
-    extrema = picture.convert("RGB").getextrema()
-    return all(high == 0 for _, high in extrema)

@@ -9,13 +9,6 @@ from .judged import adapter_digest, drawn_with, judged, stamp
 
 
 __all__ = [
-    "adapter_digest",
-    "base_license",
-    "drawn_with",
-    "environment",
-    "find_adapter",
-    "judged",
-    "md_escape",
-    "model_card",
+    "adapter_digest", "base_license", "drawn_with", "environment", "find_adapter", "judged", "md_escape", "model_card",
     "stamp",
-]
+]  # fmt: skip

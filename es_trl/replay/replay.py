@@ -28,6 +28,7 @@ from ..trainer.watch import Scored
 from .sessions import ReplayError, Session, read_journal
 
 
+Found = tuple[dict[str, bool], dict[int, str]]  # which saved adapters matched, and digests by step
 Model = str | Callable[[], Any] | None  # a name, or what makes the pipeline; None is what was recorded
 
 
@@ -108,7 +109,7 @@ def redraw_member(
 def _replay(run: str | os.PathLike[str], step: int | None, model: Model) -> "ReplayTrainer":
     """The trainer as it stood before `step`, or at the journal's end."""
     sessions, folder = read_journal(run), None
-    found: tuple[dict[str, bool], dict[int, str]] = {}, {}
+    found: Found = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, session in enumerate(sessions):
             following = sessions[number + 1].start if number + 1 < len(sessions) else None
@@ -130,15 +131,8 @@ class RecordedRollout(PopulationRollout):
     """A rollout whose scores are those of the journal; it can still draw."""
 
     def __init__(self, session: Session, end: int | None, trainer: ESTrainer):
-        config = trainer.args
-        super().__init__(
-            trainer.adapter,
-            trainer.scored.rewards,
-            trainer.population,
-            trainer.sigma,
-            config.members_per_forward,
-            config.seed,
-        )
+        size, seed = trainer.args.members_per_forward, trainer.args.seed
+        super().__init__(trainer.adapter, trainer.scored.rewards, trainer.population, trainer.sigma, size, seed)
         self.session, self.end, self.trainer = session, end, trainer
 
     def line(self, step: int, micro: int) -> dict[str, Any]:
@@ -175,15 +169,7 @@ class ReplayTrainer(ESTrainer):
     keeps_journal = False
     rollout: RecordedRollout
 
-    def __init__(
-        self,
-        session: Session,
-        end: int | None,
-        scratch: str,
-        model: Model,
-        run: Path,
-        found: tuple[dict[str, bool], dict[int, str]],
-    ):
+    def __init__(self, session: Session, end: int | None, scratch: str, model: Model, run: Path, found: Found):
         record = session.run
         if record.get("own_optimizer"):
             raise ReplayError("the run was given an optimizer object of its own, which a journal does not hold.")
@@ -206,8 +192,7 @@ class ReplayTrainer(ESTrainer):
                 "or a machine that rounds differently."
             )
         self.rollout = RecordedRollout(session, end, self)
-        self.matches: dict[str, bool] = found[0]
-        self.digests: dict[int, str] = found[1]
+        self.matches, self.digests = found
         self.remove_callback(PrinterCallback)
         self.add_callback(CompareCallback(self, run))
 

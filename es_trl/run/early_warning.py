@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -76,8 +75,9 @@ class EarlyWarningCallback(TrainerCallback):
         for name, values in now.watched.items():
             if _mean(values) > _mean(self.best[name].watched[name]):
                 self.best[name] = now
-        metrics["eval_early_warning"] = float(bool(fallen))
-        self.trainer.log({"eval_early_warning": float(bool(fallen))})
+        warned = {"eval_early_warning": float(bool(fallen))}
+        metrics.update(warned)
+        self.trainer.log(warned)
         if fallen:
             text = (
                 f"Early warning at step {state.global_step}: the trained reward rises and what was not trained falls "
@@ -105,9 +105,7 @@ class EarlyWarningCallback(TrainerCallback):
     def _look(self, result: Evaluation, now: Measures) -> list[str]:
         """One line per way in which the pictures have left the range of the base's, if the trained reward rose."""
         base = self.trainer.results.base(result.prompts, result.columns)
-        reward = paired_difference(
-            now.reward, self.measures(base, "base", 0).reward, resamples=RESAMPLES, confidence=CONFIDENCE
-        )
+        reward = _difference(now.reward, self._base(result).reward)
         if not _rose(reward):
             return []
         lines = []
@@ -124,13 +122,15 @@ class EarlyWarningCallback(TrainerCallback):
     @staticmethod
     def _compare(name: str, before: Measures, now: Measures) -> str | None:
         """One line when the trained reward rose and `name` fell."""
-        seed: dict[str, Any] = {"resamples": RESAMPLES, "confidence": CONFIDENCE}
-        reward = paired_difference(now.reward, before.reward, **seed)
-        watched = paired_difference(now.watched[name], before.watched[name], **seed)
-        fell = paired_difference(before.watched[name], now.watched[name], **seed)
-        if not (_rose(reward) and _rose(fell)):
+        reward = _difference(now.reward, before.reward)
+        if not (_rose(reward) and _rose(_difference(before.watched[name], now.watched[name]))):
             return None
+        watched = _difference(now.watched[name], before.watched[name])
         return f"{name} {_shown(watched)} while reward {_shown(reward)} since step {before.step}"
+
+
+def _difference(values: np.ndarray, others: np.ndarray) -> PairedDifference:
+    return paired_difference(values, others, resamples=RESAMPLES, confidence=CONFIDENCE)
 
 
 def _shown(found: PairedDifference) -> str:

@@ -104,9 +104,10 @@ class HubPusher:
             collect(checkpoint, folder)
             collect(self.args.output_dir, folder, only="samples/*", adapter=checkpoint)
             self.write_card(output_dir=folder)
-            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-                copy_checkpoint(checkpoint, folder, "last-checkpoint" if last else None)
+            if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+                copy_checkpoint(Path(checkpoint), Path(folder, "last-checkpoint"))
+            elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+                copy_checkpoint(Path(checkpoint), Path(folder, Path(checkpoint).name))
         except OSError as error:
             self._report_failure(error, folder, checkpoint, self._place())
             return
@@ -181,13 +182,11 @@ class HubPusher:
                    reason_of(error), safe)  # fmt: skip
 
 
-def copy_checkpoint(checkpoint: str | os.PathLike, destination: str, name: str | None = None) -> None:
+def copy_checkpoint(checkpoint: Path, target: Path) -> None:
     """
     Copies the files that a checkpoint's manifest lists, so that it is whole when it is downloaded. Home folder and
     secrets are cut from its texts, whose entries in the manifest are then those of the copies.
     """
-    checkpoint = Path(checkpoint)
-    target = Path(destination, name or checkpoint.name)
     manifest = json.loads((checkpoint / MANIFEST).read_bytes())
     for file in manifest:
         if copy_clean(checkpoint / file, target / file):

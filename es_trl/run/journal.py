@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,7 @@ class Journal:
     `OSError` goes to the context manager that `may_fail` makes.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        enabled: bool = True,
-        may_fail: Callable[[str], AbstractContextManager] = nullcontext,
-    ):
+    def __init__(self, folder: str | os.PathLike, enabled: bool, may_fail: Callable[[str], AbstractContextManager]):
         self.path, self.enabled, self.may_fail = Path(folder, JOURNAL), enabled, may_fail
         self._unwritten = ""
 

@@ -42,16 +42,12 @@ class StepProgressCallback(ProgressCallback):
             self.training_bar.set_description_str(f"{line} ", refresh=True)
             if self.training_bar.disable:
                 self.training_bar.write(f"Steps {state.global_step}/{state.max_steps} {line}")
-        elif any(key.startswith("eval_") and "reward" in key for key in logs):
-            shown = {k: v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}
-            base = self.trainer.results.base_means
-            parts = []
+        elif shown := {k: v for k, v in logs.items() if k.startswith("eval_") and "reward" in k}:
+            base, parts = self.trainer.results.base_means, []
             for name, value in shown.items():
-                if math.isnan(value):
-                    parts.append(f"{name.removeprefix('eval_')} has no score")
-                    continue
                 change = f" ({value - base[name]:+.3g} to the base)" if name in base else ""
-                parts.append(f"{name.removeprefix('eval_')} {value:.4g}{change}")
+                score = "has no score" if math.isnan(value) else f"{value:.4g}{change}"
+                parts.append(f"{name.removeprefix('eval_')} {score}")
             self.training_bar.write(f"Evaluation at step {state.global_step}: {'  '.join(parts)}")
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -224,8 +224,11 @@ class DiffusionDPOTrainer(GradientTrainer):
         for part in slices(len(keys), self.args.images_per_forward):
             self.stopping.check_own()
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
-            with self.denoising.recording_latents() as drawn:
-                images += self._draw(prompts[part], generators, columns_of([rows[j] for j, _ in keys[part]]))
+            base_draws = self.adapter.adapter_disabled() if self.args.draw_with == "base" else nullcontext()
+            with self.denoising.recording_latents() as drawn, base_draws:
+                images += self.adapter.generate(
+                    prompts[part], generators, columns=columns_of([rows[j] for j, _ in keys[part]])
+                )
             latents.append(torch.cat(drawn)[-len(generators) :])
         between = time.perf_counter()
         scores = self.rewards(
@@ -241,8 +244,3 @@ class DiffusionDPOTrainer(GradientTrainer):
         )
         times = np.array([between - started, time.perf_counter() - between])
         return torch.cat(latents), scores.reshape(-1, self.args.num_generations, len(self.rewards)), times
-
-    def _draw(self, prompts: list[str], generators: list[torch.Generator], columns: dict[str, list]) -> list:
-        frozen = self.args.draw_with != "adapter"
-        with self.adapter.adapter_disabled() if frozen else nullcontext():
-            return self.adapter.generate(prompts, generators, columns=columns)

@@ -213,10 +213,8 @@ class ESTrainer(DiffusionTrainer):
             self.add_metric(f"es/slope_error/{name}", slope.error)
         if last and self.watch.turned():
             what = "the run ends there" if self.watch.stopped else "from there reward + margin is trained"
-            logger.warning(
-                "Step %d: the %s has surely fallen since its maximum: theta goes back to it, and %s.",
-                self.state.global_step, self.watch.watched, what,
-            )  # fmt: skip
+            fallen = f"Step {self.state.global_step}: the {self.watch.watched} has surely fallen since its maximum"
+            logger.warning("%s: theta goes back to it, and %s.", fallen, what)
 
     def _gradient(self, factors, fitness: Fitness, accumulation: int) -> torch.Tensor:
         if self.args.update == "mean":
@@ -296,9 +294,8 @@ class StepCallback(TrainerCallback):
         if error > 100:
             members, numbers = watch.optimizer.param_groups[0]["members"], sum(theta.numel() for theta in self.theta)
             told = f"{members} members in all cannot show one among {numbers:,} numbers."
-        logger.warning(
-            "No signal found: %s More images, a larger output_change or a less noisy reward may show one.", told
-        )
+        advice = "More images, a larger output_change or a less noisy reward may show one."
+        logger.warning("No signal found: %s %s", told, advice)
 
 
 def _distance(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
