@@ -194,24 +194,20 @@ class DiffusionDPOTrainer(GradientTrainer):
         self.add_metric("dpo/reward_time", float(times[1]))
         scores = self.collect(scores)
         self.check_and_log_rewards(self.rewards.total(scores), scores, [row["prompt"] for row in rows])
-        prompts = np.array([row["prompt"] for row in rows], dtype=object)[:, None]
-        self.image_table.add(micro, scores, prompt=prompts, image=np.arange(group))
+        labels = np.array([row["prompt"] for row in rows], dtype=object)[:, None]
+        self.image_table.add(micro, scores, prompt=labels, image=np.arange(group))
         values = totals(scores, self.rewards.weights, self.args.multi_objective_aggregation)
         found = best_and_worst(values)
         gaps = [values[j, best] - values[j, worst] for j, best, worst in found]
         self.add_metric("dpo/reward_gap", float(np.mean(gaps)) if gaps else math.nan)
         pairs = {}
         for block, drawn in latents.items():
-            part = blocks[block]
-            mine = [row for row in found if part.start <= row[0] < part.stop]
+            mine = [row for row in found if row[0] in range(len(rows))[blocks[block]]]
+            indices, best, worst = np.array(mine, dtype=int).reshape(-1, 3).T.tolist()
+            own, places = [rows[j] for j in indices], [j - blocks[block].start for j in indices]
             drawn = drawn.unflatten(0, (-1, group))
-            pairs[block] = Pairs(
-                [rows[j]["prompt"] for j, _, _ in mine],
-                columns_of([rows[j] for j, _, _ in mine]),
-                [j for j, _, _ in mine],
-                drawn[[j - part.start for j, _, _ in mine], [best for _, best, _ in mine]],
-                drawn[[j - part.start for j, _, _ in mine], [worst for _, _, worst in mine]],
-            )
+            prompts = [row["prompt"] for row in own]
+            pairs[block] = Pairs(prompts, columns_of(own), indices, drawn[places, best], drawn[places, worst])
         return pairs, len(found)
 
     def _draw_and_score(
@@ -219,22 +215,20 @@ class DiffusionDPOTrainer(GradientTrainer):
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Latents `(B, ...)` and scores `(P, G, K)` of the images of `keys`, and the seconds the two took."""
         started = time.perf_counter()
-        prompts, latents, images = [rows[j]["prompt"] for j, _ in keys], [], []
-        columns = columns_of([rows[j] for j, _ in keys])
+        own = [rows[j] for j, _ in keys]
+        prompts, latents, images = [row["prompt"] for row in own], [], []
         for part in slices(len(keys), self.args.images_per_forward):
             self.stopping.check_own()
             generators = [make_generator(self.args.seed, "latents", step, micro, j, g) for j, g in keys[part]]
             base_draws = self.adapter.adapter_disabled() if self.args.draw_with == "base" else nullcontext()
             with self.denoising.recording_latents() as drawn, base_draws:
-                images += self.adapter.generate(
-                    prompts[part], generators, columns=columns_of([rows[j] for j, _ in keys[part]])
-                )
+                images += self.adapter.generate(prompts[part], generators, columns=columns_of(own[part]))
             latents.append(torch.cat(drawn)[-len(generators) :])
         between = time.perf_counter()
         scores = self.rewards(
             prompts,
             images,
-            columns,
+            columns_of(own),
             trainer_state=self.state,
             log_metric=self.add_metric,
             log_extra=self.image_table.extras(step, micro)(keys),
