@@ -45,32 +45,25 @@ def model_card(
     digest: str | None = None,
 ) -> ModelCard:
     """
-    Builds the card of an adapter.
+    Builds the card of an adapter; `.save(path)` writes it, `.data` is the front matter.
 
     Args:
         adapter_info (`dict`): [`~es_trl.pipelines.PipelineAdapter.describe`]: pipeline class, its call, LoRA settings.
         config (`dict`): What ran: `method`, `base_model`, `reward_funcs`, `reward_weights`, `eval_reward_funcs`,
             `train_prompts`, and `config` with all settings. Missing entries are left out of the card.
-        evaluation (`dict`, *optional*): `eval.json`, from [`~es_trl.evaluation.Evaluation.to_dict`]. Without it the
-            card says that nothing was measured.
+        evaluation (`dict`, *optional*): `eval.json`. Without it the card says that nothing was measured.
         env (`dict`, *optional*): From [`~es_trl.hub.environment.environment`].
         samples (`Sequence[tuple[str, str]]`, *optional*): Prompt and relative path of pictures, for the gallery.
         repo_id (`str`, *optional*), revision (`str`, *optional*): Hub repository of the adapter, and the branch if it
             is not `main`; `None` is a folder.
-        base_model (`str`, *optional*): Shipped name, Hub id or folder of the base; by default that of `config`.
+        base_model, license (`str`, *optional*): By default what `config` and the base model's card say.
         dataset_name (`str`, *optional*): Training prompts: Hub id, shipped name or file.
         duration_seconds (`float`, *optional*), num_images (`int`, *optional*): What training took.
-        picture (`str`, *optional*): Relative path of a before/after picture.
-        sheets (`Sequence[tuple[str, str]]`, *optional*): Caption and relative path of sample sheets, shown when there
-            is no before/after picture.
-        license (`str`, *optional*): Overrides the licence of the base model's card.
-        tags (`Sequence[str]`, *optional*): Further tags.
+        picture (`str`, *optional*), sheets (`Sequence[tuple[str, str]]`, *optional*): Relative path of a before/after
+            picture; caption and relative path of sample sheets, shown when there is none.
         tracker_urls (`Mapping[str, str]`, *optional*): Name of a tracker to the page of this run there.
         digest (`str`, *optional*): Of the adapter the card goes with ([`~es_trl.hub.adapter_digest`]). Results and
             pictures of an evaluation that judged another one are left out, and the card says so.
-
-    Returns:
-        `huggingface_hub.ModelCard`: `.save(path)` writes it, `.data` is the front matter.
 
     Raises:
         ValueError: A picture's path is absolute or leaves the folder.

@@ -108,15 +108,8 @@ class DiffusionTrainer(Trainer):
         self.folder = RunFolder(args.output_dir, args.save_failure)
         self.metrics, self.checkpoints, self.results = Metrics(), Checkpoints(self), Results(self)
         self.hub = HubPusher(args, self.results.write_card)
-        super().__init__(
-            model=AdapterView(self.adapter.theta),
-            args=args,
-            data_collator=list,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        data = {"data_collator": list, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(AdapterView(self.adapter.theta), args, callbacks=callbacks, optimizers=optimizers, **data)
         warn_if_fewer_processes(args.world_size)
         self.peers = Peers(args.process_index, args.world_size, args.ddp_timeout)
         self._set_up_pipeline()
