@@ -275,7 +275,7 @@ def test_a_failing_save_leaves_nothing_behind_and_old_checkpoints_alone(run_fold
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("es_trl.run.checkpoints.save_training_state", full_disk)
+    monkeypatch.setattr("es_trl.run.checkpoint.save_training_state", full_disk)
     shutil.rmtree(run_folder / "checkpoint-4")
     with pytest.raises(OSError, match="No space left"):
         train(run_folder, resume=True)

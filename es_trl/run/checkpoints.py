@@ -10,22 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from .checkpoint import (
-    STATE_JSON,
-    CheckpointCorrupt,
-    check_trainer_state,
-    find_checkpoint,
-    last_checkpoint,
-    load_adapter_state,
-    load_logs,
-    load_optimizer_state,
-    remove_oldest,
-    remove_torn_saves,
-    save_training_state,
-    set_aside_later,
-    verify_checkpoint,
-    writing_checkpoint,
-)
+from . import checkpoint as disk
 from .settings import report_changes, run_config, write_run_files
 from .stopping import TrainingStopped
 
@@ -69,34 +54,34 @@ class Checkpoints:
         """
         args, step = self.trainer.args, 0
         if args.should_save:
-            remove_torn_saves(args.output_dir)
+            disk.remove_torn_saves(args.output_dir)
         self.resumed_from = None
         if resume_from_checkpoint:
-            self.resumed_from = find_checkpoint(resume_from_checkpoint, args.output_dir, self.trainer.method_name)
-            step = check_trainer_state(self.resumed_from)
+            self.resumed_from = disk.find_checkpoint(resume_from_checkpoint, args.output_dir, self.trainer.method_name)
+            step = disk.check_trainer_state(self.resumed_from)
             report_changes(self.resumed_from, run_config(self.trainer))
         if args.should_save and self.resumed_from is None:
             self.trainer.folder.set_earlier_aside()
         elif self.wanted:
-            set_aside_later(args.output_dir, step)
+            disk.set_aside_later(args.output_dir, step)
         return self.resumed_from
 
     def load_adapter(self, folder: str) -> None:
         """Takes the adapter of a checkpoint."""
-        self.trainer.adapter.load_state_dict(load_adapter_state(folder))
+        self.trainer.adapter.load_state_dict(disk.load_adapter_state(folder))
 
     def load_best(self) -> None:
         """Takes the best adapter; by its name alone: the state that names it may have been moved, or made up."""
         state = self.trainer.state
         best = os.path.join(self.trainer.args.output_dir, os.path.basename(state.best_model_checkpoint))
         logger.info("Loading the best adapter, %s (%.4g).", best, state.best_metric)
-        verify_checkpoint(best)
+        disk.verify_checkpoint(best)
         self.load_adapter(best)
 
     def load_optimizer(self, folder: str | None) -> None:
         """Takes optimizer and schedule of a checkpoint."""
         if folder is not None:
-            load_optimizer_state(folder, self.trainer.optimizer, self.trainer.lr_scheduler)
+            disk.load_optimizer_state(folder, self.trainer.optimizer, self.trainer.lr_scheduler)
 
     # ---- writing ----
 
@@ -128,7 +113,7 @@ class Checkpoints:
                 with trainer.folder.may_fail(f"The checkpoint of step {trainer.state.global_step}"):
                     self.write()
                     saved = True
-                remove_oldest(args.output_dir, args.save_total_limit, trainer.state.best_model_checkpoint)
+                disk.remove_oldest(args.output_dir, args.save_total_limit, trainer.state.best_model_checkpoint)
         return bool(trainer.peers.gather(torch.tensor([saved], dtype=torch.uint8)).all())
 
     def write(self) -> None:
@@ -136,16 +121,14 @@ class Checkpoints:
         trainer = self.trainer
         if trainer.journal is not None:
             trainer.journal.journal.sync()  # a checkpoint never stands without the lines that led to it
-        with writing_checkpoint(self.folder) as directory:
+        with disk.writing_checkpoint(self.folder) as directory:
             write_run_files(trainer, directory)
-            logs = {
-                "loss": float(trainer._tr_loss),
-                "logged_at": trainer._globalstep_last_logged,
-                "sums": trainer.metrics.sums,
-            }
-            save_training_state(directory, trainer.adapter.state_dict(), trainer.optimizer, trainer.lr_scheduler, logs)
+            logs = {"loss": float(trainer._tr_loss), "logged_at": trainer._globalstep_last_logged}
+            logs |= {"sums": trainer.metrics.sums}
+            theta = trainer.adapter.state_dict()
+            disk.save_training_state(directory, theta, trainer.optimizer, trainer.lr_scheduler, logs)
             self._update_callback_states()
-            trainer.state.save_to_json(str(directory / STATE_JSON))
+            trainer.state.save_to_json(str(directory / disk.STATE_JSON))
 
     def _update_callback_states(self) -> None:
         states = defaultdict(list)
@@ -164,15 +147,11 @@ class Checkpoints:
             self._save_together()
         signum = trainer.stopping.signals.received or signal.SIGTERM
         output_dir, method = trainer.args.output_dir, trainer.method_name
-        newest = self.folder if _is_whole(self.folder) else last_checkpoint(output_dir, method)
+        newest = self.folder if _is_whole(self.folder) else disk.last_checkpoint(output_dir, method)
         what_now = f"Continue from {newest} with resume_from_checkpoint=latest, or see how far it came: es-trl eval "
         what_now += f"--adapter {newest} --prompts FILE --rewards {','.join(trainer.eval_rewards.names)}"
-        logger.warning(
-            "Stopped by %s at step %d. %s",
-            signal.Signals(signum).name,
-            trainer.state.global_step,
-            what_now if newest else "There is no checkpoint.",
-        )
+        stopped = f"Stopped by {signal.Signals(signum).name} at step {trainer.state.global_step}."
+        logger.warning("%s %s", stopped, what_now if newest else "There is no checkpoint.")
         return TrainingStopped(128 + signum)
 
     def after_error(self) -> None:
@@ -195,12 +174,12 @@ class PendingLogs(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         checkpoint = self.trainer.checkpoints.resumed_from
-        self.trainer.resume_logs(load_logs(checkpoint) if checkpoint else None)
+        self.trainer.resume_logs(disk.load_logs(checkpoint) if checkpoint else None)
 
 
 def _is_whole(folder: str) -> bool:
     try:
-        verify_checkpoint(folder)
-    except CheckpointCorrupt:
+        disk.verify_checkpoint(folder)
+    except disk.CheckpointCorrupt:
         return False
     return True

@@ -133,7 +133,10 @@ class Results:
         result.details["seconds"] = round(time.perf_counter() - started, 1)
         self.comparison = result.to_dict()
         if trainer.is_world_process_zero():
-            self._write(result, num_pictures, stamp(digest))
+            save_pictures(trainer.adapter, result, NUM_PAIRS, args.output_dir, args.per_device_eval_batch_size)
+            self.comparison |= {"pictures": result.pictures, "strengths": result.strengths}
+            write_files(result, args.output_dir, self.comparison)
+            self._save_pictures(result, num_pictures, stamp(digest))
             self._log(result, time.perf_counter() - started)
         return result
 
@@ -157,14 +160,6 @@ class Results:
             **options,
         )
 
-    def _write(self, result: Evaluation, num_pictures: int, comment: bytes) -> None:
-        """`eval.json` and the other files, the pairs of pictures, and the before/after sheet."""
-        args = self.trainer.args
-        save_pictures(self.trainer.adapter, result, NUM_PAIRS, args.output_dir, args.per_device_eval_batch_size)
-        self.comparison |= {"pictures": result.pictures, "strengths": result.strengths}
-        write_files(result, args.output_dir, self.comparison)
-        self._save_pictures(result, num_pictures, comment)
-
     def _save_pictures(self, result: Evaluation, count: int, comment: bytes) -> None:
         """The before/after sheet, chosen by rule, and the adapter's pictures in it alone, for the card's gallery."""
         output_dir = self.trainer.args.output_dir
@@ -173,10 +168,8 @@ class Results:
         if shown:  # nothing where no reward gave a score
             files = [[os.path.join(output_dir, pair["files"][row.name]) for row in rows] for pair in shown]
             captions = [f"{pair['prompt']} ({number(pair['change'], sign=True)})" for pair in shown]
-            steps = [(row, row.num_inference_steps) for row in rows]
-            labels = [
-                f"{'adapter' if row.adapter else 'base'}, {n or 'own'} step{'' if n == 1 else 's'}" for row, n in steps
-            ]
+            models = [("adapter" if row.adapter else "base", row.num_inference_steps) for row in rows]
+            labels = [f"{model}, {n or 'own'} step{'' if n == 1 else 's'}" for model, n in models]
             ends = f"The two ends and the middle of {len(result.prompts)} prompts"
             note = f"{ends}, sorted by the change of {shown[0]['reward']}."
             images = [[Image.open(path) for path in paths] for paths in files]
@@ -193,7 +186,7 @@ class Results:
     def _log(self, result: Evaluation, seconds: float) -> None:
         """One line per reward on the log, since this is what the run was for."""
         for entry in self.comparison["paired"]:
-            if entry["against"] == result.rows[0].name and entry["row"] == result.rows[1].name:
+            if (entry["against"], entry["row"]) == (result.rows[0].name, result.rows[1].name):
                 closure = self.comparison["gap_closure"].get(entry["reward"])
                 high = (self.comparison["gap_closure_ci"].get(entry["reward"]) or (None, None))[1]
                 if high is None or high <= 0:
