@@ -18,7 +18,7 @@ from .stopping import TrainingStopped
 logger = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpoints(TrainerCallback):
     """
     The checkpoints of a run: where it begins, when one is written, which is the best, and what stays after an error.
     Everything in them is safetensors or JSON. `resumed_from` is the checkpoint that this `train()` continues.
@@ -65,6 +65,10 @@ class Checkpoints:
         elif self.wanted:
             disk.set_aside_later(args.output_dir, step)
         return self.resumed_from
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Goes on with what was collected since the last log, once the training loop has reset its sums."""
+        self.trainer.resume_logs(disk.load_logs(self.resumed_from) if self.resumed_from else None)
 
     def load_adapter(self, folder: str) -> None:
         """Takes the adapter of a checkpoint."""
@@ -164,17 +168,6 @@ class Checkpoints:
             logger.warning("The run failed; its last finished step is saved in %s.", self.folder)
         except Exception as error:  # the error that ended the run is the one to show
             logger.warning("The run failed, and its last finished step could not be saved: %s", error)
-
-
-class PendingLogs(TrainerCallback):
-    """Goes on with what a run had collected since its last log, once the training loop has reset its sums."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        checkpoint = self.trainer.checkpoints.resumed_from
-        self.trainer.resume_logs(disk.load_logs(checkpoint) if checkpoint else None)
 
 
 def _is_whole(folder: str) -> bool:

@@ -21,7 +21,7 @@ from ..names import checked
 from ..pipelines import Generator, as_pipeline
 from ..rewards import RewardSet
 from ..rewards.results import refuse_missing
-from ..run.checkpoints import Checkpoints, PendingLogs
+from ..run.checkpoints import Checkpoints
 from ..run.early_warning import EarlyWarningCallback
 from ..run.folder import RunFolder
 from ..run.hub_pusher import HubPusher
@@ -117,7 +117,7 @@ class DiffusionTrainer(Trainer):
         self.clock, self.samples, self.stopping = StepClock(), SampleCallback(self), Stopping(self.peers)
         self.journal = JournalCallback(self) if self.keeps_journal else None
         self.image_table, warning = ImageTable(self.rewards.names, self), EarlyWarningCallback(self)
-        watchers = [self.image_table, warning, LiveCallback(self), self.stopping, PendingLogs(self)]
+        watchers = [self.image_table, warning, LiveCallback(self), self.stopping, self.checkpoints]
         for callback in filter(None, [TellEpoch(), self.clock, self.samples, self.journal, *watchers]):
             self.add_callback(callback)
 

@@ -40,13 +40,11 @@ class Scored:
         for k, (name, function) in enumerate(functions.items()):
             if has_margin(function):
                 margins[k] = len(parts)
-                parts.append(_as_named(f"{name}_margin", Margin(function, f"{name}_margin")))
-        first_guard = len(parts)
+                parts.append(_margin_of(name, function))
+        guard_columns = list(range(len(parts), len(parts) + len(guards)))
         if guards:
             built = RewardSet(list(guards), **options)
-            for name, function in zip(built.names, built.functions(), strict=True):
-                parts.append(_as_named(f"{name}_margin", Margin(function, f"{name}_margin")))
-        guard_columns = list(range(first_guard, len(parts)))
+            parts += map(_margin_of, built.names, built.functions())
         parts += others
         weights = [*rewards.weights, *[0.0] * (len(parts) - len(rewards))]
         return cls(RewardSet(parts, weights, **options).load(), len(rewards), margins, guard_columns)
@@ -54,6 +52,10 @@ class Scored:
     def record(self) -> dict:
         """Plain data from which [`Scored`] can be made with stand-ins for the functions."""
         return {"names": self.rewards.names, "margins": list(self.margins.items()), "guards": self.guards}
+
+
+def _margin_of(name: str, function) -> NamedReward:
+    return _as_named(f"{name}_margin", Margin(function, f"{name}_margin"))
 
 
 def _as_named(name: str, function) -> NamedReward:
