@@ -84,7 +84,17 @@ def model_card(
         licence=licence, num_images=num_images, seconds=duration_seconds, **_findings(evaluation),
         **_snippet(adapter_info, base_model, facts["base"], [prompt for prompt, _ in samples]),
     )  # fmt: skip
-    data = _front_matter(facts, base_model, dataset_name, tags, pictures, evaluation, licence)
+    data = ModelCardData(
+        base_model=base_model if is_hub_id(base_model) else None,
+        datasets=dataset_name if is_hub_id(dataset_name) else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[*TAGS, *facts["method"].tags, *map(one_line, tags)],
+        widget=[{"text": one_line(prompt), "output": {"url": url}} for prompt, url in pictures] or None,
+        model_name=facts["name"],
+        eval_results=eval_results(evaluation) or None if evaluation else None,
+        **licence,
+    )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{redact(body)}")
 
 
@@ -104,28 +114,6 @@ def _facts(
         "dtype": settings.get("dtype", "float32"),
         "frozen": _frozen(settings.get("frozen_adapters")),
     }
-
-
-def _front_matter(
-    facts: dict[str, Any],
-    base_model: str | None,
-    dataset_name: str | None,
-    tags: Sequence[str],
-    pictures: Sequence[tuple[str, str]],
-    evaluation: dict[str, Any] | None,
-    licence: dict[str, Any],
-) -> ModelCardData:
-    return ModelCardData(
-        base_model=base_model if is_hub_id(base_model) else None,
-        datasets=dataset_name if is_hub_id(dataset_name) else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=[*TAGS, *facts["method"].tags, *map(one_line, tags)],
-        widget=[{"text": one_line(prompt), "output": {"url": url}} for prompt, url in pictures] or None,
-        model_name=facts["name"],
-        eval_results=eval_results(evaluation) or None if evaluation else None,
-        **licence,
-    )
 
 
 @cache

@@ -3,7 +3,7 @@ those that every method logs."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from .memory import peak_memory_gb
 
 
 Sums = dict[str, tuple[float, int]]
+Numbers: TypeAlias = np.ndarray | torch.Tensor
 
 
 class Metrics:
@@ -54,25 +55,19 @@ def log_cost(trainer, started: float) -> float:
     return seconds
 
 
-def log_rewards(
-    add_metric: Callable[[str, float], None],
-    rewards: np.ndarray | torch.Tensor,
-    scores: np.ndarray | torch.Tensor,
-    names: Sequence[str],
-    zero_spread: np.ndarray | torch.Tensor,
-) -> None:
+def log_rewards(trainer, rewards: Numbers, scores: Numbers, zero_spread: Numbers) -> None:
     """
     The metrics that all methods share, under TRL's names: weighted rewards of any shape, of which those not finite are
-    left out, scores `(..., K)` of the K functions, and the prompts on which all scored alike, `(P,)` bool.
+    left out, scores `(..., K)` of the K reward functions, and the prompts on which all scored alike, `(P,)` bool.
     """
     mean, spread = _moments(torch.as_tensor(rewards))
-    add_metric("reward", mean)
-    add_metric("reward_std", spread)
-    add_metric("frac_reward_zero_std", torch.as_tensor(zero_spread).double().mean())
-    for k, name in enumerate(names):
+    trainer.add_metric("reward", mean)
+    trainer.add_metric("reward_std", spread)
+    trainer.add_metric("frac_reward_zero_std", torch.as_tensor(zero_spread).double().mean())
+    for k, name in enumerate(trainer.rewards.names):
         mean, spread = _moments(torch.as_tensor(scores)[..., k])
-        add_metric(f"rewards/{name}/mean", mean)
-        add_metric(f"rewards/{name}/std", spread)
+        trainer.add_metric(f"rewards/{name}/mean", mean)
+        trainer.add_metric(f"rewards/{name}/std", spread)
 
 
 def _moments(values: torch.Tensor) -> tuple[float, float]:

@@ -139,21 +139,15 @@ class DiffusionDPOTrainer(GradientTrainer):
             places = [i for i, _ in items[part]]
             draws = [draw_noise(config, pairs.chosen.shape[1:], (*key, pairs.indices[i], d)) for i, d in items[part]]
             noise, levels = (torch.stack(values).to(config.device) for values in zip(*draws, strict=True))
+            latents = pairs.chosen[places], pairs.rejected[places]
+            prompts, columns = [pairs.prompts[i] for i in places], rows_of(pairs.columns, places)
             with self.forward.enabled():
-                errors = pair_errors(
-                    self.denoising,
-                    pairs.chosen[places],
-                    pairs.rejected[places],
-                    noise,
-                    levels,
-                    [pairs.prompts[i] for i in places],
-                    rows_of(pairs.columns, places),
-                )
+                errors = pair_errors(self.denoising, *latents, noise, levels, prompts, columns)
                 loss = dpo_loss(errors, config.beta, config.loss_type)
                 (loss.sum() * scale).backward()
             chosen, rejected = (values.detach() for values in errors.rewards(config.beta))
-            columns = [loss.detach(), chosen, rejected, chosen - rejected, (chosen > rejected).float()]
-            sums += torch.stack(columns).cpu().double().sum(dim=1)  # MPS has no double
+            found = [loss.detach(), chosen, rejected, chosen - rejected, (chosen > rejected).float()]
+            sums += torch.stack(found).cpu().double().sum(dim=1)  # MPS has no double
         return sums
 
     # ---- pairs ----

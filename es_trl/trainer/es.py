@@ -248,7 +248,7 @@ class ESTrainer(DiffusionTrainer):
     def _log_step(self, scores: torch.Tensor, fitness: Fitness) -> None:
         rewards = self._rewards(scores)
         trained = scores[:, :, : len(self.rewards)]  # what is only watched shows in its slopes
-        log_rewards(self.add_metric, rewards, trained, self.rewards.names, fitness.zero_spread)
+        log_rewards(self, rewards, trained, fitness.zero_spread)
         assert self.sigma is not None
         self.add_metric("es/sigma", self.sigma)
         self.add_metric("es/valid_pairs", fitness.num_valid / self.population.size)

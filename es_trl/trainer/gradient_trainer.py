@@ -118,7 +118,7 @@ class GradientTrainer(DiffusionTrainer):
         missing = float(1 - np.isfinite(rewards).mean())
         self.refuse_missing(missing, "images", scores, self.rewards.names, prompts[0])
         log_pictures(self)
-        log_rewards(self.add_metric, rewards, scores, self.rewards.names, zero_spread(rewards))
+        log_rewards(self, rewards, scores, zero_spread(rewards))
 
 
 class AdapterNormsCallback(TrainerCallback):

@@ -77,20 +77,16 @@ Judge = Callable[..., np.ndarray]
 
 class GroupRollout:
     """
-    Draws and scores the groups of this process; `before_block` is called before each block and may raise to stop.
+    Draws and scores the groups of this process; `check_stop` is called before each block and may raise to stop.
 
     Blocks are fixed by `images_per_forward` and groups are never split, so that any number of processes computes the
     same images in the same batches.
     """
 
     def __init__(
-        self,
-        sampler: PolicySampler,
-        rewards: RewardSet,
-        config: PolicyGradientConfig,
-        before_block: Callable[[], None],
+        self, sampler: PolicySampler, rewards: RewardSet, config: PolicyGradientConfig, check_stop: Callable[[], None]
     ):
-        self.sampler, self.rewards, self.config, self.before_block = sampler, rewards, config, before_block
+        self.sampler, self.rewards, self.config, self.check_stop = sampler, rewards, config, check_stop
 
     def latent_generators(self, batch: GroupBatch, keys: Sequence[tuple[int, int]]) -> list[torch.Generator]:
         """Generators of the initial latents, fresh, for replays as well."""
@@ -117,7 +113,7 @@ class GroupRollout:
         for block, groups in enumerate(blocks):
             if block % self.config.world_size != self.config.process_index:
                 continue
-            self.before_block()
+            self.check_stop()
             keys = [(p, g) for p in groups for g in range(batch.num_generations)]
             started = time.perf_counter()
             images = self._draw_block(batch, block, keys, steps, rollout)

@@ -130,14 +130,9 @@ class PolicyGradientTrainer(GradientTrainer):
     def _draw(self, batch: GroupBatch) -> Rollout:
         idle = nullcontext() if self._ratio_checked else watching_layers(self.adapter, "they get no gradient")
         with self.share_of(f"step {batch.step}", "images_per_forward"), idle:
-            rollout = self.rollout.draw(
-                batch,
-                self.trained_steps(),
-                self.judge(),
-                trainer_state=self.state,
-                log_metric=self.add_metric,
-                log_extra_of=self.image_table.extras(batch.step, batch.micro),
-            )
+            context = {"trainer_state": self.state, "log_metric": self.add_metric}
+            extras = self.image_table.extras(batch.step, batch.micro)
+            rollout = self.rollout.draw(batch, self.trained_steps(), self.judge(), log_extra_of=extras, **context)
         rollout.scores = self.collect(rollout.scores)
         if rollout.preferences is not None:
             rollout.preferences = self.collect(rollout.preferences)
@@ -212,8 +207,9 @@ class PolicyGradientTrainer(GradientTrainer):
             A = torch.stack([advantages[p, g] for p, g in keys]).to(self.args.device, torch.float32)
 
             def visit(index: int, gaussian: Gaussian, state: torch.Tensor, part=part, A=A, rows=rows) -> None:
-                reference = piece.references[index][rows] if self.beta else None
-                found = self._losses(gaussian, state, part.log_probs[index], part.means[index], A, reference)
+                log_ratio = self.log_ratio(gaussian, state, part.log_probs[index], part.means[index])
+                kl = gaussian.kl(piece.references[index][rows]) if self.beta else None
+                found = self._losses(log_ratio, A, kl)
                 (found["loss"].sum() * weight).backward()
                 for name, values in found.items():
                     totals[name] += values.sum().item() * weight
@@ -236,17 +232,8 @@ class PolicyGradientTrainer(GradientTrainer):
             parts += [(slice(i, i + size), steps, 1) for i in range(0, images, size)]
         return parts
 
-    def _losses(
-        self,
-        gaussian: Gaussian,
-        state: torch.Tensor,
-        old: torch.Tensor,
-        old_mean: torch.Tensor,
-        A: torch.Tensor,
-        reference: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
+    def _losses(self, log_ratio: torch.Tensor, A: torch.Tensor, kl: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """`(B,)` losses of the images at one step, and what is logged of them."""
-        log_ratio = self.log_ratio(gaussian, state, old, old_mean)
         ratio = torch.exp(log_ratio)
         clipped = torch.clamp(ratio, 1 - self.args.epsilon, 1 + self.args.epsilon_high)
         found = {
@@ -255,10 +242,7 @@ class PolicyGradientTrainer(GradientTrainer):
             "approx_kl": 0.5 * log_ratio.square(),
             "ratio": ratio,
         }
-        if reference is not None:
-            found["kl"] = gaussian.kl(reference)
-            found["loss"] = found["loss"] + self.beta * found["kl"]
-        return found
+        return found if kl is None else found | {"kl": kl, "loss": found["loss"] + self.beta * kl}
 
     def log_ratio(
         self, gaussian: Gaussian, state: torch.Tensor, old: torch.Tensor, old_mean: torch.Tensor

@@ -57,12 +57,9 @@ class PrefGRPOTrainer(GRPOTrainer):
         config: PrefGRPOConfig = self.args
         self._judge = None
         if config.pairwise_judge is not None:
-            self._judge = GroupJudge(
-                config.pairwise_judge,
-                config.win_rate_temperature,
-                config.scorer_place["device"],
-                **config.reward_calls,
-            )
+            where = config.scorer_place["device"]
+            judge, temperature = config.pairwise_judge, config.win_rate_temperature
+            self._judge = GroupJudge(judge, temperature, where, **config.reward_calls)
             self._judge.load()
 
     def judge(self) -> Judge | None:
