@@ -9,43 +9,30 @@ from typing import Any
 
 # What other libraries and papers call it.
 ALSO_KNOWN_AS = {
-    "num_generations": "population_size",
-    "popsize": "population_size",
-    "pop_size": "population_size",
-    "num_members": "population_size",
-    "std": "sigma",
-    "noise_std": "sigma",
-    "lr": "learning_rate",
-    "steps": "max_steps",
-    "num_steps": "max_steps",
-    "batch_size": "prompts_per_step",
-    "rank": "lora_rank",
-    "alpha": "lora_alpha",
-    "reward_model": "reward_funcs",
-    "rewards": "reward_funcs",
-    "reward": "reward_funcs",
-    "prompts": "train_dataset",
-    "dataset": "train_dataset",
-    "config": "args",
-    "pipe": "model",
-    "pipeline": "model",
-    "model": "model_name_or_path",
-    "output": "output_dir",
-    "processing_class": None,
-    "tokenizer": None,
-    "ref_model": None,
-    "data_collator": None,
+    "population_size": "num_generations popsize pop_size num_members",
+    "sigma": "std noise_std",
+    "learning_rate": "lr",
+    "max_steps": "steps num_steps",
+    "prompts_per_step": "batch_size",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "reward_funcs": "reward_model rewards reward",
+    "train_dataset": "prompts dataset",
+    "args": "config",
+    "model": "pipe pipeline",
+    "model_name_or_path": "model",
+    "output_dir": "output",
 }
-NOT_NEEDED = "leave it out: the pipeline brings what it needs"
+NOT_NEEDED = ("processing_class", "tokenizer", "ref_model", "data_collator")  # the pipeline brings it
 
 
 def hint(name: str, known: Iterable[str]) -> str:
     """`Did you mean 'population_size'?`, or what else helps; empty when nothing is near."""
     known = list(known)
-    other = ALSO_KNOWN_AS.get(name, "")
-    if other is None:
-        return f"{NOT_NEEDED[0].upper()}{NOT_NEEDED[1:]}."
-    near = [other] if other and other in known else difflib.get_close_matches(name, known, n=1, cutoff=0.55)
+    if name in NOT_NEEDED:
+        return "Leave it out: the pipeline brings what it needs."
+    near = [ours for ours, theirs in ALSO_KNOWN_AS.items() if name in theirs.split() and ours in known]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.55)
     return f"Did you mean {near[0]!r}?" if near else ""
 
 

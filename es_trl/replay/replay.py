@@ -80,11 +80,8 @@ def redraw_member(
     Draws again what one member of a population drew, bit by bit: in the batch that it was drawn in.
 
     Args:
-        run (`str`): The `output_dir` of an ES run.
-        step, member (`int`): Which; from 0.
-        micro (`int`, *optional*, defaults to 0): Which prompt batch, under gradient accumulation.
-        model (`str` or `Callable`, *optional*): The base model, or a function that makes its pipeline, if the recorded
-            name does not load.
+        run (`str`), model (`str` or `Callable`, *optional*): As in [`verify_run`].
+        step, member, micro (`int`): Which, from 0; `micro` is the prompt batch, under gradient accumulation.
 
     Returns:
         The member's images, their prompts, and the recorded scores `(images, K)`.

@@ -96,9 +96,5 @@ class Journal:
         if step == 0:
             self.path.unlink()
             return
-        write_lines(self.path, (entry for entry in read_lines(self.path) if _before(entry, step)))
-
-
-def _before(entry: dict[str, Any], step: int) -> bool:
-    at = entry.get("start", entry.get("step"))
-    return isinstance(at, int) and at < step
+        entries = ((entry.get("start", entry.get("step")), entry) for entry in read_lines(self.path))
+        write_lines(self.path, (entry for at, entry in entries if isinstance(at, int) and at < step))

@@ -54,13 +54,8 @@ class Piece:
 @dataclass
 class Rollout:
     """
-    Attributes:
-        batch (`GroupBatch`): What was asked for.
-        scores (`np.ndarray`): `(P, G, K)` fp64, of all processes; NaN where a reward is missing.
-        preferences (`np.ndarray`, *optional*): `(P, G)` win rates, if a judge compared the images.
-        pieces (`dict[int, list[Piece]]`): By block, those of this process.
-        num_blocks (`int`): Blocks of all processes.
-        generate_time, reward_time (`float`): Seconds.
+    What became of a batch, of all processes: scores `(P, G, K)` fp64, NaN where a reward is missing, and win rates
+    `(P, G)` if a judge compared the images; of this process the pieces by block, and the seconds.
     """
 
     batch: GroupBatch
