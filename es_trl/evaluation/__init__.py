@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from .result import Evaluation
     from .rows import EvaluationRow, build_rows, default_rows
     from .runs import RunsDifference, runs_difference
-    from .significance import holm, verdict, wilcoxon_p
-    from .statistics import MIN_PROMPTS, gap_closure, mean_estimate, paired_difference, wilson_interval
+    from .statistics import (
+        MIN_PROMPTS,
+        gap_closure,
+        holm,
+        mean_estimate,
+        paired_difference,
+        verdict,
+        wilcoxon_p,
+        wilson_interval,
+    )  # fmt: skip
 
 __all__, __getattr__, __dir__, _ = attach(__name__, __file__)

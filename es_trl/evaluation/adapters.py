@@ -58,16 +58,8 @@ class AdapterSource:
             name: run[name] for name in ("method", "base_model", "reward_funcs") if name in run
         }
         training |= {name: config[name] for name in ("seed", "max_steps", "es_space") if config.get(name) is not None}
-        return {
-            "label": self.label,
-            "method": self.method,
-            "source": self.source,
-            "sha256": self.sha256,
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "target_modules": self.target_modules,
-            "training": training or None,
-        }
+        own = ("label", "method", "source", "sha256", "rank", "alpha", "target_modules")
+        return {name: getattr(self, name) for name in own} | {"training": training or None}
 
 
 def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None) -> list[AdapterSource]:
@@ -113,17 +105,10 @@ def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[st
 
 
 def _named(adapters: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None) -> list[tuple[str, str]]:
-    if not adapters:
-        return []
+    """(name of the method, source) of each adapter."""
     if isinstance(adapters, Mapping):
-        pairs = []
-        for name, sources in adapters.items():
-            sources = [sources] if isinstance(sources, str | os.PathLike) else sources
-            pairs += [(str(name), os.fspath(source)) for source in sources]
-        return pairs
-    adapters = [adapters] if isinstance(adapters, str | os.PathLike) else adapters
-    texts = [os.fspath(adapter) for adapter in adapters]
-    pairs = []
+        return [(str(name), source) for name, sources in adapters.items() for source in _listed(sources)]
+    texts, pairs = _listed(adapters or ()), []
     for text in texts:
         name, equals, source = text.partition("=")
         if equals and "/" not in name and not os.path.exists(os.path.expanduser(text)):
@@ -131,6 +116,10 @@ def _named(adapters: str | Sequence[str] | Mapping[str, str | Sequence[str]] | N
         else:
             pairs.append(("adapter" if len(texts) == 1 else _folder_name(text), text))
     return pairs
+
+
+def _listed(sources: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    return [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
 
 
 def _folder_name(source: str) -> str:
@@ -144,8 +133,7 @@ def _folder_name(source: str) -> str:
 def _describe(label: str, method: str, source: str) -> AdapterSource:
     path = find_adapter(source)
     folder = os.path.dirname(path)
-    metadata = _metadata(path, source)
-    run = None
+    metadata, run = _metadata(path, source), None
     if os.path.isfile(os.path.join(folder, RUN_FILE)):
         try:
             run = json.loads(Path(folder, RUN_FILE).read_text(encoding="utf-8"))
@@ -156,16 +144,10 @@ def _describe(label: str, method: str, source: str) -> AdapterSource:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return AdapterSource(
-        label=label,
-        method=method,
-        source=source,
-        file=path,
-        sha256=digest,
-        rank=metadata.get("r"),
-        alpha=metadata.get("lora_alpha"),
+        label=label, method=method, source=source, file=path, sha256=digest, run=run,
+        rank=metadata.get("r"), alpha=metadata.get("lora_alpha"),
         target_modules=sorted(targets) if isinstance(targets, list) else targets,
-        run=run,
-    )
+    )  # fmt: skip
 
 
 def _metadata(path: str, source: str) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _rows(
 
 def _judge(
     asked: EvaluationOptions, prompts: list[str], rewards: RewardSet, trained: dict[str, float] | None
-) -> ClipJudge | DiversityJudge | None:
+) -> DiversityJudge | None:
     if isinstance(asked.judge, str):
         return load_judge(asked.judge, prompts, device=_device(asked.device), dtype=_exact(asked))
     if asked.judge is None and asked.noise.images_per_prompt > 1:
@@ -166,9 +166,7 @@ def _judge(
     return asked.judge
 
 
-def _described(
-    asked: EvaluationOptions, judge: ClipJudge | DiversityJudge | None, share: PromptShare
-) -> dict[str, Any]:
+def _described(asked: EvaluationOptions, judge: DiversityJudge | None, share: PromptShare) -> dict[str, Any]:
     checkpoint = judge.scorer.checkpoint if judge is not None else None
     return {
         "judge": checkpoint if isinstance(judge, ClipJudge) else None,
@@ -184,16 +182,15 @@ def _measure(
     result: Evaluation,
     drawer: PipelineAdapter | LoadedAdapters,
     rewards: RewardSet,
-    judge: ClipJudge | DiversityJudge | None,
+    judge: DiversityJudge | None,
     share: PromptShare,
     asked: EvaluationOptions,
 ) -> None:
     """Fills `result`; with `output_dir` by way of its journal, and with pictures."""
-    folder, n_keep = asked.output_dir, asked.n_keep
-    journal = None
+    folder, journal = asked.output_dir, None
     if folder is not None:
         journal = Journal(folder, settings_of(result, rewards, drawer, asked.batch_size), asked.resume, share)
-    n_keep = (16 if folder is None else 0) if n_keep is None else n_keep
+    n_keep = (16 if folder is None else 0) if asked.n_keep is None else asked.n_keep
     Measurement(drawer, rewards, judge, result, share, asked.batch_size, n_keep, asked.trainer_state).fill(journal)
     if folder is not None and share.process_index == 0:
         save_pictures(drawer, result, asked.save_images, folder, asked.batch_size)

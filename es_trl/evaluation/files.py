@@ -33,21 +33,18 @@ def write_files(
         `dict`: What `eval.json` holds.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     table = result.to_dict() if table is None else table
     entries = [
         {"index": i, "prompt": prompt, **{name: values[i] for name, values in result.columns.items()}}
         for i, prompt in enumerate(result.prompts)
     ]
     # A NaN in a column is no JSON: like every number that does not exist it is null.
-    texts = [json.dumps(plain(entry), ensure_ascii=False, allow_nan=False, default=str) for entry in entries]
-    lines = "".join(text + "\n" for text in texts)
-    write_text(folder / "prompts.jsonl", lines)
+    lines = [json.dumps(plain(entry), ensure_ascii=False, allow_nan=False, default=str) + "\n" for entry in entries]
+    write_text(folder / "prompts.jsonl", "".join(lines))
     with writing(folder / "scores.parquet") as path:
         _write_scores(result, path)
     write_text(folder / "eval.md", page(table))
-    text = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    write_text(folder / "eval.json", text)
+    write_text(folder / "eval.json", json.dumps(table, indent=2, allow_nan=False) + "\n")
     return table
 
 

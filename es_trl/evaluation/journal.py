@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -37,10 +38,10 @@ class Journal:
     into `output_dir/earlier-<n>` and this one starts afresh.
 
     Args:
-        output_dir (`str` or `Path`): The evaluation's folder, seen by all processes.
+        output_dir (`str` or `Path`): The evaluation's folder, seen by all processes, of which the first writes.
         settings (`dict`): What was asked for, as plain data, from [`settings_of`].
         resume (`bool`): Whether finished rows of these very settings are taken again.
-        share ([`PromptShare`]): The first process writes.
+        share ([`PromptShare`]): Of the processes.
 
     Raises:
         ValueError: `resume` where there is nothing to go on with, or with other settings; the message says which.
@@ -137,12 +138,8 @@ def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
             f"resume: column {unknown[0]!r} holds values that cannot be compared with those of the first attempt "
             "(texts, numbers, dates, arrays and pictures can): leave resume out to start afresh."
         )
-    names = sorted({*saved, *settings})
-    changed = [
-        f"{name}: {_short(saved.get(name))} -> {_short(settings.get(name))}"
-        for name in names
-        if saved.get(name) != settings.get(name)
-    ]
+    names = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
+    changed = [f"{name}: {_short(saved.get(name))} -> {_short(settings.get(name))}" for name in names]
     if changed:
         raise ValueError(
             f"resume: {str(path.parent.parent)!r} holds another evaluation ({'; '.join(changed)}): give the same "
@@ -154,18 +151,12 @@ def _move_aside(folder: Path) -> None:
     found = [folder / name for name in LEFT_BEHIND if (folder / name).exists()]
     if not found:
         return
-    number = 1
-    while (aside := folder / f"earlier-{number}").exists():
-        number += 1
+    aside = next(path for n in itertools.count(1) if not (path := folder / f"earlier-{n}").exists())
     aside.mkdir()
     for path in found:
         path.rename(aside / path.name)
-    logger.warning(
-        "%s holds an earlier evaluation: it is now %s, and this one starts afresh (resume=True, --resume, goes on "
-        "with an interrupted one).",
-        folder,
-        aside,
-    )
+    text = "%s holds an earlier evaluation: it is now %s, and this one starts afresh (resume=True, --resume, goes on "
+    logger.warning(text + "with an interrupted one).", folder, aside)
 
 
 def _short(value: Any) -> str:

@@ -62,17 +62,7 @@ class FrechetReference:
         return float(next(self._distances(flat, np.ones((1, len(flat))))))
 
     def resample(self, features: np.ndarray, seed: int = 0, resamples: int = 200) -> np.ndarray:
-        """
-        Distances under resampling of prompts; the same `seed` resamples several models jointly.
-
-        Args:
-            features (`np.ndarray`): (P, J, D).
-            seed (`int`, *optional*, defaults to 0): Seed of the resampling.
-            resamples (`int`, *optional*, defaults to 200): Number of resamples.
-
-        Returns:
-            `np.ndarray`: (resamples,).
-        """
+        """(resamples,) distances of `features` (P, J, D) under resampling of prompts; one `seed` resamples jointly."""
         counts = np.concatenate(list(bootstrap_counts(len(features), resamples, seed)))
         return np.array(list(self._distances(self._flat(features), np.repeat(counts, features.shape[1], axis=1))))
 
@@ -100,7 +90,30 @@ class FrechetReference:
             yield 100 * (np.square(mean - self.mean).sum() + trace + self.trace - 2 * cross)
 
 
-class ClipJudge:
+class DiversityJudge:
+    """
+    Measures diversity alone, in the features of a CLIP model that is there anyway: that of a reward.
+
+    Args:
+        scorer ([`~es_trl.rewards.clip_features.ClipScorer`]): The model.
+    """
+
+    real: FrechetReference | None = None
+
+    def __init__(self, scorer: ClipScorer):
+        self.scorer = scorer
+        self.dim = _array(scorer.text_features(["a picture"])).shape[1]
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Unit-norm features (B, D) float32."""
+        return _array(self.scorer.image_features(list(images)))
+
+    def prompt_scores(self, prompts: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
+        """`diversity` (P, 1), in [0, 2], when J > 1: mean cosine distance between two pictures of the prompt."""
+        return {"diversity": diversity(features)[:, None]} if features.shape[1] > 1 else {}
+
+
+class ClipJudge(DiversityJudge):
     """
     Metrics in the feature space of a CLIP model.
 
@@ -121,16 +134,11 @@ class ClipJudge:
     ):
         if (real_mean is None) != (real_cov is None):
             raise ValueError("give real_mean and real_cov together, or neither.")
-        self.scorer = scorer
+        super().__init__(scorer)
         self.hard_negatives = None if hard_negatives is None else [list(texts) for texts in hard_negatives]
-        self.dim = _array(scorer.text_features(["a picture"])).shape[1]
         self.real = None if real_mean is None or real_cov is None else FrechetReference(real_mean, real_cov)
         if self.real is not None and len(self.real.mean) != self.dim:
             raise ValueError(f"real statistics have {len(self.real.mean)} dimensions, the scorer {self.dim}.")
-
-    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Unit-norm features (B, D) float32."""
-        return _array(self.scorer.image_features(list(images)))
 
     def prompt_scores(self, prompts: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
         """
@@ -144,7 +152,7 @@ class ClipJudge:
             `dict[str, np.ndarray]`:
                 - `retrieval_accuracy` (P, J), 0 or 1: the picture is nearer to its caption than to any other prompt.
                 - `hard_negative_accuracy` (P, J), 0 or 1, NaN without hard negatives: it beats all of them.
-                - `diversity` (P, 1), in [0, 2], when J > 1: mean cosine distance between two pictures of the prompt.
+                - `diversity`, as [`DiversityJudge`] has it.
         """
         if self.hard_negatives is not None and len(self.hard_negatives) != len(prompts):
             raise ValueError(
@@ -159,9 +167,7 @@ class ClipJudge:
         scores = {"retrieval_accuracy": (nearest == own[:, None]).astype(np.float64)}
         if self.hard_negatives is not None:
             scores["hard_negative_accuracy"] = _beats(features, captions[own], self.hard_negatives, self.scorer)
-        if features.shape[1] > 1:
-            scores["diversity"] = diversity(features)[:, None]
-        return scores
+        return scores | super().prompt_scores(prompts, features)
 
 
 def _beats(
@@ -178,45 +184,14 @@ def _beats(
     return beats
 
 
-class DiversityJudge:
-    """
-    Measures diversity alone, in the features of a CLIP model that is there anyway: that of a reward.
-
-    Args:
-        scorer ([`~es_trl.rewards.clip_features.ClipScorer`]): The model.
-        name (`str`, *optional*): The reward it belongs to, for the protocol.
-    """
-
-    real = None
-
-    def __init__(self, scorer: ClipScorer, name: str | None = None):
-        self.scorer, self.name = scorer, name
-        self.dim = _array(scorer.text_features(["a picture"])).shape[1]
-
-    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Unit-norm features (B, D) float32."""
-        return _array(self.scorer.image_features(list(images)))
-
-    def prompt_scores(self, prompts: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
-        """`diversity` (P, 1), as [`ClipJudge`] gives it; nothing with one picture per prompt."""
-        return {"diversity": diversity(features)[:, None]} if features.shape[1] > 1 else {}
-
-
 def diversity_judge(rewards: RewardSet, trained: Sequence[str] = ()) -> DiversityJudge | None:
     """
-    A judge of diversity from the rewards' own models, at no cost: a held-out one's where there is one.
-
-    Args:
-        rewards ([`~es_trl.rewards.RewardSet`]): Rewards of the evaluation.
-        trained (`Sequence[str]`, *optional*): Names of those that are optimised.
-
-    Returns:
-        [`DiversityJudge`] or `None`: nothing when no reward is built on a CLIP model.
+    A judge of diversity from the rewards' own models, at no cost: a held-out one's where there is one (`trained` names
+    the optimised ones); `None` when no reward is built on a CLIP model.
     """
     scorers = rewards.scorers()
-    for name in sorted(scorers, key=lambda name: name in trained):  # held out first, otherwise in their order
-        return DiversityJudge(scorers[name], name)
-    return None
+    held_out_first = sorted(scorers, key=lambda name: name in trained)
+    return DiversityJudge(scorers[held_out_first[0]]) if scorers else None
 
 
 def diversity(features: np.ndarray) -> np.ndarray:
@@ -272,12 +247,7 @@ def load_judge(
 
 
 def read_hard_negatives(path: str | Path) -> dict[str, list[str]]:
-    """
-    Reads lines `{"prompt": str, "hard_negatives": [str, ...]}`.
-
-    Raises:
-        ValueError: A line that is not of this form, with its number.
-    """
+    """Reads lines `{"prompt": str, "hard_negatives": [str, ...]}`; `ValueError` has the number of another one."""
     found = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -21,12 +21,9 @@ EDGE = 0.1  # of the range of luma, between neighbours
 
 def looks_of(image: Image.Image) -> np.ndarray:
     """
-    Measures a picture.
-
-    Returns:
-        `np.ndarray`: float64, one number per name in `LOOKS`: mean luma in [0, 1]; its standard deviation; mean HSV
-            saturation in [0, 1]; share of pixels whose luma differs from their neighbours' by more than 0.1; root mean
-            square of the luma's Laplacian; entropy of the luma's histogram of 64 bins, in [0, 1].
+    One float64 per name in `LOOKS`: mean luma in [0, 1]; its standard deviation; mean HSV saturation in [0, 1]; share
+    of pixels whose luma differs from their neighbours' by more than 0.1; root mean square of the luma's Laplacian;
+    entropy of the luma's histogram of 64 bins, in [0, 1].
     """
     picture = rgb(image)
     picture.thumbnail((SIDE, SIDE))

@@ -8,15 +8,7 @@ from ..hub.tables import differences_table, judge_table, table
 
 
 def page(evaluation: dict[str, Any]) -> str:
-    """
-    The tables of an evaluation as Markdown.
-
-    Args:
-        evaluation (`dict`): What `eval.json` holds.
-
-    Returns:
-        `str`: One page, without HTML and without syntax from prompts, labels or names.
-    """
+    """What `eval.json` holds, as one page of Markdown without HTML or syntax from prompts, labels or names."""
     protocol = evaluation["protocol"]
     sections = ["# Evaluation", _introduction(protocol, evaluation), "## Scores", _scores(evaluation)]
     if any(entry["value"] is not None for entry in evaluation.get("gap_closures") or ()):

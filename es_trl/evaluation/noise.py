@@ -27,11 +27,8 @@ class Noise:
 
     def generator(self, prompt: int, image: int) -> torch.Generator:
         """
-        Of one image. Images beyond `images_per_prompt` are further tries (best of N), in rounds of so many.
-
-        Args:
-            prompt (`int`): Index of the prompt.
-            image (`int`): Index of the image; with one seed it is the image index of the key (seed, prompt, image).
+        Of one image, by its indices; with one seed `image` is that of the key (seed, prompt, image). Images beyond
+        `images_per_prompt` are further tries (best of N), in rounds of so many.
         """
         tries, place = divmod(image, self.images_per_prompt)
         seed, place = divmod(place, self.images_per_seed)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..pipelines import CallSettings
-    from .judge import ClipJudge, DiversityJudge
+    from .judge import DiversityJudge
     from .rows import EvaluationRow
 
 
@@ -77,7 +77,7 @@ class EvaluationOptions:
     seed: int | Sequence[int] = 0
     batch_size: int = 16
     columns: Mapping[str, Sequence[Any]] | None = None
-    judge: ClipJudge | DiversityJudge | str | None = None
+    judge: DiversityJudge | str | None = None
     adapters: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None
     steps: Sequence[int] | None = None
     best_of: Sequence[int] = ()

@@ -15,7 +15,7 @@ from PIL import Image
 from ..pictures import save_jpeg
 from ..samples import still_of
 from .grids import tiles
-from .protocol import draw_images
+from .protocol import Keys, draw_images
 from .rows import EvaluationRow
 from .statistics import prompt_means
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 IMAGES = "images"
-DrawRow = Callable[[EvaluationRow, list[tuple[int, int]]], Iterator[tuple[list[tuple[int, int]], list[Image.Image]]]]
+DrawRow = Callable[[EvaluationRow, Keys], Iterator[tuple[Keys, list[Image.Image]]]]
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # LoRA scales; 0 is the base, 1 as trained
 MOST_STRENGTHS = 4  # prompts that are drawn at all of them
 
@@ -34,45 +34,29 @@ MOST_STRENGTHS = 4  # prompts that are drawn at all of them
 def choose_pairs(result: Evaluation, count: int) -> list[dict[str, Any]]:
     """
     A third of the pairs with the largest gain, a third around the median, a third with the largest loss; once by the
-    first held-out reward and once by the first optimised one (by the first reward when nobody said which is which).
+    first held-out reward and once by the first optimised one (by the first reward when nobody said which is which),
+    `count` prompts of each at most. Best first, worst last, as in `pictures` of `eval.json`, without `files`.
 
     The change is that from the base to the adapters with as many steps, averaged over the adapters. Of a prompt's
     images the one is shown whose change is nearest to the prompt's mean, so that a pair is neither lucky nor unlucky
     within its prompt.
-
-    Args:
-        result ([`Evaluation`]): With a base and an adapter; without an adapter there are no pairs.
-        count (`int`): Prompts to show for each reward, at most; all when there are fewer.
-
-    Returns:
-        `list[dict]`: By reward, best first, worst last, as in `pictures` of `eval.json`, without `files`.
     """
     pairs = result.adapter_pairs() if count > 0 else []
     if not pairs:
         return []
     trained = result.trained or {}
-    held_out = next((name for name in result.reward_names if trained and name not in trained), None)
+    held_out = [name for name in result.reward_names if trained and name not in trained][:1]
     optimised = next((name for name in result.reward_names if name in trained), result.reward_names[0])
-    chosen = [reward for reward in (held_out, optimised) if reward is not None]
-    return [entry for reward in chosen for entry in _pairs_by(result, pairs, reward, count)]
+    return [entry for reward in [*held_out, optimised] for entry in _pairs_by(result, pairs, reward, count)]
 
 
 def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, count: int) -> list[dict[str, Any]]:
     changes = np.stack([result.of(row, reward) - result.of(base, reward) for row, base in pairs]).mean(axis=0)
     means = prompt_means(changes)
     order = sorted(np.flatnonzero(np.isfinite(means)).tolist(), key=lambda i: (-means[i], i))
-    third = max(1, count // 3)
-    if len(order) <= count:
-        chosen = order
-        best, worst = len(order) // 3, len(order) - len(order) // 3
-        kinds = ["best"] * best + ["typical"] * (worst - best) + ["worst"] * (len(order) - worst)
-    else:
-        middle = count - 2 * third if count >= 3 else 0
-        start = (len(order) - middle) // 2
-        chosen = order[:third] + order[start : start + middle] + (order[-third:] if count > 1 else [])
-        kinds = ["best"] * third + ["typical"] * middle + ["worst"] * (len(chosen) - third - middle)
+    parts = zip(("best", "typical", "worst"), _ends_and_middle(order, count), strict=True)
     entries = []
-    for prompt, kind in zip(chosen, kinds, strict=True):
+    for prompt, kind in [(prompt, kind) for kind, prompts in parts for prompt in prompts]:
         distance = np.abs(changes[prompt] - means[prompt])
         image = int(np.argmin(np.where(np.isfinite(distance), distance, np.inf)))
         entries.append({
@@ -82,15 +66,20 @@ def _pairs_by(result: Evaluation, pairs: list[tuple[str, str]], reward: str, cou
     return entries
 
 
+def _ends_and_middle(ranked: list[Any], count: int) -> tuple[list[Any], list[Any], list[Any]]:
+    """The first, the middle and the last of a ranking, `count` together, about a third each; all where it is short."""
+    count = min(count, len(ranked))
+    third = len(ranked) // 3 if count == len(ranked) else max(1, count // 3)
+    middle = max(0, count - 2 * third)
+    start = (len(ranked) - middle) // 2
+    last = ranked[len(ranked) - third :] if count > 1 else []
+    return ranked[:third], ranked[start : start + middle], last
+
+
 def first_look(pairs: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """By rule, what to look at first: the two ends and the middle of the first ranking."""
     ranked = [pair for pair in pairs if pair["reward"] == pairs[0]["reward"]]
-    if len(ranked) <= count:
-        return ranked
-    third = max(1, count // 3)
-    start = (len(ranked) - (count - 2 * third)) // 2
-    middle = ranked[start : start + count - 2 * third]
-    return [*ranked[:third], *middle, *(ranked[-third:] if count > 1 else [])]
+    return [pair for part in _ends_and_middle(ranked, count) for pair in part]
 
 
 def save_pictures(
@@ -112,9 +101,8 @@ def save_pictures(
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
     """
     pairs = choose_pairs(result, count)
-    draw = partial(
-        draw_images, model, result.prompts, seed=result.noise, batch_size=batch_size, columns=result.columns
-    )
+    how: dict[str, Any] = {"seed": result.noise, "batch_size": batch_size, "columns": result.columns}
+    draw = partial(draw_images, model, result.prompts, **how)
     result.pictures = _save_pairs(draw, result, pairs, folder)
     result.strengths = _save_strengths(draw, result, pairs, folder)
 

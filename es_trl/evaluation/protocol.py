@@ -4,9 +4,11 @@ The generator of an image is a function of (seed, prompt index, image index) alo
 enter, so two rows differ only by their weights and steps, and the table does not depend on how the work was split.
 """
 
-import contextlib
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +30,24 @@ if TYPE_CHECKING:
     from ..pipelines import PipelineAdapter
     from ..rewards import RewardSet
     from .journal import Journal
-    from .judge import ClipJudge, DiversityJudge
+    from .judge import DiversityJudge
 
 
 logger = logging.getLogger(__name__)
 
-Pictures = dict[tuple[int, int], Image.Image]  # by prompt and image index
+Keys = list[tuple[int, int]]  # prompt and image index
+Pictures = dict[tuple[int, int], Image.Image]  # by them
 
 
 def draw_images(
-    adapter: "PipelineAdapter | LoadedAdapters",
+    adapter: PipelineAdapter | LoadedAdapters,
     prompts: Sequence[str],
     row: EvaluationRow,
     keys: Sequence[tuple[int, int]],
     seed: int | Noise = 0,
     batch_size: int = 16,
     columns: Mapping[str, Sequence[Any]] | None = None,
-) -> Iterator[tuple[list[tuple[int, int]], list[Image.Image]]]:
+) -> Iterator[tuple[Keys, list[Image.Image]]]:
     """
     Draws images of one row, batch by batch. Any image of an evaluation can be drawn again from its key.
 
@@ -58,7 +61,7 @@ def draw_images(
         columns (`Mapping[str, Sequence]`, *optional*): The prompts' other columns; keywords of the call go into it.
 
     Yields:
-        `tuple[list[tuple[int, int]], list[PIL.Image.Image]]`: The keys of a batch and their images, in order.
+        The keys of a batch and their images, in order.
     """
     noise = Noise((seed,)) if isinstance(seed, int) else seed
     for start in range(0, len(keys), batch_size):
@@ -74,17 +77,12 @@ def draw_images(
         yield batch, images
 
 
-@contextlib.contextmanager
-def _weights_of(adapter: "PipelineAdapter | LoadedAdapters", row: EvaluationRow) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if not row.adapter:
-            stack.enter_context(adapter.adapter_disabled())
-        elif isinstance(adapter, LoadedAdapters):
-            if row.label is not None:
-                stack.enter_context(adapter.chosen(row.label, row.adapter_scale))
-        elif row.adapter_scale != 1.0:
-            stack.enter_context(adapter.adapter_scale(row.adapter_scale))
-        yield
+def _weights_of(adapter: PipelineAdapter | LoadedAdapters, row: EvaluationRow) -> AbstractContextManager[Any]:
+    if not row.adapter:
+        return adapter.adapter_disabled()
+    if isinstance(adapter, LoadedAdapters):
+        return nullcontext() if row.label is None else adapter.chosen(row.label, row.adapter_scale)
+    return nullcontext() if row.adapter_scale == 1.0 else adapter.adapter_scale(row.adapter_scale)
 
 
 KINDS = {"without a score": 1, "black": 2}
@@ -95,7 +93,7 @@ def kind_of(sample: Any) -> int:
     return 1 if why_unscored(sample) is not None else 2 if is_black(sample) else 0
 
 
-def _features(judge: "ClipJudge | DiversityJudge", images: list[Any]) -> np.ndarray:
+def _features(judge: DiversityJudge, images: list[Any]) -> np.ndarray:
     """(B, D), NaN for what has no score and for what is no single picture."""
     seen = [i for i, image in enumerate(images) if kind_of(image) != 1 and isinstance(image, Image.Image)]
     features = np.full((len(images), judge.dim), np.nan, np.float32)
@@ -107,28 +105,20 @@ def _features(judge: "ClipJudge | DiversityJudge", images: list[Any]) -> np.ndar
 @dataclass
 class Measurement:
     """
-    Draws and scores every row of a table on every prompt; the loop behind [`evaluate`].
-
-    Args:
-        model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What draws.
-        rewards ([`~es_trl.rewards.RewardSet`]), judge ([`ClipJudge`], *optional*): What scores.
-        result ([`Evaluation`]): The table.
-        share ([`PromptShare`]): Which prompts this process draws.
-        batch_size (`int`): Images drawn at once.
-        n_keep (`int`): The images of the first so many prompts are kept.
-        trainer_state (*optional*): Passed on to the rewards.
+    Draws and scores every row of `result` on the prompts of `share`, `batch_size` images at once, and keeps the images
+    of the first `n_keep` prompts; the loop behind [`evaluate`]. The rewards get `trainer_state`.
     """
 
-    model: "PipelineAdapter | LoadedAdapters"
-    rewards: "RewardSet"
-    judge: "ClipJudge | DiversityJudge | None"
+    model: PipelineAdapter | LoadedAdapters
+    rewards: RewardSet
+    judge: DiversityJudge | None
     result: Evaluation
     share: PromptShare
     batch_size: int
     n_keep: int
     trainer_state: Any = None
 
-    def fill(self, journal: "Journal | None" = None) -> None:
+    def fill(self, journal: Journal | None = None) -> None:
         """
         Takes from `journal` the rows that it has, and draws the others.
 
@@ -137,9 +127,8 @@ class Measurement:
         """
         result, share = self.result, self.share
         per_prompt = result.noise.images_per_prompt
-        keeping = PromptShare(
-            min(self.n_keep, len(result.prompts)), share.process_index, share.num_processes, share.gather
-        )
+        n_keep = min(self.n_keep, len(result.prompts))
+        keeping = PromptShare(n_keep, share.process_index, share.num_processes, share.gather)
         rows_of: dict[Draw, list[EvaluationRow]] = {}
         for row in result.rows:
             rows_of.setdefault(row.draw, []).append(row)
@@ -166,13 +155,11 @@ class Measurement:
                 mine = {(prompt, j): kept[prompt, int(picked[prompt, j])] for prompt, j in places}
                 result.images[row.name] = keeping.collect_images(mine, per_prompt)
 
-    def _draw(
-        self, row: EvaluationRow, keys: list[tuple[int, int]]
-    ) -> Iterator[tuple[list[tuple[int, int]], list[Any]]]:
+    def _draw(self, row: EvaluationRow, keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:
         result = self.result
         return draw_images(self.model, result.prompts, row, keys, result.noise, self.batch_size, result.columns)
 
-    def _score(self, row: EvaluationRow, images_of: int, kept: "Pictures") -> dict[str, np.ndarray]:
+    def _score(self, row: EvaluationRow, images_of: int, kept: Pictures) -> dict[str, np.ndarray]:
         """
         `scores` (P, M, K), `looks` (P, M, L) and with a judge `features` (P, M, D) of `images_of` images per prompt,
         all processes together; the pictures of the first `n_keep` prompts go into `kept`.

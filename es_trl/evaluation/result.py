@@ -1,5 +1,7 @@
 """What an evaluation found: the scores, and the tables made of them (`eval.json`)."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -14,24 +16,15 @@ from PIL import Image
 from ..es.keys import make_seed
 from ..files import write_text
 from ..rewards.results import weighted_total
+from . import statistics
 from .looks import LOOKS
 from .noise import Noise
-from .significance import holm, verdict, wilcoxon_p
-from .statistics import (
-    Estimate,
-    gap_closure,
-    mean_estimate,
-    paired_difference,
-    percentile_interval,
-    prompt_means,
-    wilson_interval,
-)
 from .tables import checks, exploratory, methods
 
 
 if TYPE_CHECKING:
     from .adapters import AdapterSource
-    from .judge import ClipJudge, DiversityJudge
+    from .judge import DiversityJudge
     from .rows import EvaluationRow
 
 
@@ -65,7 +58,7 @@ class Evaluation:
         details (`dict`): Further entries of `protocol`: model, command, seconds, ...
     """
 
-    rows: "list[EvaluationRow]"
+    rows: list[EvaluationRow]
     reward_names: list[str]
     prompts: list[str]
     noise: Noise
@@ -81,7 +74,7 @@ class Evaluation:
     trained: dict[str, float] | None = None
     rising: Sequence[str] = ()
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)
-    adapters: "list[AdapterSource]" = field(default_factory=list)
+    adapters: list[AdapterSource] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     strengths: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -97,18 +90,22 @@ class Evaluation:
 
     def mean(self, row: str, reward: str) -> float:
         """Mean over prompts of one row under one reward; NaN when nothing was scored."""
-        return _mean(self.of(row, reward))
+        return statistics.overall_mean(self.of(row, reward))
 
     def mean_total(self, row: str) -> float:
         """Mean over prompts of [`total`] of one row; NaN when nothing was scored."""
-        return _mean(self.total(self.scores[row]))
+        return statistics.overall_mean(self.total(self.scores[row]))
+
+    def difference(self, model: np.ndarray, reference: np.ndarray) -> statistics.PairedDifference:
+        """[`paired_difference`] of scores of one shape, over this table's resamples."""
+        return statistics.paired_difference(model, reference, self.resamples, self.bootstrap_seed)
 
     def add_row(
         self,
-        row: "EvaluationRow",
+        row: EvaluationRow,
         scores: np.ndarray,
         features: np.ndarray | None,
-        judge: "ClipJudge | DiversityJudge | None",
+        judge: DiversityJudge | None,
     ) -> np.ndarray:
         """
         Adds a row from what was drawn for it, M >= J N images per prompt: image n J + j is try n of image j.
@@ -152,7 +149,7 @@ class Evaluation:
         weights = np.array([own[self.reward_names[k]] for k in trained])
         return weighted_total(scores[..., trained], weights)
 
-    def _bases(self) -> "list[EvaluationRow]":
+    def _bases(self) -> list[EvaluationRow]:
         return sorted((row for row in self.rows if row.kind == "base"), key=lambda row: row.num_inference_steps or 0)
 
     def comparisons(self) -> list[tuple[str, str]]:
@@ -211,13 +208,11 @@ class Evaluation:
             }
             for name in self.reward_names
         }
-        table["objective"] = self._objective()
-        table["adapters"] = [adapter.describe() for adapter in self.adapters]
-        table["methods"] = methods(self)
-        table["exploratory"] = exploratory(self)
-        table["checks"] = checks(self)
-        table["pictures"] = self.pictures
-        table["strengths"] = self.strengths
+        table |= {
+            "objective": self._objective(), "adapters": [adapter.describe() for adapter in self.adapters],
+            "methods": methods(self), "exploratory": exploratory(self), "checks": checks(self),
+            "pictures": self.pictures, "strengths": self.strengths,
+        }  # fmt: skip
         table["protocol"] = {
             "prompts": len(self.prompts),
             "prompts_sha256": prompts_sha256(self.prompts),
@@ -238,7 +233,7 @@ class Evaluation:
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return str(path)
 
-    def _row(self, row: "EvaluationRow") -> dict[str, Any]:
+    def _row(self, row: EvaluationRow) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "name": row.name,
             "adapter": row.adapter,
@@ -253,28 +248,32 @@ class Evaluation:
             "rewards": {reward: self._summary(self.of(row.name, reward)) for reward in self.reward_names},
         }
         if row.name in self.looks:
-            means = [_mean(self.looks[row.name][..., i]) for i in range(len(LOOKS))]
+            means = [statistics.overall_mean(self.looks[row.name][..., i]) for i in range(len(LOOKS))]
             entry["looks"] = dict(zip(LOOKS, means, strict=True))
         if row.name in self.judge_scores:
             entry["judge"] = {name: self._summary(values) for name, values in self.judge_scores[row.name].items()}
             for name in ("retrieval_accuracy", "hard_negative_accuracy"):
-                self._use_wilson(entry["judge"].get(name))
+                # Resampling an accuracy of 1 gives an interval without width. Wilson's is wide enough for several
+                # images too: the mean of a prompt's images varies no more than a single one does.
+                if share := entry["judge"].get(name):
+                    share["ci_low"], share["ci_high"] = statistics.wilson_interval(share["mean"], share["prompts"])
         if row.name in self.distances:
             value, draws = self.distances[row.name]
             low, high = _centred(value, draws)
             entry["judge"]["frechet_distance"] = {"mean": value, "ci_low": low, "ci_high": high}
         return entry
 
-    def method_of(self, row: "EvaluationRow") -> str | None:
+    def method_of(self, row: EvaluationRow) -> str | None:
         """The method whose training run the row shows; `None` for the base."""
         if not row.adapter:
             return None
         return next((a.method for a in self.adapters if a.label == row.label), row.label or "adapter")
 
     def _summary(self, scores: np.ndarray) -> dict[str, Any]:
-        estimate = mean_estimate(scores, self.resamples, self.bootstrap_seed)
-        means = prompt_means(scores)
-        means = means[np.isfinite(means)]
+        estimate, means = (
+            statistics.mean_estimate(scores, self.resamples, self.bootstrap_seed),
+            statistics.known_means(scores),
+        )
         return {
             "mean": estimate.value,
             "std": float(means.std(ddof=1)) if len(means) > 1 else math.nan,
@@ -284,24 +283,17 @@ class Evaluation:
             "missing": int((~np.isfinite(scores)).sum()),
         }
 
-    @staticmethod
-    def _use_wilson(share: dict[str, Any] | None) -> None:
-        # Resampling an accuracy of 1 gives an interval without width. Wilson's is wide enough for several images too:
-        # the mean of a prompt's images varies no more than a single one does.
-        if share is not None:
-            share["ci_low"], share["ci_high"] = wilson_interval(share["mean"], share["prompts"])
-
     def _all_paired(self) -> list[dict[str, Any]]:
         """Every comparison under every reward; Holm's correction is over the comparisons under one reward."""
         kinds = {row.name: row.kind for row in self.rows}
         entries = [self._paired(*pair, reward) for pair in self.comparisons() for reward in self.reward_names]
         for reward in self.reward_names:
             family = [e for e in entries if e["reward"] == reward and kinds[e["row"]] != "scale"]
-            for entry, adjusted in zip(family, holm([e["wilcoxon_p"] for e in family]), strict=True):
+            for entry, adjusted in zip(family, statistics.holm([e["wilcoxon_p"] for e in family]), strict=True):
                 entry["holm_p"] = adjusted
         for entry in entries:
             p_value = entry["wilcoxon_p"] if entry["holm_p"] is None else entry["holm_p"]
-            entry["verdict"], entry["weaker"] = verdict(entry["ci_low"], entry["ci_high"], p_value)
+            entry["verdict"], entry["weaker"] = statistics.verdict(entry["ci_low"], entry["ci_high"], p_value)
         return entries
 
     def _objective(self) -> dict[str, Any] | None:
@@ -312,35 +304,26 @@ class Evaluation:
         totals = {name: self.total(scores) for name, scores in self.scores.items()}
         entries = []
         for row, against in self.adapter_pairs():
-            found = paired_difference(totals[row], totals[against], self.resamples, self.bootstrap_seed)
-            names = ("delta", "low", "high", "win_rate", "prompts")
-            delta, low, high, win_rate, prompts = (getattr(found, name) for name in names)
-            entries.append({"row": row, "against": against, "delta": delta, "ci_low": low, "ci_high": high,
-                            "win_rate": win_rate, "prompts": prompts})  # fmt: skip
+            found = self.difference(totals[row], totals[against])
+            entries.append({"row": row, "against": against, "delta": found.delta, "ci_low": found.low,
+                            "ci_high": found.high, "win_rate": found.win_rate, "prompts": found.prompts})  # fmt: skip
         return {"weights": dict(weights), "paired": entries}
 
     def _paired(self, row: str, against: str, reward: str) -> dict[str, Any]:
-        found = paired_difference(self.of(row, reward), self.of(against, reward), self.resamples, self.bootstrap_seed)
+        scores = self.of(row, reward), self.of(against, reward)
+        found = self.difference(*scores)
         return {
-            "row": row,
-            "against": against,
-            "reward": reward,
-            "delta": found.delta,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "win_rate": found.win_rate,
-            "win_rate_ci_low": found.win_low,
-            "win_rate_ci_high": found.win_high,
-            "wilcoxon_p": wilcoxon_p(self.of(row, reward), self.of(against, reward)),
-            "holm_p": None,
-            "prompts": found.prompts,
-            "missing": found.missing,
-        }
+            "row": row, "against": against, "reward": reward,
+            "delta": found.delta, "ci_low": found.low, "ci_high": found.high,
+            "win_rate": found.win_rate, "win_rate_ci_low": found.win_low, "win_rate_ci_high": found.win_high,
+            "wilcoxon_p": statistics.wilcoxon_p(*scores), "holm_p": None,
+            "prompts": found.prompts, "missing": found.missing,
+        }  # fmt: skip
 
     def _paired_judge(self, row: str, against: str) -> list[dict[str, Any]]:
         entries = []
         for metric, values in self.judge_scores[row].items():
-            found = paired_difference(values, self.judge_scores[against][metric], self.resamples, self.bootstrap_seed)
+            found = self.difference(values, self.judge_scores[against][metric])
             entries.append((metric, found.delta, found.low, found.high))
         if row in self.distances:
             (value, draws), (reference, reference_draws) = self.distances[row], self.distances[against]
@@ -350,22 +333,21 @@ class Evaluation:
         return [{"row": row, "against": against, **dict(zip(names, entry, strict=True))} for entry in entries]
 
     def _gap_closure(self) -> dict[str, Any]:
-        closures = []
-        for model, base, target in self.gap_rows():
+        closures, rows = [], self.gap_rows()
+        nothing = statistics.Estimate(math.nan, math.nan, math.nan, 0)  # to close where more steps need not raise it
+        for model, base, target in rows:
             for reward in self.reward_names:
-                found = Estimate(math.nan, math.nan, math.nan, 0)  # nothing to close: more steps need not raise it
+                mine, start, end = (self.of(row, reward) for row in (model, base, target))
+                found = nothing
                 if reward in self.rising:
-                    scores = [self.of(row, reward) for row in (model, base, target)]
-                    found = gap_closure(scores[0], scores[1], scores[2], self.resamples, self.bootstrap_seed)
+                    found = statistics.gap_closure(mine, start, end, self.resamples, self.bootstrap_seed)
                 closures.append({"row": model, "base": base, "target": target, "reward": reward,
                                  "value": found.value, "ci_low": found.low, "ci_high": found.high})  # fmt: skip
         first = [entry for entry in closures[: len(self.reward_names)] if entry["reward"] in self.rising]
         return {
             "gap_closure": {entry["reward"]: entry["value"] for entry in first},
             "gap_closure_ci": {entry["reward"]: [entry["ci_low"], entry["ci_high"]] for entry in first},
-            "gap_closure_rows": dict(zip(("model", "base", "target"), self.gap_rows()[0], strict=True))
-            if self.gap_rows()
-            else None,
+            "gap_closure_rows": dict(zip(("model", "base", "target"), rows[0], strict=True)) if rows else None,
             "gap_closures": closures,
         }
 
@@ -375,17 +357,12 @@ def prompts_sha256(prompts: list[str]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
-def _mean(scores: np.ndarray) -> float:
-    means = prompt_means(scores)
-    return float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
-
-
 def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:
     """
     Interval of a Frechet distance. A resample holds fewer different pictures than the sample, which moves every draw
     upwards, so the draws are moved back to the estimate before their percentiles are taken.
     """
-    return percentile_interval(draws - draws.mean() + value)
+    return statistics.percentile_interval(draws - draws.mean() + value)
 
 
 def plain(value: Any) -> Any:

@@ -51,12 +51,8 @@ class EvaluationRow:
 @dataclass(frozen=True)
 class Draw:
     """
-    Images of one kind: weights, steps and LoRA scale. Drawn and scored once, however many rows use them.
-
-    Args:
-        weights (`str`): `"base"`, or the adapter's label.
-        num_inference_steps (`int`): Sampling steps.
-        scale (`float`): LoRA scale.
+    Images of one kind: weights (`"base"`, or the adapter's label), sampling steps and LoRA scale. Drawn and scored
+    once, however many rows use them.
     """
 
     weights: str
@@ -71,11 +67,8 @@ class Draw:
 
 def default_rows(num_inference_steps: int | None) -> list[EvaluationRow]:
     """
-    The three rows of the gap closure: the base, the adapter, and the base with twice the steps.
-
-    Args:
-        num_inference_steps (`int`): Steps the adapter was trained for; `None` for a model without steps, of which
-            there are the base and the adapter only.
+    The three rows of the gap closure: the base, the adapter, and the base with twice the steps; of a model without
+    steps (`None`) there are the base and the adapter only.
     """
     if num_inference_steps is None:
         return build_rows([None], [1])
@@ -99,18 +92,13 @@ def build_rows(
         scales (`Sequence[float]`, *optional*): LoRA scales of the first adapter, with the first number of steps.
         twice (`bool`, *optional*, defaults to `True`): Whether adapters are drawn with every number of steps, or only
             with the first.
-
-    Returns:
-        `list[EvaluationRow]`
     """
     first, *more = steps
     names = [label or "adapter" for label in labels]
 
     def adapters(count: int) -> list[EvaluationRow]:
-        return [
-            EvaluationRow(f"{name}@{count}", True, count, label=label)
-            for name, label in zip(names, labels, strict=True)
-        ]
+        named = zip(names, labels, strict=True)
+        return [EvaluationRow(f"{name}@{count}", True, count, label=label) for name, label in named]
 
     rows = [EvaluationRow(f"base@{first}", False, first), *adapters(first)]
     for count in more:

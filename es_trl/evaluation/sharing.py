@@ -82,22 +82,12 @@ class PromptShare:
         return np.swapaxes(parts, 0, 1).reshape(-1, *part.shape[1:])[: self.prompts]
 
     def collect_images(self, images: dict[tuple[int, int], Image.Image], per_prompt: int) -> list[list[Image.Image]]:
-        """
-        Joins pictures of one size.
-
-        Args:
-            images (`dict[tuple[int, int], PIL.Image.Image]`): This process's pictures by (prompt, image index).
-            per_prompt (`int`): Pictures per prompt.
-
-        Returns:
-            `list[list[PIL.Image.Image]]`: One list per prompt, in order.
-        """
-        if self.num_processes > 1 and self.prompts:
-            size = max((image.size for image in images.values()), default=(0, 0))
-            size = np.asarray(self.gather(np.array([size]))).reshape(-1, 2).max(axis=0)  # a process may have none
-            pixels = self.empty((per_prompt, size[1], size[0], 3), 0, np.uint8)
-            for (prompt, image), picture in images.items():
-                pixels[self.slot(prompt), image] = np.asarray(rgb(picture))
-            pixels = self.collect(pixels)
-            return [[Image.fromarray(picture) for picture in row] for row in pixels]
-        return [[images[prompt, image] for image in range(per_prompt)] for prompt in range(self.prompts)]
+        """Joins pictures of one size, this process's by (prompt, image index), to one list per prompt, in order."""
+        if self.num_processes == 1 or not self.prompts:
+            return [[images[prompt, image] for image in range(per_prompt)] for prompt in range(self.prompts)]
+        size = max((image.size for image in images.values()), default=(0, 0))
+        size = np.asarray(self.gather(np.array([size]))).reshape(-1, 2).max(axis=0)  # a process may have none
+        pixels = self.empty((per_prompt, size[1], size[0], 3), 0, np.uint8)
+        for (prompt, image), picture in images.items():
+            pixels[self.slot(prompt), image] = np.asarray(rgb(picture))
+        return [[Image.fromarray(picture) for picture in row] for row in self.collect(pixels)]

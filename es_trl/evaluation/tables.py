@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .rows import EvaluationRow
 from .runs import runs_difference
-from .statistics import paired_difference, prompt_means
+from .statistics import overall_mean
+
+
+if TYPE_CHECKING:
+    from .result import Evaluation
 
 
 GROUPINGS = ("category", "challenge")
@@ -19,26 +22,7 @@ EXPLORATORY_NOTE = (
 )
 
 
-class Scored(Protocol):
-    """What the tables are made of; [`~es_trl.evaluation.Evaluation`] is one."""
-
-    rows: list[EvaluationRow]
-    reward_names: list[str]
-    columns: dict[str, Sequence[Any]]
-    resamples: int
-    scores: dict[str, np.ndarray]
-
-    @property
-    def bootstrap_seed(self) -> int: ...
-
-    def of(self, row: str, reward: str) -> np.ndarray: ...
-
-    def comparisons(self) -> list[tuple[str, str]]: ...
-
-    def method_of(self, row: EvaluationRow) -> str | None: ...
-
-
-def methods(result: Scored) -> list[dict[str, Any]]:
+def methods(result: Evaluation) -> list[dict[str, Any]]:
     """Every method against the base and against every other method, over its training runs, at equal steps."""
     bases = {row.num_inference_steps: row for row in result.rows if row.kind == "base"}
     runs: dict[tuple[str | None, int | None], list[EvaluationRow]] = {}
@@ -47,9 +31,9 @@ def methods(result: Scored) -> list[dict[str, Any]]:
             runs.setdefault((result.method_of(row), row.num_inference_steps), []).append(row)
     entries = []
     for (method, steps), rows in runs.items():
-        against: list[tuple[str | None, list[EvaluationRow]]] = (
-            [(bases[steps].name, [bases[steps]])] if steps in bases else []
-        )
+        against: list[tuple[str | None, list[EvaluationRow]]] = []
+        if steps in bases:
+            against.append((bases[steps].name, [bases[steps]]))
         later = list(runs)[list(runs).index((method, steps)) + 1 :]
         against += [(other, runs[other, s]) for other, s in later if s == steps]
         for name, others in against:
@@ -69,10 +53,12 @@ def methods(result: Scored) -> list[dict[str, Any]]:
     return entries
 
 
-def exploratory(result: Scored) -> dict[str, Any] | None:
+def exploratory(result: Evaluation) -> dict[str, Any] | None:
     """Differences to the base within each category and challenge; `None` without such columns."""
     groupings = [name for name in GROUPINGS if name in result.columns]
-    pairs = [pair for pair in result.comparisons() if _plain_pair(result, *pair)]
+    plain = {row.name for row in result.rows if row.kind in ("adapter", "base")}
+    comparisons = result.comparisons()  # those of plain rows with the first base
+    pairs = [(row, against) for row, against in comparisons if row in plain and against == comparisons[0][1]]
     if not groupings or not pairs:
         return None
     entries = []
@@ -83,16 +69,17 @@ def exploratory(result: Scored) -> dict[str, Any] | None:
             for row, against in pairs:
                 for reward in result.reward_names:
                     model, base = result.of(row, reward)[members], result.of(against, reward)[members]
-                    found = paired_difference(model, base, result.resamples, result.bootstrap_seed)
+                    found = result.difference(model, base)
                     entries.append({
                         "by": by, "value": value, "row": row, "against": against, "reward": reward,
                         "prompts": found.prompts, "delta": found.delta, "ci_low": found.low, "ci_high": found.high,
-                        "win_rate": found.win_rate, "row_mean": _mean(model), "against_mean": _mean(base),
+                        "win_rate": found.win_rate,
+                        "row_mean": overall_mean(model), "against_mean": overall_mean(base),
                     })  # fmt: skip
     return {"note": EXPLORATORY_NOTE, "entries": entries}
 
 
-def checks(result: Scored) -> dict[str, Any]:
+def checks(result: Evaluation) -> dict[str, Any]:
     """What must hold whatever the adapter is: at LoRA scale 0 it is the base."""
     bases = {row.num_inference_steps: row for row in result.rows if row.kind == "base"}
     for row in result.rows:
@@ -101,14 +88,3 @@ def checks(result: Scored) -> dict[str, Any]:
             largest = float(np.nanmax(difference)) if np.isfinite(difference).any() else None
             return {"scale_zero_equals_base": {"row": row.name, "max_score_difference": largest}}
     return {}
-
-
-def _plain_pair(result: Scored, row: str, against: str) -> bool:
-    """An adapter as trained, or the base with more steps, against the first base."""
-    kinds = {r.name: r.kind for r in result.rows}
-    return kinds[row] in ("adapter", "base") and against == result.comparisons()[0][1]
-
-
-def _mean(scores: np.ndarray) -> float:
-    means = prompt_means(scores)
-    return float(np.nanmean(means)) if np.isfinite(means).any() else float("nan")
