@@ -34,29 +34,20 @@ class Series:
     colour: int = 0
 
 
-def learning_curve(curves, name: str, role: str | None, levels: Sequence[Level] = (), axis: str = "images"):
+def learning_curve(curves, name: str, role: str | None, levels: Sequence[Level]):
     """
-    Draws one reward of one run.
-
-    Args:
-        curves (`pandas.DataFrame`): From [`~es_trl.report.curves.learning_curves`].
-        name (`str`), role (`str`, *optional*): The reward, and what it is, as [`~es_trl.report.wording.role`] says.
-        levels (`Sequence[Level]`): What the evaluation after training found.
-        axis (`str`, *optional*, defaults to `"images"`): Or `"seconds"`.
-
-    Returns:
-        `Callable[[Palette], Figure]`: For [`inline_svg`] and [`save_png`].
+    Draws one reward of one run against images, from [`~es_trl.report.curves.learning_curves`], with the `levels` that
+    the evaluation found. Like all charts a function of a palette, for [`inline_svg`] and [`save_png`].
     """
 
     def draw(palette: Palette, axes=None):
-        figure, axes = _panel(palette, name, role or "", axis, curves, axes)
+        figure, axes, _ = _curve_panel(palette, name, role or "", "images", curves, axes)
         colour = palette.trained if role == "trained" else palette.held_out
         mine = curves[curves["name"] == name].sort_values("step")
-        scale = _scale(axis, curves)
         batches, validation = (mine[mine["kind"] == kind] for kind in (TRAINING, VALIDATION))
-        axes.plot(batches[axis] / scale, batches["value"], color=colour, alpha=0.4, linewidth=1.2)
-        axes.plot(validation[axis] / scale, validation["value"], color=colour, linewidth=2.2, marker="o", markersize=4)
-        end = float(np.nanmax(curves[axis])) / scale
+        axes.plot(batches["images"], batches["value"], color=colour, alpha=0.4, linewidth=1.2)
+        axes.plot(validation["images"], validation["value"], color=colour, linewidth=2.2, marker="o", markersize=4)
+        end = float(np.nanmax(curves["images"]))
         for level in levels:
             _level(axes, level, palette, colour, end)
         axes.set_xlim(left=0, right=end * 1.06 or None)
@@ -75,8 +66,8 @@ def comparison_curve(series: Sequence[Series], name: str, kind: str, axis: str, 
         import pandas
 
         every = pandas.concat([run for one in series for run in one.runs])
-        figure, axes = _panel(palette, name, note, axis, every, axes)
-        scale, end = _scale(axis, every), float(np.nanmax(every[axis]))
+        figure, axes, scale = _curve_panel(palette, name, note, axis, every, axes)
+        end = float(np.nanmax(every[axis]))
         for one in series:
             colour = palette.series[one.colour % len(palette.series)]
             runs = [run[(run["name"] == name) & (run["kind"] == kind)].sort_values("step") for run in one.runs]
@@ -98,15 +89,11 @@ def comparison_curve(series: Sequence[Series], name: str, kind: str, axis: str, 
 
 def mean_curve(runs: Sequence[Any], axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Mean over runs at the steps all of them logged.
-
-    Args:
-        runs (`Sequence[pandas.DataFrame]`): Curves of one reward, at least two runs.
-        axis (`str`): `"images"` or `"seconds"`; where runs differ (seconds do), their mean.
+    Mean over two or more runs (curves of one reward) at the steps all of them logged.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray, np.ndarray]`: Position, mean, and half the width of the 95 % interval of the
-        mean over runs (Student's t with runs - 1 degrees of freedom), each of shape (steps,).
+        Position (the runs' mean on `axis`, `"images"` or `"seconds"`), mean, and half the width of the 95 % interval
+        of the mean over runs (Student's t with runs - 1 degrees of freedom), each of shape (steps,).
     """
     from scipy.stats import t
 
@@ -120,13 +107,8 @@ def mean_curve(runs: Sequence[Any], axis: str) -> tuple[np.ndarray, np.ndarray, 
 
 def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Sequence[str], labels: dict[str, str]):
     """
-    Draws the mean of every row under every reward, with its interval.
-
-    Args:
-        evaluation (`dict`): `eval.json`.
-        rewards (`Sequence[str]`): Which rewards, one panel each.
-        trained (`Sequence[str]`): Those that were optimised.
-        labels (`dict[str, str]`): Row name to what the chart calls it.
+    Draws the mean of every row of `eval.json` under every one of `rewards`, with its interval; `trained` names the
+    optimised ones, `labels` says what the chart calls a row.
     """
 
     def draw(palette: Palette):
@@ -142,14 +124,12 @@ def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Seque
                 found = row["rewards"].get(reward) or {}
                 if found.get("mean") is None:
                     continue
-                low, high = found.get("ci_low"), found.get("ci_high")
+                low, high, own = found.get("ci_low"), found.get("ci_high"), colour if row["adapter"] else palette.base
                 if low is not None and high is not None:
-                    axes.plot([low, high], [y, y], color=colour if row["adapter"] else palette.base, linewidth=2)
-                axes.plot(found["mean"], y, "o", color=colour if row["adapter"] else palette.base, markersize=6)
-            kind = "trained" if reward in trained else "held out"
-            axes.set_title(
-                f"{_plain(reward)}  ({kind})" if trained else _plain(reward), color=palette.ink, fontsize=10
-            )
+                    axes.plot([low, high], [y, y], color=own, linewidth=2)
+                axes.plot(found["mean"], y, "o", color=own, markersize=6)
+            kind = ("  (trained)" if reward in trained else "  (held out)") if trained else ""
+            axes.set_title(_plain(reward) + kind, color=palette.ink, fontsize=10)
             axes.grid(axis="x", color=palette.line, linewidth=0.8)
         panels[0].set_yticks(range(len(rows)), [_plain(labels.get(row["name"], row["name"])) for row in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -159,14 +139,7 @@ def intervals(evaluation: dict[str, Any], rewards: Sequence[str], trained: Seque
 
 
 def side_by_side(draws: Sequence[Any], columns: int = 2, legend: Sequence[tuple[str, int]] = ()):
-    """
-    Several of these charts as one picture, for READMEs.
-
-    Args:
-        draws (`Sequence[Callable]`): From [`learning_curve`] or [`comparison_curve`].
-        columns (`int`, *optional*, defaults to 2): Charts beside each other.
-        legend (`Sequence[tuple[str, int]]`): Label and colour of every series of a comparison.
-    """
+    """Several charts as one picture, for READMEs; `legend` has label and colour of every series of a comparison."""
 
     def draw(palette: Palette):
         from matplotlib.figure import Figure
@@ -189,22 +162,36 @@ def side_by_side(draws: Sequence[Any], columns: int = 2, legend: Sequence[tuple[
     return draw
 
 
-def _panel(palette: Palette, name: str, note: str, axis: str, curves, axes=None):
+def panel(palette: Palette, title: str, label: str, axes=None, grid: str = "y", size: tuple[float, float] = SIZE):
+    """A figure and its axes in the page's style, `label` below; `axes` where the chart is a part of another figure."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=SIZE, layout="constrained") if axes is None else axes.figure
+    figure = Figure(figsize=size, layout="constrained") if axes is None else axes.figure
     axes = figure.subplots() if axes is None else axes
     _style(axes, palette)
-    axes.grid(axis="y", color=palette.line, linewidth=0.8)
-    axes.set_title(_plain(name) + (f"  ({note})" if note else ""), color=palette.ink, fontsize=10.5)
+    axes.grid(axis=grid, color=palette.line, linewidth=0.8)
+    axes.set_title(title, color=palette.ink, fontsize=10.5)
+    axes.set_xlabel(label, color=palette.muted, fontsize=9)
+    return figure, axes
+
+
+def count_images(axes) -> None:
+    """Thousands of images as `2k`."""
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+
+
+def _curve_panel(palette: Palette, name: str, note: str, axis: str, curves, axes):
+    """`panel` of one reward against `axis`, and how many of the axis' units one of the chart's holds."""
+    from matplotlib.ticker import MaxNLocator
+
+    unit, scale = _time_unit(curves) if axis == "seconds" else ("", 1.0)
+    title = _plain(name) + (f"  ({note})" if note else "")
+    figure, axes = panel(palette, title, AXES[axis] + (f", {unit}" if unit else ""), axes)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    label = AXES[axis] + (f", {_unit(curves)}" if axis == "seconds" else "")
-    axes.set_xlabel(label, color=palette.muted, fontsize=9)
     if axis == "images":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
-    return figure, axes
+        count_images(axes)
+    return figure, axes, scale
 
 
 def _style(axes, palette: Palette) -> None:
@@ -225,21 +212,10 @@ def _level(axes, level: Level, palette: Palette, colour: str, end: float) -> Non
         axes.axhline(level.mean, color=palette.base, linewidth=1.2, linestyle=(0, (4, 3)))
 
 
-def _longest(curves) -> float:
-    found = np.asarray(curves["seconds"], dtype=float)
-    found = found[np.isfinite(found)]
-    return float(found.max()) if len(found) else 0.0
-
-
-def _scale(axis: str, curves) -> float:
-    if axis == "images":
-        return 1.0
-    return {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}[_unit(curves)]
-
-
-def _unit(curves) -> str:
-    longest = _longest(curves)
-    return "seconds" if longest < 180 else "minutes" if longest < 3 * 3600 else "hours"
+def _time_unit(curves) -> tuple[str, float]:
+    """The unit that the longest of the curves is told in, and its seconds."""
+    longest = curves["seconds"].max()  # NaN where no log has times
+    return ("hours", 3600.0) if longest >= 3 * 3600 else ("minutes", 60.0) if longest >= 180 else ("seconds", 1.0)
 
 
 def _plain(text: str) -> str:

@@ -53,12 +53,10 @@ def write_comparison(
     for name, draw in found.pop("files").items():
         save_png(draw, target / name)
     write_text(target / "compare.md", text.comparison(found["head"], found["tables"]))
-    command = ["es-trl", "compare", *map(str, runs), *(["--labels", *labels] if labels else [])]
-    page = target / "index.html"
-    write_text(
-        page, render("compare.html.j2", **found, command=shlex.join([*command, "--output_dir", str(output_dir)]))
-    )
-    return page
+    words = ["es-trl", "compare", *map(str, runs), *(["--labels", *labels] if labels else [])]
+    command = shlex.join([*words, "--output_dir", str(output_dir)])
+    write_text(target / "index.html", render("compare.html.j2", **found, command=command))
+    return target / "index.html"
 
 
 def context(methods: Sequence[Method]) -> dict[str, Any]:
@@ -73,9 +71,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
         for i, (name, axis, draw) in enumerate(drawn)
     ]
     entries = [(_named(method), method.colour) for method in methods]
-    files = {}
-    if drawn:
-        files["learning_curves.png"] = charts.side_by_side([draw for *_, draw in drawn], 2, entries)
+    figure = charts.side_by_side([draw for *_, draw in drawn], 2, entries) if drawn else None
     places = [line["label"] for line in tables[0]["lines"]] if tables else []
     best_first = sorted(methods, key=lambda method: places.index(method.label) if places else 0)
     pairs, labels, rows = _pairs(best_first, comparable)
@@ -97,7 +93,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
             for method in methods
             for run in method.runs
         ],
-        "files": files,
+        "files": {"learning_curves.png": figure} if figure else {},
     }
 
 
@@ -191,27 +187,19 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
     evaluated = [run for method in methods for run in method.runs if run.evaluation]
     if not evaluated:
         return []
-    rewards = list(
-        dict.fromkeys(name for run in evaluated for name in wording.ordered_rewards(run.evaluation, trained))
-    )
+    names = (name for run in evaluated for name in wording.ordered_rewards(run.evaluation, trained))
+    roles = {name: wording.role(_about(methods), trained, name) for name in names}
     watched = {name for run in evaluated for name in run.watched}  # before what only the evaluation has measured
     tables = []
-    roles = {name: wording.role(_about(methods), trained, name) for name in rewards}
     order = (None, "held out", "trained", "measured")
-    for reward in sorted(rewards, key=lambda name: (order.index(roles[name]), name not in watched)):
+    for reward in sorted(roles, key=lambda name: (order.index(roles[name]), name not in watched)):
         lines: list[dict[str, Any]] = []
         for method in methods:
             images, seconds = groups.budget(method)
-            lines.append(
-                {
-                    "label": method.label,
-                    "colour": method.colour % 8,
-                    "runs": len(method.runs),
-                    "images": images,
-                    "seconds": seconds,
-                    "found": groups.result_of(method, reward, comparable),
-                }
-            )
+            lines.append({
+                "label": method.label, "colour": method.colour % 8, "runs": len(method.runs),
+                "images": images, "seconds": seconds, "found": groups.result_of(method, reward, comparable),
+            })  # fmt: skip
         lines.sort(key=lambda line: -line["found"]["delta"] if line["found"] else math.inf)  # the best first
         references = _references(evaluated[0].evaluation, reward) if comparable else []
         known = [line["found"] for line in [*lines, *references] if line["found"]]
@@ -220,16 +208,10 @@ def _tables(methods: Sequence[Method], trained: Sequence[str], comparable: bool)
         for line in [*lines, *references]:
             one = line["found"] or {}
             line |= place(one.get("delta"), one.get("low"), one.get("high"))
-            line["seeds"] = [place(v)["at"] for v in one.get("deltas", [])] if len(one.get("deltas", [])) > 1 else []
-        tables.append(
-            {
-                "reward": reward,
-                "role": roles[reward],
-                "lines": lines,
-                "references": references,
-                "zero": place(0.0)["at"],
-            }
-        )
+            deltas = one.get("deltas", [])
+            line["seeds"] = [place(v)["at"] for v in deltas] if len(deltas) > 1 else []
+        tables.append({"reward": reward, "role": roles[reward], "lines": lines, "references": references,
+                       "zero": place(0.0)["at"]})  # fmt: skip
     # What every method was measured under comes first: only there can they be compared.
     tables.sort(key=lambda table: -sum(line["found"] is not None for line in table["lines"]))
     return tables
@@ -246,33 +228,28 @@ def _references(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]
         if entry is None or entry.get("delta") is None:
             continue
         result = {
-            "mean": (row["rewards"].get(reward) or {}).get("mean"),
-            "delta": entry["delta"],
-            "low": entry.get("ci_low"),
-            "high": entry.get("ci_high"),
-            "deltas": [],
-            "over": "prompts",
+            "mean": (row["rewards"].get(reward) or {}).get("mean"), "delta": entry["delta"],
+            "low": entry.get("ci_low"), "high": entry.get("ci_high"), "deltas": [], "over": "prompts",
             "win_rate": entry.get("win_rate"),
-        }
+        }  # fmt: skip
         found.append({"label": wording.row_label(row), "found": result})
     return found
 
 
 def _pairs(methods: Sequence[Method], comparable: bool):
     """Prompts whose pictures every method left, under the base and one run of each method."""
+    nothing: tuple[list, dict, list] = [], {}, []
     if not comparable:
-        return [], {}, []
+        return nothing
     per_method = []
     for method in methods:
         run = next((run for run in method.runs if run.evaluation.get("pictures")), None)
-        if run is None:
-            continue
-        model, base = wording.main_rows(run.evaluation)
+        model, base = wording.main_rows(run.evaluation) if run is not None else (None, None)
         if model and base:
             pairs = {(pair.prompt, pair.kind): pair for pair in pictures.pairs(run, limit=18)}
             per_method.append((method, model["name"], base["name"], pairs))
     if not per_method:
-        return [], {}, []
+        return nothing
     labels = {"base": "base"} | {f"m{method.colour}": method.label for method, *_ in per_method}
     shown: dict[str, pictures.Pair] = {}
     for _, _, base_row, pairs in per_method:

@@ -1,5 +1,6 @@
 """Learning curves out of the log of a run: every reward against images and against seconds."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +12,9 @@ TRAINING, VALIDATION = "training", "validation"
 
 def learning_curves(history: Sequence[dict[str, Any]]):
     """
-    The rewards in a log.
-
-    Args:
-        history (`Sequence[dict]`): Log entries with `step`, from `trainer_state.json`.
-
-    Returns:
-        `pandas.DataFrame`: Columns `step`, `images`, `seconds` (budget so far; NaN where the log does not tell),
-        `kind` (`"training"`: the step's batch; `"validation"`: the unperturbed adapter on the evaluation prompts),
-        `name` (the reward, or `"diversity"`) and `value`.
+    The rewards in a log (`trainer_state.json`, entries with `step`) as a `pandas.DataFrame` of `step`, `images`,
+    `seconds` (budget so far; NaN where the log does not tell), `kind` (`"training"`: the step's batch;
+    `"validation"`: the unperturbed adapter on the evaluation prompts), `name` (the reward, or `"diversity"`), `value`.
     """
     import pandas
 
@@ -31,9 +26,7 @@ def learning_curves(history: Sequence[dict[str, Any]]):
             found = _meaning(key)
             if found is None or not isinstance(value, int | float):
                 continue
-            kind, name = found
-            images, seconds = budget(entry, "num_images"), budget(entry, "train_time")
-            rows.append((step, images, seconds, kind, name, float(value)))
+            rows.append((step, budget(entry, "num_images"), budget(entry, "train_time"), *found, float(value)))
     frame = pandas.DataFrame(rows, columns=["step", "images", "seconds", "kind", "name", "value"])
     frame = frame.astype({"step": float, "images": float, "seconds": float, "value": float})
     # A resumed run may log a step twice, and the last evaluation may repeat one: the later entry counts.
@@ -50,13 +43,9 @@ def spent(history: Sequence[dict[str, Any]]) -> tuple[float | None, float | None
     """Images and seconds of the whole run, as far as the log tells."""
     if not history:
         return None, None
-    budget = _budget(history)
-    last = max(history, key=lambda entry: entry["step"])
-    images, seconds = (
-        value if np.isfinite(value) and value > 0 else None
-        for value in (budget(last, "num_images"), budget(last, "train_time"))
-    )
-    return images, seconds
+    budget, last = _budget(history), max(history, key=lambda entry: entry["step"])
+    images, seconds = budget(last, "num_images"), budget(last, "train_time")
+    return images if 0 < images < np.inf else None, seconds if 0 < seconds < np.inf else None
 
 
 def _meaning(key: str) -> tuple[str, str] | None:
@@ -69,22 +58,16 @@ def _meaning(key: str) -> tuple[str, str] | None:
 
 def _budget(history: Sequence[dict[str, Any]]):
     """A function (entry, "num_images" or "train_time") -> what was spent; entries that do not say are in between."""
-    steps = [entry for entry in history if "step_time" in entry or "num_images" in entry]
-    steps.sort(key=lambda entry: entry["step"])
+    steps = sorted((e for e in history if "step_time" in e or "num_images" in e), key=lambda entry: entry["step"])
     known: dict[str, tuple[list[float], list[float]]] = {}
     for name in ("num_images", "train_time"):
         points = {entry["step"]: float(entry[name]) for entry in steps if isinstance(entry.get(name), int | float)}
         known[name] = (list(points), list(points.values()))
     if not known["train_time"][0]:
-        at, seconds, elapsed = [], [], 0.0
-        previous = 0
-        for entry in steps:
-            if isinstance(entry.get("step_time"), int | float):
-                elapsed += entry["step_time"] * (entry["step"] - previous)
-                previous = entry["step"]
-                at.append(entry["step"])
-                seconds.append(elapsed)
-        known["train_time"] = (at, seconds)
+        timed = [entry for entry in steps if isinstance(entry.get("step_time"), int | float)]
+        at = [entry["step"] for entry in timed]
+        spans = [e["step_time"] * (e["step"] - before) for e, before in zip(timed, [0, *at], strict=False)]
+        known["train_time"] = (at, list(itertools.accumulate(spans)))
 
     def spent_at(entry: dict[str, Any], name: str) -> float:
         own = entry.get(name)

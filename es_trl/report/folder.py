@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import read_lines
 from ..hub import adapter_digest, judged
 
 
@@ -53,9 +54,8 @@ class Folder:
         """Names of the rewards that were optimised, as far as the folder says."""
         if self.config.get("reward_funcs"):
             return list(self.config["reward_funcs"])
-        evaluation = self.evaluation
-        rewards, protocol = evaluation.get("rewards"), evaluation.get("protocol")
-        rewards, protocol = (found if isinstance(found, dict) else {} for found in (rewards, protocol))
+        parts = (self.evaluation.get(name) for name in ("rewards", "protocol"))
+        rewards, protocol = (found if isinstance(found, dict) else {} for found in parts)
         marked = [name for name, entry in rewards.items() if isinstance(entry, dict) and entry.get("optimised")]
         return marked or list(protocol.get("trained_rewards") or [])
 
@@ -124,14 +124,15 @@ def read_folder(path: str | os.PathLike) -> Folder:
         )
         logger.warning("%s: %s", path, refused)
         evaluation = {}
-    checkpoints = sorted((file.parent for file in path.glob("checkpoint-*/trainer_state.json")), key=_step_of)[::-1]
-    places = [path, *checkpoints]  # what a run that was killed left is in its newest checkpoint
+    checkpoints = sorted((file.parent for file in path.glob("checkpoint-*/trainer_state.json")), key=_step_of)
+    places = [path, *reversed(checkpoints)]  # what a run that was killed left is in its newest checkpoint
     states = (_json(place / "trainer_state.json", dict) for place in places)
     state: dict[str, Any] = next(filter(None, states), {})
     history = state.get("log_history") or []
     files = [file for place in places for file in sorted(place.glob("*_config.json"))]
     config: dict[str, Any] = next((found for file in files if (found := _json(file, dict))), {})
-    samples = _json_lines(path / "samples" / "metadata.jsonl")
+    sheets = path / "samples" / "metadata.jsonl"
+    samples = read_lines(sheets) if sheets.is_file() else ()
     return Folder(
         path,
         evaluation,
@@ -157,17 +158,3 @@ def _json(path: Path, kind: type) -> Any:
         logger.warning("%s cannot be read and is left out: %s", path, error)
         return None
     return found if isinstance(found, kind) else None
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the last line of an interrupted run
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries

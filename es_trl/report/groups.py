@@ -35,25 +35,16 @@ def group(folders: Sequence[Folder], labels: Sequence[str] | None = None) -> lis
     """
     Runs of one label, or without labels runs that differ in nothing but their seed, are one method.
 
-    Args:
-        folders (`Sequence[Folder]`): The runs.
-        labels (`Sequence[str]`, *optional*): One per run.
-
     Raises:
         ValueError: Another number of labels than of runs.
     """
-    if labels is not None:
-        if len(labels) != len(folders):
-            raise ValueError(f"there are {len(labels)} labels for {len(folders)} runs; give one per run.")
-        names = dict.fromkeys(labels)
-        found = [[f for f, own in zip(folders, labels, strict=True) if own == name] for name in names]
-        return [Method(name, runs, i) for i, (name, runs) in enumerate(zip(names, found, strict=True))]
+    if labels is not None and len(labels) != len(folders):
+        raise ValueError(f"there are {len(labels)} labels for {len(folders)} runs; give one per run.")
     groups: dict[str, list[Folder]] = {}
-    for folder in folders:
-        groups.setdefault(_fingerprint(folder), []).append(folder)
-    return [
-        Method(label, runs, i) for i, (label, runs) in enumerate(zip(_labels(groups), groups.values(), strict=True))
-    ]
+    for folder, key in zip(folders, labels or map(_fingerprint, folders), strict=True):
+        groups.setdefault(key, []).append(folder)
+    names = list(groups) if labels else _labels(groups)
+    return [Method(name, runs, i) for i, (name, runs) in enumerate(zip(names, groups.values(), strict=True))]
 
 
 def _settings(folder: Folder) -> dict[str, Any]:
@@ -88,10 +79,7 @@ def _labels(groups: dict[str, list[Folder]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = (
-        f"{value:g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else value
-    )
-    return " ".join(str(text).split())[:40]
+    return wording.setting(value)[:40]
 
 
 def same_protocol(methods: Sequence[Method]) -> bool:
@@ -112,33 +100,26 @@ def result_of(method: Method, reward: str, comparable: bool = True) -> dict[str,
         `dict`: `mean`, `delta`, `low`, `high`, `deltas` (one per run), `over` (what the interval covers), `win_rate`;
         `None` when no run was evaluated under this reward.
     """
-    means, deltas, wins, own = [], [], [], []
+    means, own = [], []
     for run in method.runs:
         model, base = wording.main_rows(run.evaluation)
         entry = wording.paired_entry(run.evaluation, model["name"], base["name"], reward) if model and base else None
         if model is None or entry is None or entry.get("delta") is None or entry.get("win_rate") is None:
             continue
         means.append(model["rewards"][reward]["mean"])
-        deltas.append(entry["delta"])
-        wins.append(entry["win_rate"])
         own.append(entry)
-    if not deltas:
+    if not own:
         return None
-    delta = float(np.mean(deltas))
+    deltas = [entry["delta"] for entry in own]
     low, high, over = own[0].get("ci_low"), own[0].get("ci_high"), "prompts"
     if len(deltas) > 1:
         found = _over_prompts_and_seeds(method, reward) if comparable and len(deltas) == len(method.runs) else None
         low, high = found or _over_seeds(deltas)
         over = "prompts and training seeds" if found else "training seeds"
     return {
-        "mean": float(np.mean(means)),
-        "delta": delta,
-        "low": low,
-        "high": high,
-        "deltas": deltas,
-        "over": over,
-        "win_rate": float(np.mean(wins)),
-    }
+        "mean": float(np.mean(means)), "delta": float(np.mean(deltas)), "low": low, "high": high, "deltas": deltas,
+        "over": over, "win_rate": float(np.mean([entry["win_rate"] for entry in own])),
+    }  # fmt: skip
 
 
 def _over_seeds(deltas: Sequence[float]) -> tuple[float, float]:
@@ -191,9 +172,6 @@ def _scores(method: Method, reward: str) -> tuple[list, list] | None:
 
 def budget(method: Method) -> tuple[float | None, float | None]:
     """Images and seconds of training, the mean over runs."""
-    spent = [curves.spent(run.history) for run in method.runs]
-    means = []
-    for values in zip(*spent, strict=True):
-        known = [value for value in values if value is not None]
-        means.append(float(np.mean(known)) if known else None)
-    return means[0], means[1]
+    spent = zip(*(curves.spent(run.history) for run in method.runs), strict=True)
+    images, seconds = ([value for value in values if value is not None] for values in spent)
+    return float(np.mean(images)) if images else None, float(np.mean(seconds)) if seconds else None

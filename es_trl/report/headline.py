@@ -1,6 +1,6 @@
 """The first words of a page: what training gained under what it was trained on, and what it cost; nothing more."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ def lede(subject: Claim, others: Sequence[Claim], gaps: Sequence[dict[str, Any]]
     if mine and not fallen:
         sentences.append(_share(mine))
     if judge is not None and subject is not spoken and not subject.gained:
-        sentences.append(f"{_change(subject, 'changed by')}.")
+        sentences.append(f"{_with_role(subject)} changed by {_amount(subject.paired)}.")
     return sentences
 
 
@@ -168,33 +168,26 @@ def _gain(claim: Claim) -> str:
 
 
 def _fall(claim: Claim) -> str:
-    keys = ("delta", "ci_low", "ci_high")
-    entries: list[dict[str, Any]] = [
-        {key: None if entry.get(key) is None else -entry[key] for key in keys} for entry in claim.paired
-    ]
-    by = range_of([entry["delta"] for entry in entries], number)
-    ends = interval(entries[0]["ci_high"], entries[0]["ci_low"]) if len(entries) == 1 else ""
-    fall = f"{by} (95{NBSP}% interval {ends})" if ends else by
-    return f"{claim.name}{f', {claim.role},' if claim.role else ''} fell by {fall}"
+    turned = [{"delta": -entry["delta"], "ci_low": -entry["ci_high"], "ci_high": -entry["ci_low"]}
+              for entry in claim.paired]  # fmt: skip
+    return f"{_with_role(claim)} fell by {_amount(turned, number)}"
 
 
-def _change(claim: Claim, verb: str) -> str:
-    return f"{claim.name}{f', {claim.role},' if claim.role else ''} {verb} {_amount(claim.paired)}"
+def _with_role(claim: Claim) -> str:
+    return claim.name + (f", {claim.role}," if claim.role else "")
 
 
-def _amount(entries: Sequence[dict[str, Any]]) -> str:
-    change = range_of([entry["delta"] for entry in entries], signed)
-    ends = interval(entries[0].get("ci_low"), entries[0].get("ci_high"), signed) if len(entries) == 1 else ""
+def _amount(entries: Sequence[dict[str, Any]], show: Callable[[float], str] = signed) -> str:
+    change = range_of([entry["delta"] for entry in entries], show)
+    ends = interval(entries[0].get("ci_low"), entries[0].get("ci_high"), show) if len(entries) == 1 else ""
     return f"{change} (95{NBSP}% interval {ends})" if ends else change
 
 
 def _share(gaps: Sequence[dict[str, Any]]) -> str:
-    extra = gaps[0]["target_steps"] - gaps[0]["base_steps"]
+    extra, values = gaps[0]["target_steps"] - gaps[0]["base_steps"], [gap["value"] for gap in gaps]
     more = f"{count(extra)} more step{'' if extra == 1 else 's'}"
-    change = "gain" if min(gap["value"] for gap in gaps) >= 0 else "change"
-    found = (
-        f"The {change} is {range_of([gap['value'] for gap in gaps], percent)} of what {more} would give the base model"
-    )
+    change = "gain" if min(values) >= 0 else "change"
+    found = f"The {change} is {range_of(values, percent)} of what {more} would give the base model"
     if len(gaps) == 1:
         found += f" (95{NBSP}% interval {interval(gaps[0]['low'], gaps[0]['high'], percent)})"
     return f"{found}."
@@ -209,16 +202,9 @@ def _gap_figure(folder: Folder, gaps: Sequence[dict[str, Any]]) -> dict[str, Any
         return {}
     labels, several = row_labels(folder.evaluation), len({gap["row"] for gap in gaps}) > 1
     trained = folder.trained
-    return {
-        "gaps": [
-            {
-                **gap,
-                **scale(gap["value"], gap["low"], gap["high"]),
-                "held_out": None if not trained else gap["reward"] not in trained,
-                "label": labels[gap["row"]] if several else None,
-            }
-            for gap in gaps[:MAX_GAPS]
-        ],
-        "zero": zero,
-        "one": one,
-    }
+    shown = [
+        {**gap, **scale(gap["value"], gap["low"], gap["high"]), "label": labels[gap["row"]] if several else None,
+         "held_out": None if not trained else gap["reward"] not in trained}
+        for gap in gaps[:MAX_GAPS]
+    ]  # fmt: skip
+    return {"gaps": shown, "zero": zero, "one": one}

@@ -76,13 +76,7 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
         "head": part(lambda: headline(folder), head),
         "warned": [entry["step"] for entry in folder.history if entry.get("eval_early_warning") == 1.0],
         "facts": part(lambda: _facts(folder, images, seconds), []),
-        "curves": part(
-            lambda: [
-                (name, inline_svg(draw, f"curve{i}", _curve_label(folder, learned, name)))
-                for i, (name, draw) in enumerate(drawn)
-            ],
-            [],
-        ),
+        "curves": part(lambda: _inline_curves(folder, learned, drawn), []),
         "curve_legend": _curve_legend(folder, learned),
         "way": part(lambda: _way(folder), None),
         "tables": part(lambda: reward_tables(folder), []),
@@ -113,19 +107,17 @@ def context(folder: Folder, learned, drawn) -> dict[str, Any]:
 
 def _facts(folder: Folder, images: float | None, seconds: float | None) -> list[tuple[str, str]]:
     """Short facts above the headline."""
-    evaluation = folder.evaluation.get("protocol") or {}
-    config, settings = folder.config, folder.settings
-    hardware = folder.env.get("gpus") or []
+    config, hardware = folder.config, folder.env.get("gpus") or []
     device = hardware[0] if hardware else f"{folder.env['cpu_cores']} CPU cores" if folder.env.get("cpu_cores") else ""
     if isinstance(device, dict):
         device = str(device.get("name", "GPU"))
     found = [
-        ("model", config.get("base_model") or evaluation.get("model")),
+        ("model", config.get("base_model") or (folder.evaluation.get("protocol") or {}).get("model")),
         ("method", wording.method(config) if config.get("method") else None),
         ("trained on", _trained_on(folder)),
         ("images", wording.whole(images) if images else None),
         ("time", wording.duration(seconds) + (f" on {device}" if device else "") if seconds else None),
-        ("seed", settings.get("seed")),
+        ("seed", folder.settings.get("seed")),
     ]
     return [(name, str(value)) for name, value in found if value is not None]
 
@@ -159,12 +151,11 @@ def _levels(folder: Folder, learned, reward: str) -> list[charts.Level]:
 
 def curve_charts(folder: Folder, learned) -> list[tuple[str, Any]]:
     """The learning curves to draw, by reward."""
-    trained = folder.trained
-    names = curves.reward_names(learned, trained)[:MAX_CHARTS]
-    roles = {name: wording.role(folder.evaluation, trained, name) for name in names}
-    return [
-        (name, charts.learning_curve(learned, name, roles[name], _levels(folder, learned, name))) for name in names
-    ]
+    found = []
+    for name in curves.reward_names(learned, folder.trained)[:MAX_CHARTS]:
+        role = wording.role(folder.evaluation, folder.trained, name)
+        found.append((name, charts.learning_curve(learned, name, role, _levels(folder, learned, name))))
+    return found
 
 
 def _way(folder: Folder) -> dict[str, Any] | None:
@@ -183,8 +174,7 @@ def _way(folder: Folder) -> dict[str, Any] | None:
 
 
 def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
-    kinds = set(learned["kind"])
-    entries = []
+    kinds, entries = set(learned["kind"]), []
     if curves.VALIDATION in kinds:
         entries.append(("solid", "evaluation prompts during training, the adapter alone"))
     if curves.TRAINING in kinds:
@@ -195,6 +185,11 @@ def _curve_legend(folder: Folder, learned) -> list[tuple[str, str]]:
         entries.append(("dashed", "base model on the test prompts, with its interval"))
         entries.append(("diamond", "trained model on the test prompts, with its interval"))
     return entries
+
+
+def _inline_curves(folder: Folder, learned, drawn) -> list[tuple[str, str]]:
+    labels = [_curve_label(folder, learned, name) for name, _ in drawn]
+    return [(name, inline_svg(draw, f"curve{i}", labels[i])) for i, (name, draw) in enumerate(drawn)]
 
 
 def _curve_label(folder: Folder, learned, name: str) -> str:
@@ -215,20 +210,15 @@ def _interval_chart(folder: Folder):
 
 def pair_groups(folder: Folder) -> list[dict[str, Any]]:
     """The pairs by the reward they are sorted by: held-out rewards first, as in the tables."""
-    found = pictures.pairs(folder)
-    rewards = sorted(dict.fromkeys(pair.reward for pair in found), key=lambda reward: reward in folder.trained)
-    return [
-        {
-            "reward": reward,
-            "role": wording.role(folder.evaluation, folder.trained, reward),
-            "kinds": [
-                (kind, _heading(kind, members), members)
-                for kind in ("best", "typical", "worst")
-                if (members := [pair for pair in found if pair.reward == reward and pair.kind == kind])
-            ],
-        }
-        for reward in rewards
-    ]
+    found, groups = pictures.pairs(folder), []
+    for reward in sorted(dict.fromkeys(pair.reward for pair in found), key=lambda reward: reward in folder.trained):
+        kinds = []
+        for kind in ("best", "typical", "worst"):
+            if members := [pair for pair in found if (pair.reward, pair.kind) == (reward, kind)]:
+                kinds.append((kind, _heading(kind, members), members))
+        role = wording.role(folder.evaluation, folder.trained, reward)
+        groups.append({"reward": reward, "role": role, "kinds": kinds})
+    return groups
 
 
 def _heading(kind: str, members: list[pictures.Pair]) -> str:
@@ -258,32 +248,27 @@ def protocol(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _measured(folder: Folder) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
     entry = folder.evaluation.get("protocol") or {}
-    if entry:
-        prompts = wording.whole(entry.get("prompts"))
-        if entry.get("prompts_source"):
-            prompts += f", from {entry['prompts_source']}"
-        found += [
-            ("test prompts", prompts),
-            ("sha-256 of the prompts", str(entry.get("prompts_sha256", ""))[:16]),
-            ("images per prompt", entry.get("images_per_prompt")),
-            (
-                "noise",
-                f"one generator per image from (seed {entry.get('seed')}, prompt, image): the same for all models",
-            ),
-            (
-                "intervals",
-                f"{wording.percent(entry.get('confidence'))}, {wording.whole(entry.get('resamples'))} bootstrap "
-                f"resamples of the prompts, differences paired by {entry.get('unit', 'prompt')}",
-            ),
-            ("missing scores", _missing(folder.evaluation)),
-            ("judge", entry.get("judge")),
-        ]
-        pipeline = {k: v for k, v in (entry.get("pipeline") or {}).items() if v is not None}
-        found += [("pipeline", pipeline.pop("pipeline", None))]
-        found += [("call and adapter", ", ".join(f"{name} = {_short(value)}" for name, value in pipeline.items()))]
-    return found
+    if not entry:
+        return []
+    prompts = wording.whole(entry.get("prompts"))
+    if entry.get("prompts_source"):
+        prompts += f", from {entry['prompts_source']}"
+    noise = f"one generator per image from (seed {entry.get('seed')}, prompt, image): the same for all models"
+    resamples = f"{wording.percent(entry.get('confidence'))}, {wording.whole(entry.get('resamples'))} bootstrap "
+    resamples += "resamples of the prompts"
+    pipeline = {k: v for k, v in (entry.get("pipeline") or {}).items() if v is not None}
+    return [
+        ("test prompts", prompts),
+        ("sha-256 of the prompts", str(entry.get("prompts_sha256", ""))[:16]),
+        ("images per prompt", entry.get("images_per_prompt")),
+        ("noise", noise),
+        ("intervals", f"{resamples}, differences paired by {entry.get('unit', 'prompt')}"),
+        ("missing scores", _missing(folder.evaluation)),
+        ("judge", entry.get("judge")),
+        ("pipeline", pipeline.pop("pipeline", None)),
+        ("call and adapter", _listed(pipeline)),
+    ]
 
 
 def _trained(folder: Folder) -> list[tuple[str, Any]]:
@@ -298,8 +283,7 @@ def _trained(folder: Folder) -> list[tuple[str, Any]]:
         ]
         shown = ["max_steps", "population_size", "prompts_per_step", "output_change", "sigma", "travel"]
         shown += ["learning_rate", "lora_rank", "es_space"]
-        given = {name: settings[name] for name in shown if settings.get(name) is not None}
-        found += [("settings", ", ".join(f"{name} = {_short(value)}" for name, value in given.items()))]
+        found += [("settings", _listed({n: settings[n] for n in shown if settings.get(n) is not None}))]
     packages = folder.env.get("packages") or {}
     if folder.env:
         versions = [f"{name} {packages[name]}" for name in ("torch", "diffusers", "transformers") if name in packages]
@@ -324,7 +308,5 @@ def command(folder: Folder) -> str | None:
     return (folder.evaluation.get("protocol") or {}).get("command") or None
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else " ".join(str(value).split())
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {wording.setting(value)}" for name, value in settings.items())

@@ -54,14 +54,8 @@ class Pair:
 
 def data_uri(image: Image.Image | Path, longest: int = LONGEST) -> tuple[str, int, int] | None:
     """
-    A picture as text.
-
-    Args:
-        image (`PIL.Image.Image` or `Path`): The picture; a JPEG or PNG file that is small enough is taken as it is.
-        longest (`int`, *optional*, defaults to 512): Pixels of the longer side, at most.
-
-    Returns:
-        `tuple[str, int, int]`: `data:image/...;base64,...`, width and height; `None` for a file that is no picture.
+    A picture as `data:image/...;base64,...` with width and height, the longer side of `longest` pixels at most; a JPEG
+    or PNG file that is small enough is taken as it is. `None` for a file that is no picture.
     """
     try:
         opened = Image.open(image) if isinstance(image, Path) else image
@@ -74,21 +68,16 @@ def data_uri(image: Image.Image | Path, longest: int = LONGEST) -> tuple[str, in
         logger.warning("%s is left out of the report: %s", image, error)
         return None
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if max(picture.size) <= 128:
-        picture.save(buffer, "PNG", optimize=True)
-        return _uri(buffer.getvalue(), "PNG"), *picture.size
-    picture.save(buffer, "JPEG", quality=88, subsampling=0)
-    return _uri(buffer.getvalue(), "JPEG"), *picture.size
+    buffer, kind = io.BytesIO(), "PNG" if max(picture.size) <= 128 else "JPEG"
+    how = {"optimize": True} if kind == "PNG" else {"quality": 88, "subsampling": 0}
+    picture.save(buffer, kind, **how)
+    return _uri(buffer.getvalue(), kind), *picture.size
 
 
 def pairs(folder: Folder, limit: int = 6) -> list[Pair]:
     """
-    The before/after pairs of an evaluation, best first, worst last, for every reward they were sorted by.
-
-    Args:
-        folder ([`Folder`]): With `pictures` in its `eval.json`, and the files these name.
-        limit (`int`, *optional*, defaults to 6): Pairs of one kind (best, typical, worst) and reward, at most.
+    The before/after pairs of an evaluation, best first, worst last, for every reward they were sorted by; `limit` of
+    one kind (best, typical, worst) and reward, at most.
     """
     evaluation = folder.evaluation
     rows = [row["name"] for row in evaluation.get("rows") or []]
@@ -106,10 +95,8 @@ def pairs(folder: Folder, limit: int = 6) -> list[Pair]:
         if len(images) >= 2:
             width, height = next(iter(images.values()))[1:]
             uris = {row: uri for row, (uri, *_) in images.items()}
-            changes = prompt_changes.get(entry.get("prompt_index"), {})
-            found.append(
-                Pair(str(entry.get("prompt", "")), kind, reward, entry.get("change"), uris, width, height, changes)
-            )
+            prompt, changes = str(entry.get("prompt", "")), prompt_changes.get(entry.get("prompt_index"), {})
+            found.append(Pair(prompt, kind, reward, entry.get("change"), uris, width, height, changes))
     return found
 
 
@@ -155,11 +142,8 @@ def sample_sheets(folder: Folder, limit: int = 9) -> list[tuple[int, str, int, i
 
 def populations(folder: Folder, limit: int = 6) -> list[dict[str, Any]]:
     """
-    Best, median and worst member over time.
-
-    Returns:
-        `list[dict]`: Per step `step`, `prompts`, and `members`: label, reward, data URI of its pictures in one row,
-        width and height of that row.
+    Best, median and worst member over time: per step `step`, `prompts`, and `members`: label, reward, data URI of its
+    pictures in one row, width and height of that row.
     """
     found = []
     for entry in _spread([entry for entry in folder.samples if entry.get("members")], limit):

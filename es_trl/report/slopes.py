@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from .charts import SIZE, count_images, panel
 from .theme import Palette
 
 
 SLOPE, ERROR, ENERGY = "es/slope/", "es/slope_error/", "es/energy/"
 TOTALS = {"reward": "the weighted reward", "margin": "the margin", "guard": "the guard's margin"}
-SIZE = (4.9, 3.1)
 
 
 @dataclass
@@ -78,33 +78,18 @@ def facts(way: Way) -> list[tuple[str, str]]:
     if way.travel_left is not None:
         found.append(("travel left", f"{way.travel_left:.3g}"))
     what = TOTALS.get(way.watched or "", "")
-    for step, _ in way.turns:
-        found.append(("turn", f"{what} had surely fallen by step {step:g}"))
-    return found
+    return [*found, *(("turn", f"{what} had surely fallen by step {step:g}") for step, _ in way.turns)]
 
 
 def slope_chart(way: Way, names: Sequence[str], title: str = "Slopes along the way", judged=None):
     """
-    Draws slopes against images, with twice their standard error, and where the watched margin turned.
-
-    Args:
-        way (`Way`): Of the run.
-        names (`Sequence[str]`): Of its slopes, in this order.
-        title (`str`, *optional*): Above the chart.
-        judged (`tuple[str, np.ndarray]`, *optional*): A held-out reward's name and `(n, 2)` images and values; drawn
-            on an axis of its own, so that one sees what it did when the slopes turned.
+    Draws the slopes `names` against images, with twice their standard error, and where the watched margin turned.
+    `judged` is a held-out reward's name with `(n, 2)` images and values, drawn on an axis of its own, so that one sees
+    what it did when the slopes turned.
     """
 
     def draw(palette: Palette, axes=None):
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
-
-        figure = Figure(figsize=SIZE, layout="constrained") if axes is None else axes.figure
-        axes = figure.subplots() if axes is None else axes
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(palette.line)
-        axes.tick_params(colors=palette.muted, labelsize=9, length=0)
-        axes.grid(axis="y", color=palette.line, linewidth=0.8)
+        figure, axes = panel(palette, title, "images drawn in training", axes)
         axes.axhline(0, color=palette.muted, linewidth=1)
         for k, name in enumerate(names):
             at, value, error = way.slopes[name][:, 1], way.slopes[name][:, 2], way.slopes[name][:, 3]
@@ -114,10 +99,8 @@ def slope_chart(way: Way, names: Sequence[str], title: str = "Slopes along the w
             axes.fill_between(at, value - 2 * error, value + 2 * error, color=colour, alpha=0.16, linewidth=0)
         for _, images in way.turns:
             axes.axvline(images, color=palette.ink, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_title(title, color=palette.ink, fontsize=10.5)
-        axes.set_xlabel("images drawn in training", color=palette.muted, fontsize=9)
         axes.set_ylabel("deviations per unit of length", color=palette.muted, fontsize=9)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+        count_images(axes)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
         axes.legend(labelcolor=palette.ink, fontsize=8.5, **below)
         if judged is not None:
@@ -136,25 +119,14 @@ def energy_chart(way: Way, title: str = "Which layers learn"):
     """Draws the share of the signal by kind of layer, the largest first; below 0 is chance."""
 
     def draw(palette: Palette, axes=None):
-        from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
 
         kinds = sorted(way.energy, key=way.energy.__getitem__)[-12:]
-        figure = (
-            Figure(figsize=(SIZE[0], max(1.6, 0.7 + 0.3 * len(kinds))), layout="constrained")
-            if axes is None
-            else axes.figure
-        )
-        axes = figure.subplots() if axes is None else axes
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(palette.line)
-        axes.tick_params(colors=palette.muted, labelsize=9, length=0)
-        axes.grid(axis="x", color=palette.line, linewidth=0.8)
+        label, height = "share of the signal that the estimates have in common", max(1.6, 0.7 + 0.3 * len(kinds))
+        figure, axes = panel(palette, title, label, axes, "x", (SIZE[0], height))
         axes.barh(range(len(kinds)), [way.energy[kind] for kind in kinds], color=palette.trained, height=0.66)
         axes.set_yticks(range(len(kinds)), kinds)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_title(title, color=palette.ink, fontsize=10.5)
-        axes.set_xlabel("share of the signal that the estimates have in common", color=palette.muted, fontsize=9)
         return figure
 
     return draw

@@ -24,15 +24,12 @@ RC = {
 
 def inline_svg(draw, name: str, label: str) -> str:
     """
-    A chart as SVG for the inside of a page.
+    A chart as an `<svg>` element for the inside of a page; the same input gives the same text.
 
     Args:
         draw (`Callable`): Takes a [`~es_trl.report.theme.Palette`] and returns a `matplotlib.figure.Figure`.
         name (`str`): Unique in the page; keeps the ids of several charts apart.
         label (`str`): What the chart shows, for those who cannot see it.
-
-    Returns:
-        `str`: The `<svg>` element; the same input gives the same text.
     """
     import matplotlib
 

@@ -30,8 +30,6 @@ def row_labels(evaluation: dict[str, Any]) -> dict[str, str]:
 def reward_tables(folder: Folder) -> list[dict[str, Any]]:
     """Per reward the rows with mean, interval, difference to the base, win rate, and where to draw them."""
     evaluation, trained = folder.evaluation, folder.trained
-    if evaluation is None:
-        return []
     _, base = wording.main_rows(evaluation)
     labels, tables = row_labels(evaluation), []
     for reward in wording.ordered_rewards(evaluation, trained):
@@ -41,23 +39,18 @@ def reward_tables(folder: Folder) -> list[dict[str, Any]]:
         lines = []
         for row, entry in found:
             paired = wording.paired_entry(evaluation, row["name"], base["name"], reward) if base else None
-            lines.append(
-                {
-                    "label": labels[row["name"]],
-                    "adapter": bool(row.get("adapter")),
-                    "mean": entry.get("mean"),
-                    "low": entry.get("ci_low"),
-                    "high": entry.get("ci_high"),
-                    "paired": paired,
-                    "wins": _wins(paired),  # shown where there are too few prompts for an interval
-                    **place(*(entry.get(key) for key in keys)),
-                }
-            )
-        role = wording.role(evaluation, trained, reward)
-        tested = any((line["paired"] or {}).get("holm_p") is not None for line in lines)
-        tables.append(
-            {"reward": reward, "role": role, "lines": lines, "tested": tested, "base": base and labels[base["name"]]}
-        )
+            mean, low, high = (entry.get(key) for key in keys)
+            lines.append({
+                "label": labels[row["name"]], "adapter": bool(row.get("adapter")),
+                "mean": mean, "low": low, "high": high,
+                "paired": paired, "wins": _wins(paired),  # shown where there are too few prompts for an interval
+                **place(mean, low, high),
+            })  # fmt: skip
+        tables.append({
+            "reward": reward, "role": wording.role(evaluation, trained, reward), "lines": lines,
+            "tested": any((line["paired"] or {}).get("holm_p") is not None for line in lines),
+            "base": base and labels[base["name"]],
+        })  # fmt: skip
     return tables
 
 
@@ -107,21 +100,15 @@ def category_bars(folder: Folder) -> list[dict[str, Any]]:
     model, base = wording.main_rows(folder.evaluation)
     if not exploratory or not model or not base:
         return []
-    entries = [
-        entry
-        for entry in exploratory.get("entries") or []
-        if (entry.get("row"), entry.get("against")) == (model["name"], base["name"]) and entry.get("delta") is not None
-    ]
-    order = wording.ordered_rewards(folder.evaluation, folder.trained)
-    groups = []
-    for reward in order:
+    pair, groups = (model["name"], base["name"]), []
+    entries = [e for e in exploratory.get("entries") or [] if (e.get("row"), e.get("against")) == pair]
+    entries = [entry for entry in entries if entry.get("delta") is not None]
+    for reward in wording.ordered_rewards(folder.evaluation, folder.trained):
         for by in dict.fromkeys(entry["by"] for entry in entries):
             mine = [entry for entry in entries if entry["by"] == by and entry["reward"] == reward]
             mine.sort(key=lambda entry: -entry["delta"])
-            ends = [
-                entry[key] for entry in mine for key in ("delta", "ci_low", "ci_high") if entry.get(key) is not None
-            ]
-            place = ruler([0.0, *ends])
+            ends = [entry.get(key) for entry in mine for key in ("delta", "ci_low", "ci_high")]
+            place = ruler([0.0, *(end for end in ends if end is not None)])
             lines = [{**e, **place(e["delta"], e.get("ci_low"), e.get("ci_high"))} for e in mine]
             if lines:
                 groups.append({"by": by, "reward": reward, "lines": lines, "zero": place(0.0)["at"]})
@@ -134,8 +121,6 @@ def image_table(folder: Folder, most: int = 12) -> dict[str, Any] | None:
     if frame is None or frame.empty:
         return None
     columns = [name for name in frame.columns if name != "step"]
-    rows = [
-        [wording.number(value) if isinstance(value, float) else value for value in row]
-        for row in frame[columns].head(most).itertuples(index=False)
-    ]
+    shown = frame[columns].head(most).itertuples(index=False)
+    rows = [[wording.number(value) if isinstance(value, float) else value for value in row] for row in shown]
     return {"step": int(frame["step"].iloc[0]), "columns": columns, "rows": rows, "all": len(frame)}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..formatting import DASH, MINUS, NBSP
+from ..formatting import DASH, MINUS, NBSP, interval
 from . import wording
 from .folder import Folder
 from .headline import headline
@@ -49,12 +49,12 @@ def _named(table: dict[str, Any]) -> str:
 
 
 def _brackets(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{wording.number(low)}, {wording.number(high)}]"
+    return interval(low, high, wording.number)
 
 
 def _table(rows: list[list[str]]) -> list[str]:
     rows = [[" ".join(cell.replace("|", "/").split()) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return [f"| {' | '.join(row)} |" for row in padded]

@@ -57,13 +57,7 @@ def steps_of(count: int | None) -> str:
 
 
 def row_label(row: dict[str, Any], alone: bool = True) -> str:
-    """
-    A row of `eval.json` in words.
-
-    Args:
-        row (`dict`): The row.
-        alone (`bool`, *optional*, defaults to `True`): Whether there is one adapter, which is then just "trained".
-    """
+    """A row of `eval.json` in words; `alone`: there is one adapter, which is then just "trained"."""
     name = row.get("label") or str(row.get("name", "")).split("@")[0]
     who = ("trained" if alone else name) if row.get("adapter") else "base"
     parts = [who, steps_of(row.get("num_inference_steps"))]
@@ -76,19 +70,21 @@ def row_label(row: dict[str, Any], alone: bool = True) -> str:
 
 def paired_entry(evaluation: dict[str, Any], row: str, against: str, reward: str) -> dict[str, Any] | None:
     """The paired difference of two rows under one reward."""
-    for entry in evaluation.get("paired") or []:
-        if (entry.get("row"), entry.get("against"), entry.get("reward")) == (row, against, reward):
-            return entry
-    return None
+    wanted, entries = (row, against, reward), evaluation.get("paired") or []
+    return next((e for e in entries if (e.get("row"), e.get("against"), e.get("reward")) == wanted), None)
 
 
 def main_rows(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """(trained, base): the first row with an adapter, and the base row with the fewest steps."""
+    bases = [row for row in _plain_rows(evaluation) if not row.get("adapter")]
+    model = next((row for row in _plain_rows(evaluation) if row.get("adapter")), None)
+    return model, min(bases, key=lambda row: row.get("num_inference_steps", 0), default=None)
+
+
+def _plain_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that are no best of several, and with an adapter as it was trained."""
     rows = evaluation.get("rows") or []
-    plain = [row for row in rows if (row.get("best_of") or 1) == 1 and row.get("adapter_scale", 1.0) == 1.0]
-    bases = sorted((row for row in plain if not row.get("adapter")), key=lambda row: row.get("num_inference_steps", 0))
-    models = [row for row in plain if row.get("adapter")]
-    return (models[0] if models else None, bases[0] if bases else None)
+    return [row for row in rows if (row.get("best_of") or 1) == 1 and row.get("adapter_scale", 1.0) == 1.0]
 
 
 def adapter_rows(evaluation: dict[str, Any]) -> list[str]:
@@ -96,10 +92,15 @@ def adapter_rows(evaluation: dict[str, Any]) -> list[str]:
     model, base = main_rows(evaluation)
     if model is None or base is None:
         return []
-    rows = [row for row in evaluation["rows"] if row.get("adapter") and (row.get("best_of") or 1) == 1]
-    rows = [row for row in rows if row.get("adapter_scale", 1.0) == 1.0]
-    same = [row["name"] for row in rows if row.get("num_inference_steps") == base.get("num_inference_steps")]
-    return same or [model["name"]]
+    steps, rows = base.get("num_inference_steps"), [row for row in _plain_rows(evaluation) if row.get("adapter")]
+    return [row["name"] for row in rows if row.get("num_inference_steps") == steps] or [model["name"]]
+
+
+def setting(value: Any) -> str:
+    """The value of a setting on one line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join((", ".join(map(str, value)) if isinstance(value, list) else str(value)).split())
 
 
 def weighted(weights: dict[str, float]) -> str:
@@ -108,12 +109,7 @@ def weighted(weights: dict[str, float]) -> str:
 
 
 def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
-    """
-    Gap closures of a reward, one per adapter; only where the gap is real, which is where they have an interval.
-
-    Returns:
-        `list[dict]`: `reward`, `row`, `value`, `low`, `high`, `base_steps`, `target_steps`.
-    """
+    """Gap closures of a reward, one per adapter; only where the gap is real, which is where they have an interval."""
     rows = evaluation.get("gap_closure_rows")
     if not rows:
         return []
@@ -123,19 +119,12 @@ def gaps_of(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]:
         low, high = (evaluation.get("gap_closure_ci") or {}).get(reward) or (None, None)
         value = (evaluation.get("gap_closure") or {}).get(reward)
         entries = [{"row": rows["model"], **rows, "value": value, "ci_low": low, "ci_high": high}]
+    entries = [e for e in entries if None not in (e.get("value"), e.get("ci_low"), e.get("ci_high"))]
     return [
-        {
-            "reward": reward,
-            "row": entry["row"],
-            "value": entry["value"],
-            "low": entry.get("ci_low"),
-            "high": entry.get("ci_high"),
-            "base_steps": steps.get(entry["base"]),
-            "target_steps": steps.get(entry["target"]),
-        }
-        for entry in entries
-        if None not in (entry.get("value"), entry.get("ci_low"), entry.get("ci_high"))
-    ]
+        {"reward": reward, "row": e["row"], "value": e["value"], "low": e["ci_low"], "high": e["ci_high"],
+         "base_steps": steps.get(e["base"]), "target_steps": steps.get(e["target"])}
+        for e in entries
+    ]  # fmt: skip
 
 
 def role(evaluation: dict[str, Any], trained: Sequence[str], reward: str | None) -> str | None:
