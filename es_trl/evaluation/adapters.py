@@ -72,9 +72,6 @@ def find_adapters(adapters: str | Sequence[str] | Mapping[str, str | Sequence[st
             method, labelled name-1, name-2, ... Without names, a single one is "adapter", several are called after
             their folders.
 
-    Returns:
-        `list[AdapterSource]`: In the order given.
-
     Raises:
         `ValueError`: nothing there, a file that is no LoRA, a label that cannot be a file name, or one adapter twice.
     """

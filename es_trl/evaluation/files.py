@@ -22,15 +22,8 @@ def write_files(
     result: Evaluation, folder: str | os.PathLike[str], table: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """
-    Writes `eval.json`, `eval.md`, `scores.parquet` and `prompts.jsonl`, each whole or not at all.
-
-    Args:
-        result ([`Evaluation`]): What was found.
-        folder (`str`): Made if needed.
-        table (`dict`, *optional*): `result.to_dict()`, where it is known already.
-
-    Returns:
-        `dict`: What `eval.json` holds.
+    Writes `eval.json`, `eval.md`, `scores.parquet` and `prompts.jsonl`, each whole or not at all, and returns what
+    `eval.json` holds; `table` is `result.to_dict()`, where it is known already.
     """
     folder = Path(folder)
     table = result.to_dict() if table is None else table

@@ -47,9 +47,6 @@ def contact_sheet(
         bold (`str`, *optional*, defaults to `"columns"`): Whether the `"columns"` or the `"rows"` carry the labels in
             bold; prompts read better in regular weight.
 
-    Returns:
-        `PIL.Image.Image`
-
     Raises:
         ValueError: No pictures, rows of unequal length, or captions that do not match.
     """
@@ -128,13 +125,8 @@ def member_strip(
     upscale: str = "lanczos",
 ) -> Image.Image:
     """
-    Pictures of a few members of a population on one step's prompts.
-
-    Args:
-        members (`Sequence[tuple[str, float, Sequence[PIL.Image.Image]]]`): Label ("best", "median", "worst"),
-            reward, and the member's pictures, one per prompt.
-        prompts (`Sequence[str]`, *optional*): The step's prompts, above the columns.
-        title, cell, upscale: As in [`contact_sheet`].
+    Pictures of a few members of a population on one step's prompts, which stand above the columns. Of each member:
+    label ("best", "median", "worst"), reward, and its pictures, one per prompt. The rest is as in [`contact_sheet`].
     """
     captions = [f"{label}  {reward:.3f}" for label, reward, _ in members]
     pictures = [pictures for _, _, pictures in members]

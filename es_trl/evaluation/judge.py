@@ -142,17 +142,11 @@ class ClipJudge(DiversityJudge):
 
     def prompt_scores(self, prompts: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
         """
-        The metrics that have a value per prompt.
+        The metrics that have a value per prompt, from the unit-norm features (P, J, D) of the prompts' J pictures:
 
-        Args:
-            prompts (`Sequence[str]`): The P prompts.
-            features (`np.ndarray`): (P, J, D) unit-norm features of their J pictures.
-
-        Returns:
-            `dict[str, np.ndarray]`:
-                - `retrieval_accuracy` (P, J), 0 or 1: the picture is nearer to its caption than to any other prompt.
-                - `hard_negative_accuracy` (P, J), 0 or 1, NaN without hard negatives: it beats all of them.
-                - `diversity`, as [`DiversityJudge`] has it.
+        - `retrieval_accuracy` (P, J), 0 or 1: the picture is nearer to its caption than to any other prompt.
+        - `hard_negative_accuracy` (P, J), 0 or 1, NaN without hard negatives: it beats all of them.
+        - `diversity`, as [`DiversityJudge`] has it.
         """
         if self.hard_negatives is not None and len(self.hard_negatives) != len(prompts):
             raise ValueError(

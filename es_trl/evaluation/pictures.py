@@ -90,15 +90,9 @@ def save_pictures(
     batch_size: int = 16,
 ) -> None:
     """
-    Draws the pictures that are worth looking at again from their keys, below `folder/images`, and notes their files in
-    `result.pictures` and `result.strengths`. File names are made of numbers and checked labels, never of prompts.
-
-    Args:
-        model ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): What drew the rows.
-        result ([`Evaluation`]): Complete.
-        count (`int`): Prompts to show for each reward, at most.
-        folder (`str`): The evaluation's folder.
-        batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.
+    Draws the pictures that are worth looking at again from their keys, with the `model` that drew the rows, below
+    `folder/images`: of `count` prompts for each reward, at most. Notes their files in `result.pictures` and
+    `result.strengths`; they are named by numbers and checked labels, never by prompts.
     """
     pairs = choose_pairs(result, count)
     how: dict[str, Any] = {"seed": result.noise, "batch_size": batch_size, "columns": result.columns}

@@ -52,9 +52,8 @@ def draw_images(
     Draws images of one row, batch by batch. Any image of an evaluation can be drawn again from its key.
 
     Args:
-        adapter ([`~es_trl.pipelines.PipelineAdapter`] or [`~es_trl.pipelines.LoadedAdapters`]): The model.
+        adapter, row: The model, and which weights and steps.
         prompts (`Sequence[str]`): All prompts of the evaluation, of length P.
-        row ([`EvaluationRow`]): Which weights and steps.
         keys (`Sequence[tuple[int, int]]`): (prompt index in [0, P), image index) of each image.
         seed (`int` or [`Noise`], *optional*, defaults to 0): Seed of the evaluation.
         batch_size (`int`, *optional*, defaults to 16): Images per call of the pipeline.

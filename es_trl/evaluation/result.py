@@ -101,20 +101,11 @@ class Evaluation:
         return statistics.paired_difference(model, reference, self.resamples, self.bootstrap_seed)
 
     def add_row(
-        self,
-        row: EvaluationRow,
-        scores: np.ndarray,
-        features: np.ndarray | None,
-        judge: DiversityJudge | None,
+        self, row: EvaluationRow, scores: np.ndarray, features: np.ndarray | None, judge: DiversityJudge | None
     ) -> np.ndarray:
         """
-        Adds a row from what was drawn for it, M >= J N images per prompt: image n J + j is try n of image j.
-
-        Args:
-            row ([`EvaluationRow`]): Best of N; N is 1 for most.
-            scores (`np.ndarray`): (P, M, K).
-            features (`np.ndarray`, *optional*): (P, M, D) of the judge.
-            judge ([`ClipJudge`] or [`DiversityJudge`], *optional*): What makes metrics of them.
+        Adds a row, a best of N (1 for most), from what was drawn for it, M >= J N images per prompt: image n J + j is
+        try n of image j. Of these are the scores (P, M, K), and the features (P, M, D) that a judge makes metrics of.
 
         Returns:
             `np.ndarray`: (P, J) int, the images that count.

@@ -39,13 +39,8 @@ def launched_processes(use_cpu: bool) -> dict[str, Any]:
 
 class PromptShare:
     """
-    The prompts of one process: p, p + W, p + 2W, ... of W processes.
-
-    Args:
-        prompts (`int`): Number of prompts of the evaluation.
-        process_index, num_processes (`int`, *optional*): Which of how many processes this is.
-        gather (`Callable`, *optional*): Given an array of one shape on all processes, returns those of all
-            processes in order, stacked or concatenated along the first axis.
+    Of an evaluation's number of prompts those of one process: p, p + W, p + 2W, ... of W processes. `gather` is given
+    an array of one shape on all processes, and returns those of all in order, stacked or joined along the first axis.
     """
 
     def __init__(

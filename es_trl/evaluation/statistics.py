@@ -32,12 +32,8 @@ _KEPT_ENTRIES = 20_000_000  # resampled counts kept for the next question: 20 MB
 @dataclass(frozen=True)
 class Estimate:
     """
-    A value with its interval.
-
-    Args:
-        value (`float`): The estimate on all prompts; NaN when no prompt has a score.
-        low, high (`float`): Ends of the interval; NaN when it cannot be given, or below `MIN_PROMPTS` prompts.
-        prompts (`int`): Prompts that entered.
+    An estimate on the prompts that entered (NaN when none has a score), with the ends of its interval (NaN when it
+    cannot be given, or below `MIN_PROMPTS` prompts).
     """
 
     value: float
@@ -277,14 +273,8 @@ def wilcoxon_p(model: ArrayLike, reference: ArrayLike) -> float:
     It asks whether a typical prompt changes, where the bootstrap interval asks whether the mean does: a few prompts
     that change very much move the mean and hardly move the ranks.
 
-    Args:
-        model, reference (`array-like`): Equal shapes (prompts, images) or (prompts,), NaN where missing.
-
-    Returns:
-        `float`: In [0, 1]; 1 when no prompt differs, NaN when no prompt has both scores.
-
-    Raises:
-        ValueError: The shapes differ.
+    Of equal shapes (prompts, images) or (prompts,), NaN where missing; otherwise a `ValueError`. 1 when no prompt
+    differs, NaN when no prompt has both scores.
     """
     from scipy.stats import wilcoxon
 
@@ -296,16 +286,10 @@ def wilcoxon_p(model: ArrayLike, reference: ArrayLike) -> float:
 
 def verdict(low: float, high: float, p_value: float) -> tuple[str, str | None]:
     """
-    What an interval and a test of the same difference support together.
-
-    Args:
-        low, high (`float`): The bootstrap interval of the mean difference; NaN where there is none.
-        p_value (`float`): Of the rank test, after Holm's correction where there is one.
-
-    Returns:
-        `tuple[str, str | None]`: `"higher"` or `"lower"` when both say so, else `"unclear"`; and then which of the two
-            is the weaker: `"no interval"`, `"interval"` (it holds zero), `"test"` (its p-value is 0.05 or more), or
-            `"both"`.
+    What the bootstrap interval of a mean difference (NaN where there is none) and a rank test of it, after Holm's
+    correction where there is one, support together: `"higher"` or `"lower"` when both say so, else `"unclear"`; and
+    then which of the two is the weaker: `"no interval"`, `"interval"` (it holds zero), `"test"` (its p-value is 0.05
+    or more), or `"both"`.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return "unclear", "no interval"
@@ -318,13 +302,8 @@ def verdict(low: float, high: float, p_value: float) -> tuple[str, str | None]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """
     Holm's step-down adjustment (Holm 1979): with it, the chance of even one false claim among all stays below 5 %
-    when only adjusted values below 0.05 are called significant.
-
-    Args:
-        p_values (`Sequence[float]`): One per comparison; a NaN is no comparison and stays NaN.
-
-    Returns:
-        `list[float]`: Adjusted values in [0, 1], in the order given.
+    when only adjusted values below 0.05 are called significant. A NaN is no comparison and stays NaN; the others lie
+    in [0, 1].
     """
     values = np.asarray(p_values, np.float64)
     adjusted = np.full(len(values), np.nan)

@@ -181,7 +181,7 @@ def count_images(axes) -> None:
 
 
 def _curve_panel(palette: Palette, name: str, note: str, axis: str, curves, axes):
-    """`panel` of one reward against `axis`, and how many of the axis' units one of the chart's holds."""
+    """`panel` of one reward against `axis`, and what its values on the axis are divided by."""
     from matplotlib.ticker import MaxNLocator
 
     unit, scale = _time_unit(curves) if axis == "seconds" else ("", 1.0)

@@ -71,7 +71,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
         for i, (name, axis, draw) in enumerate(drawn)
     ]
     entries = [(_named(method), method.colour) for method in methods]
-    figure = charts.side_by_side([draw for *_, draw in drawn], 2, entries) if drawn else None
+    sheet = charts.side_by_side([draw for *_, draw in drawn], 2, entries) if drawn else None
     places = [line["label"] for line in tables[0]["lines"]] if tables else []
     best_first = sorted(methods, key=lambda method: places.index(method.label) if places else 0)
     pairs, labels, rows = _pairs(best_first, comparable)
@@ -93,7 +93,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
             for method in methods
             for run in method.runs
         ],
-        "files": {"learning_curves.png": figure} if figure else {},
+        "files": {"learning_curves.png": sheet} if sheet else {},
     }
 
 
