@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from ..trainer import METHODS, check_method, config_of
 from .keys import check_keys, check_options, config_keys, read_config
@@ -12,6 +12,13 @@ from .recipes import with_recipes
 
 if TYPE_CHECKING:
     from ..trainer import DiffusionConfig
+
+
+def option(text: str, default: Any = None) -> Any:
+    """A field with its help and its default; `MISSING` is none."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -61,44 +68,25 @@ class RunArguments:
             Its port; 0 takes a free one.
     """
 
-    model_name_or_path: str = field(metadata={"help": "A shipped name, a folder, or a Hub id."})
-    method: str | None = field(
-        default=None,
-        metadata={"help": "es, ddpo, grpo, pref_grpo or dpo; by default that of the recipe script, or es."},
-    )
-    reward_funcs: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Reward names, name:checkpoint, CLIP checkpoints, or file.py:function."},
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Training prompts: a shipped name, a file, or a Hub id."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub data set; a commit pins it."}
-    )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the training prompts."})
-    max_train_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first so many training prompts, at least 1."}
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Prompts of the evaluations during training."}
-    )
-    eval_dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the evaluation prompts."})
-    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
-    test_dataset_name: str | None = field(
-        default=None, metadata={"help": "Prompts of the evaluation of base and adapter after training."}
-    )
-    test_dataset_prompt_column: str = field(default="prompt", metadata={"help": "Column of the test prompts."})
-    max_test_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many, at least 1."})
-    test_images_per_prompt: int = field(default=1, metadata={"help": "Images per test prompt, at least 1."})
-    judge: str | None = field(
-        default=None, metadata={"help": "CLIP checkpoint that judges the result and is never optimised."}
-    )
-
-    live: bool = field(default=False, metadata={"help": "Serve the run's page while it trains, on this machine only."})
-    live_port: int = field(default=0, metadata={"help": "Port of the live page; 0 takes a free one."})
+    model_name_or_path: str = option("A shipped name, a folder, or a Hub id.", MISSING)
+    method: str | None = option("es, ddpo, grpo, pref_grpo or dpo; by default that of the recipe script, or es.")
+    reward_funcs: list[str] = option("Reward names, name:checkpoint, CLIP checkpoints, or file.py:function.", [])
+    dataset_name: str | None = option("Training prompts: a shipped name, a file, or a Hub id.")
+    dataset_config: str | None = option("Configuration of a Hub data set.")
+    dataset_revision: str | None = option("Branch, tag or commit of a Hub data set; a commit pins it.")
+    dataset_train_split: str = option("Split of a Hub data set.", "train")
+    dataset_prompt_column: str = option("Column of the training prompts.", "prompt")
+    max_train_prompts: int | None = option("Use only the first so many training prompts, at least 1.")
+    eval_dataset_name: str | None = option("Prompts of the evaluations during training.")
+    eval_dataset_prompt_column: str = option("Column of the evaluation prompts.", "prompt")
+    max_eval_prompts: int | None = option("Use only the first so many, at least 1.")
+    test_dataset_name: str | None = option("Prompts of the evaluation of base and adapter after training.")
+    test_dataset_prompt_column: str = option("Column of the test prompts.", "prompt")
+    max_test_prompts: int | None = option("Use only the first so many, at least 1.")
+    test_images_per_prompt: int = option("Images per test prompt, at least 1.", 1)
+    judge: str | None = option("CLIP checkpoint that judges the result and is never optimised.")
+    live: bool = option("Serve the run's page while it trains, on this machine only.", False)
+    live_port: int = option("Port of the live page; 0 takes a free one.", 0)
 
     def __post_init__(self):
         self.reward_funcs = split_names(self.reward_funcs)
@@ -135,10 +123,9 @@ def parse(
     """
     args = with_recipes(sys.argv[1:] if args is None else args)
     method = check_names(args, config_class)
-    config_class = config_class or config_of(method or "es")
     from .options import LineParser  # only now: what is wrong by then is said without it
 
-    parser = LineParser([RunArguments, config_class])
+    parser = LineParser([RunArguments, config_class or config_of(method or "es")])
     arguments, config = parser.parse_args_and_config(args=args)
     arguments.method = method
     return arguments, config
@@ -158,12 +145,8 @@ def check_names(
     path = value_of("--config", args)
     file = read_config(path) if path is not None else {}
     method = _method(config_class, value_of("--method", args) or file.get("method"))
-    own = (
-        {f.name for f in fields(config_class)}
-        if config_class and method not in METHODS
-        else config_keys(method or "es")
-    )
-    known = own | {f.name for f in fields(RunArguments)}
+    known = {f.name for f in fields(RunArguments)}
+    known |= {f.name for f in fields(config_class)} if config_class and not method else config_keys(method or "es")
     check_keys(path, file, known, method)
     check_options(args, known | {*beside})
     if path is None and not value_of("--model_name_or_path", args):

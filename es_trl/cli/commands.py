@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .arguments import check_names
+from .messages import refuse
 
 
 # command -> (module of this package, one line of help); a module is imported only when its command runs
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             check_names(argv[1:], beside=OF_A_RUN[argv[0]])
         except ValueError as error:
-            sys.stderr.write(f"es-trl {argv[0]}: {' '.join(str(error).split())}\n")
-            return 2
+            return refuse(argv[0], error)
     try:
         code = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
         sys.stdout.flush()
@@ -64,18 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: es-trl <command> [options]",
-            "",
-            "Post-train text-to-image diffusion models with evolution strategies.",
-            "",
-            *lines,
-            "",
-            "es-trl <command> --help explains a command's options.",
-            "",
-        ]
-    )
+    head = ["usage: es-trl <command> [options]", "",
+            "Post-train text-to-image diffusion models with evolution strategies.", ""]  # fmt: skip
+    return "\n".join([*head, *lines, "", "es-trl <command> --help explains a command's options.", ""])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .messages import refuse
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes `index.html`, `compare.md` and charts into `--output_dir`; wrong folders are one line and exit code 2."""
@@ -17,8 +19,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         page = write_comparison(arguments.runs, arguments.output_dir, arguments.labels)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"es-trl compare: {error}\n")
-        return 2
+        return refuse("compare", error)
     table = page.with_name("compare.md")
     sys.stdout.write(f"{table.read_text(encoding='utf-8')}\n{table}\n{page}\n")
     return 0

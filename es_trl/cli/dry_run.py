@@ -19,7 +19,8 @@ from ..run import peak_memory_gb
 from ..samples import still_of
 from ..trainer import DiffusionConfig, DiffusionTrainer, ESConfig, trainer_of
 from .arguments import RunArguments, parse
-from .fitting import answer, split_gpu
+from .fitting import answer, row, split_gpu
+from .messages import refuse
 from .training import prepare, prompts_of
 
 
@@ -72,13 +73,11 @@ class Workload:
         drawn = epochs * batches + min(rest * config.gradient_accumulation_steps, batches)
         sheets = 2 + steps // config.sample_steps if config.sample_steps else 0
         return cls(
-            steps=steps,
-            batches=drawn,
-            training=drawn * per_batch,
+            steps, drawn, drawn * per_batch,
             evaluations=_evaluations(config, steps) * eval_prompts * config.eval_images_per_prompt,
             samples=sheets * config.num_sample_prompts,
             comparison=4 * test_images,  # base, adapter, and base in twice the steps
-        )
+        )  # fmt: skip
 
 
 def _evaluations(config: DiffusionConfig, steps: int) -> int:
@@ -101,26 +100,20 @@ def main(argv: Sequence[str]) -> int:
         (sys.stdout if argv else sys.stderr).write(HELP)
         return 0 if argv else 2
     if gpu is not None:
-        return answer(gpu, argv, print_row)
+        return answer(gpu, argv)
     with tempfile.TemporaryDirectory(prefix="es_trl-dry-run-") as folder:
         try:
             arguments, config = parse(args=argv)
             counts = [len(prompts or ()) for prompts in prompts_of(arguments)]
             trainer = _small_trainer(arguments, config, argv, folder)
         except (ValueError, TypeError, OSError, ImportError) as error:
-            sys.stderr.write(f"es-trl dry-run: {' '.join(str(error).split())}\n")
-            return 2
+            return refuse("dry-run", error)
         try:
-            _run(trainer, arguments, config, counts, folder, lambda name, text: print_row(name, text))
+            _run(trainer, arguments, config, counts, folder)
         except Exception as error:
             sys.stderr.write(f"es-trl dry-run: {type(error).__name__}: {error}\n{_advice(error)}")
             return 1
     return 0
-
-
-def print_row(name: str, text: str) -> None:
-    sys.stdout.write(f"{name:<16}{text}\n")
-    sys.stdout.flush()
 
 
 def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[str], folder: str) -> DiffusionTrainer:
@@ -128,9 +121,8 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
     if isinstance(config, ESConfig):
         small |= {"population_size": "2", "members_per_forward": str(min(2, config.members_per_forward))}
         small |= {"prompts_per_member": "1"}
-    _, small_config = parse(
-        type(config), [*argv, *(word for name, value in small.items() for word in ("--" + name, value))]
-    )
+    words = [word for name, value in small.items() for word in (f"--{name}", value)]
+    _, small_config = parse(type(config), [*argv, *words])
     small_config.resume_from_checkpoint = None
     few = replace(arguments, max_train_prompts=config.prompts_per_step, eval_dataset_name=None, test_dataset_name=None)
     trainer = prepare(trainer_of(arguments.method or "es"), few, small_config)
@@ -139,12 +131,7 @@ def _small_trainer(arguments: RunArguments, config: DiffusionConfig, argv: list[
 
 
 def _run(
-    trainer: DiffusionTrainer,
-    arguments: RunArguments,
-    config: DiffusionConfig,
-    counts: list[int],
-    folder: str,
-    row: Callable[[str, str], None],
+    trainer: DiffusionTrainer, arguments: RunArguments, config: DiffusionConfig, counts: list[int], folder: str
 ) -> None:
     adapter, device = trainer.adapter, trainer.args.device
     numbers = sum(parameter.numel() for parameter in adapter.theta.values())
@@ -170,8 +157,8 @@ def _run(
     draw, images = _timed(lambda: adapter.generate(prompts, _generators(batch), columns=columns), device)
     score, _ = _timed(lambda: trainer.rewards(prompts, images, columns, where="the dry run"), device)
     row("full batch", f"{batch} images in {duration(draw)}, their rewards in {duration(score)}")
-    of = "of the GPU" if device.type == "cuda" else "of the process"
-    row("memory", f"{peak_memory_gb(device):.2f} GB at the peak, {of}")
+    of = "GPU" if device.type == "cuda" else "process"
+    row("memory", f"{peak_memory_gb(device):.2f} GB at the peak, of the {of}")
 
     prompts_per_batch = config.images_per_prompt * config.prompts_per_step
     per_batch = config.population_size * config.images_per_member if es else small * prompts_per_batch
@@ -196,8 +183,7 @@ def _run(
 def _images_per_forward(config: DiffusionConfig) -> int:
     """Images that training draws in one batch."""
     if isinstance(config, ESConfig):
-        members = min(config.members_per_forward, config.population_size)
-        return members * config.images_per_member
+        return min(config.members_per_forward, config.population_size) * config.images_per_member
     return getattr(config, "images_per_forward", config.prompts_per_step)
 
 
@@ -240,17 +226,12 @@ def _timed(work: Callable, device: torch.device):
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} (threads: {torch.get_num_threads()})"
-    )
+    on_cpu = f"{device.type} (threads: {torch.get_num_threads()})"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "It does not fit. In this order: lower members_per_forward (results stay the same), set dtype: bfloat16, "
-            "lower prompts_per_step.\n"
-        )
-    return ""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    text = "It does not fit. In this order: lower members_per_forward (results stay the same), set dtype: bfloat16, "
+    return text + "lower prompts_per_step.\n"

@@ -25,32 +25,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="JSON, as in a run's env.json, instead of Markdown.")
     arguments = parser.parse_args(argv)
     found = environment()
-    if arguments.json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return 0
-    sys.stdout.write("\n".join(f"- {name}: {value}" for name, value in _lines(found)) + "\n")
+    listed = "\n".join(f"- {name}: {value}" for name, value in _lines(found))
+    sys.stdout.write((json.dumps(found, indent=2) if arguments.json else listed) + "\n")
     return 0
 
 
 def _lines(found: dict) -> list[tuple[str, str]]:
     cuda = f"CUDA {found['cuda']}" if found["cuda"] else "no CUDA"
     gpus = [f"{name} ({size} GB)" for name, size in zip(found["gpus"], found["gpu_memory_gb"], strict=True)]
-    lines = [
-        ("es_trl", f"{found['es_trl']}" + (f", commit {found['git_commit']}" if found["git_commit"] else "")),
-        ("Python", f"{found['python']} on {found['platform']}"),
-        *(
-            (name, f"{version or 'missing'}" + f" ({cuda})" * (name == "torch"))
-            for name, version in found["packages"].items()
-        ),
-        *((name, version) for name, version in ((name, _version(name)) for name in OPTIONAL) if version),
-        (
-            "CPU",
-            f"{found['cpu']}, {found['cpu_cores']} cores, threads used: {found['threads']}, {found['memory_gb']} GB",
-        ),
-        ("GPU", ", ".join(gpus) or "none"),
-    ]
+    packages = {name: version or "missing" for name, version in found["packages"].items()}
+    packages["torch"] += f" ({cuda})"
+    packages |= {name: version for name in OPTIONAL if (version := _version(name))}
+    cores = f"{found['cpu_cores']} cores, threads used: {found['threads']}, {found['memory_gb']} GB"
     set_here = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
-    return lines + ([("Variables", set_here)] if set_here else [])
+    return [
+        ("es_trl", found["es_trl"] + (f", commit {found['git_commit']}" if found["git_commit"] else "")),
+        ("Python", f"{found['python']} on {found['platform']}"),
+        *packages.items(),
+        ("CPU", f"{found['cpu']}, {cores}"),
+        ("GPU", ", ".join(gpus) or "none"),
+        *([("Variables", set_here)] if set_here else []),
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .messages import refuse
+
 
 FORMATS = ("diffusers", "comfyui", "kohya", "merged")
 
@@ -22,19 +24,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="the base model; by default what the run folder says")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of merged; by default the run's")
     parser.add_argument("--allow_partial", action="store_true", help="leave out what is not the denoiser's")
-    arguments = parser.parse_args(argv)
     try:
-        path = export(
-            arguments.adapter,
-            arguments.format,
-            arguments.output,
-            arguments.model,
-            arguments.dtype,
-            arguments.allow_partial,
-        )
+        path = export(**vars(parser.parse_args(argv)))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"es-trl export: {' '.join(str(error).split())}\n")
-        return 2
+        return refuse("export", error)
     sys.stdout.write(f"{path}\n")
     return 0
 

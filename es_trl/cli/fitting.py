@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ..trainer import DiffusionConfig, ESConfig
 from .arguments import parse
 from .memory_plan import MemoryPlan, plan_memory
+from .messages import refuse
 
 
 NF4 = (
@@ -42,15 +43,20 @@ def gigabytes(text: str) -> float:
     return float(found[1])
 
 
-def answer(gpu: str, argv: Sequence[str], row: Callable[[str, str], None]) -> int:
+def row(name: str, text: str) -> None:
+    """A line of what a dry run finds, at once."""
+    sys.stdout.write(f"{name:<16}{text}\n")
+    sys.stdout.flush()
+
+
+def answer(gpu: str, argv: Sequence[str]) -> int:
     """Prints the plan of a config and whether it fits; the exit code: 0 if it does, 1 if not, 2 if it cannot work."""
     try:
         size = gigabytes(gpu)
         arguments, config = parse(args=[*argv, "--use_cpu", "True"])
         plan = plan_memory(arguments, config)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.stderr.write(f"es-trl dry-run: {' '.join(str(error).split())}\n")
-        return 2
+        return refuse("dry-run", error)
 
     def line(name: str, text: str) -> None:
         row(f"{name:<24}", text)
@@ -69,9 +75,8 @@ def answer(gpu: str, argv: Sequence[str], row: Callable[[str, str], None]) -> in
     changes, after = what_helps(argv, size, config, plan)
     for name, value in changes:
         line("change", f"{name}: {value}")
-    line(
-        "then", f"{after:.1f} GB" + ("" if after <= size else ": still too much, take a smaller model or another card")
-    )
+    too_much = "" if after <= size else ": still too much, take a smaller model or another card"
+    line("then", f"{after:.1f} GB{too_much}")
     return 1
 
 
@@ -106,13 +111,13 @@ def candidates(config: DiffusionConfig) -> Iterator[tuple[str, str]]:
         yield "dtype", "bfloat16"
     if not config.vae_slicing:
         yield "vae_slicing", "true"
-    batches = (
-        ["members_per_forward"] if isinstance(config, ESConfig) else ["images_per_backward", "images_per_forward"]
-    )
-    least = {"images_per_backward": 2} if hasattr(config, "noise_draws") else {}  # DPO: the two of a pair
+    others = ["images_per_backward", "images_per_forward"]
+    batches = ["members_per_forward"] if isinstance(config, ESConfig) else others
     for name in ["per_device_eval_batch_size", *batches]:
-        if getattr(config, name) > least.get(name, 1):
-            yield name, str(max(least.get(name, 1), getattr(config, name) // 2))
+        pair = name == "images_per_backward" and hasattr(config, "noise_draws")  # DPO: the two of a pair
+        least, now = 2 if pair else 1, getattr(config, name)
+        if now > least:
+            yield name, str(max(least, now // 2))
     if getattr(config, "checkpoint_activations", True) is False:
         yield "checkpoint_activations", "true"
     if config.reward_dtype == "float32":

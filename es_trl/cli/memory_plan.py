@@ -129,11 +129,8 @@ class _Run:
         set_up(self.pipe, config.mapping("scheduler_config"), config.vae_slicing, config.vae_tiling)
         names = [f.name for f in dataclasses.fields(CallSettings) if f.name != "extra"]
         settings = CallSettings(**{n: getattr(config, n) for n in names}, extra=config.mapping("pipeline_kwargs"))
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha or config.lora_rank,
-            target_modules=config.lora_target_modules,
-        )
+        alpha = config.lora_alpha or config.lora_rank
+        lora = LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=config.lora_target_modules)
         with no_starting_values():
             self.adapter = PipelineAdapter(self.pipe, lora, config.es_space, settings)
         self.adapter.denoiser.to("meta")
@@ -259,19 +256,17 @@ class _Run:
         _, (args, kwargs) = self._draw(self.per_backward, up_to_denoiser=True)
         denoiser, live = self.adapter.denoiser, LiveBytes()
         kept: dict[str, float] = {}
+        ends: dict[str, float] = {}
         if self.config.checkpoint_activations:
             denoiser.enable_gradient_checkpointing()
         for parameter in self.adapter.theta.values():
             parameter.grad = torch.empty_like(parameter)  # it is counted with the adapter
-        for name in self.stands:
-            block = denoiser.get_submodule(name)
+        blocks = {name: denoiser.get_submodule(name) for name in self.stands}
+        for name, block in blocks.items():
             block.register_forward_pre_hook(lambda *_, name=name: kept.setdefault(name, live.live) and None)
         with live, torch.enable_grad(), DifferentiableForward(self.adapter).enabled():
-            ends: dict[str, float] = {}
-            for name in self.stands:
-                denoiser.get_submodule(name).register_forward_hook(
-                    lambda *_, name=name: ends.setdefault(name, live.live) and None
-                )
+            for name, block in blocks.items():  # after those that look at the activations
+                block.register_forward_hook(lambda *_, name=name: ends.setdefault(name, live.live) and None)
             output = denoiser(*args, **kwargs)
             sum(tensor.float().square().mean() for tensor in tensors_of(output)).backward()
         more = sum((standing(n, self.stands) - 1) * (ends[n] - kept[n]) for n in self.stands)
@@ -340,7 +335,6 @@ def _bytes(module: nn.Module, dtype: torch.dtype, stands: dict[str, int], stored
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     tensors = {name: value for name, value in tensors.items() if ".lora_" not in name}
     linear = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    packed = _numbers(
-        {name: value for name, value in tensors.items() if name in linear and stored is not None}, stands
-    )
-    return packed * (stored or 0.0) + (_numbers(tensors, stands) - packed) * dtype.itemsize
+    packed = {} if stored is None else {name: value for name, value in tensors.items() if name in linear}
+    others = _numbers(tensors, stands) - _numbers(packed, stands)
+    return _numbers(packed, stands) * (stored or 0.0) + others * dtype.itemsize

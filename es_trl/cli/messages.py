@@ -3,13 +3,19 @@
 import logging
 import sys
 
-from tqdm.auto import tqdm
+
+def refuse(command: str, error: object, code: int = 2) -> int:
+    """Says in one line why a command has failed or cannot work; returns its exit code."""
+    sys.stderr.write(f"es-trl {command}: {' '.join(str(error).split())}\n")
+    return code
 
 
 class AboveTheBar(logging.Handler):
     """Writes to standard error, above any progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 

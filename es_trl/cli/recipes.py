@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .messages import refuse
+
 
 def recipes() -> dict[str, Path]:
     """
@@ -64,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
         with open(arguments.to, "xb") as file, open(recipes()[arguments.name], "rb") as source:
             shutil.copyfileobj(source, file)
     except OSError as error:
-        sys.stderr.write(f"es-trl recipes: {arguments.to} cannot be written: {error.strerror}\n")
-        return 2
+        return refuse("recipes", f"{arguments.to} cannot be written: {error.strerror}")
     sys.stdout.write(f"{arguments.to}: es-trl train --config {arguments.to}\n")
     return 0

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from .messages import refuse
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes `report/index.html` into each folder; a path that is no folder is one line and exit code 2."""
@@ -23,8 +25,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             page = write_report(folder)
         except ValueError as error:
-            sys.stderr.write(f"es-trl report: {error}\n")
-            return 2
+            return refuse("report", error)
         failed = failed or page is None
         if page is not None:
             sys.stdout.write(f"{page}\n")
@@ -34,16 +35,14 @@ def main(argv: Sequence[str]) -> int:
 def _follow(folders: Sequence[str], port: int) -> int:
     """Serves until Ctrl-C."""
     if len(folders) != 1:
-        sys.stderr.write(f"es-trl report: --follow takes one folder, got {len(folders)}.\n")
-        return 2
+        return refuse("report", f"--follow takes one folder, got {len(folders)}.")
     from ..report import LivePage
     from ..run import running
 
     try:
         page = LivePage(folders[0], port, running).start()
     except (OSError, OverflowError) as error:
-        sys.stderr.write(f"es-trl report: port {port} cannot be used: {error}\n")
-        return 2
+        return refuse("report", f"port {port} cannot be used: {error}")
     sys.stdout.write(f"{page.url}\n")
     sys.stdout.flush()
     try:

@@ -40,9 +40,8 @@ def _chosen(values: Any) -> dict[str, Any]:
         default = field.default if factory is dataclasses.MISSING else factory()
         value = _plain(getattr(values, field.name))
         if field.init and value != _plain(default):
-            found[field.name] = value
-            if field.name == "report_to" and value == []:  # which is a list once it is resolved
-                found[field.name] = "none"
+            resolved = field.name == "report_to" and value == []
+            found[field.name] = "none" if resolved else value
     return found
 
 

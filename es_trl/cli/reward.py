@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..rewards import CATALOGUE, RewardSet
+from .messages import refuse
 
 
 PROMPTS = ("a red circle on a white background", 'a photo of a dog beside a sign that says "OPEN"')
@@ -32,24 +33,20 @@ def main(argv: Sequence[str]) -> int:
     try:
         rewards = RewardSet(arguments.reward, device=arguments.device)
     except ValueError as error:
-        return _say(error, 2)
+        return refuse("reward", error)
     try:
         report = check(rewards, arguments.prompt or PROMPTS, arguments.size, dict(arguments.column or ()))
     except (RuntimeError, ValueError, OSError, ImportError) as error:
-        return _say(error, 1, "" if arguments.column else " (here: --column NAME=VALUE)")
+        here = " (here: --column NAME=VALUE)" if "that it is not given" in str(error) and not arguments.column else ""
+        return refuse("reward", f"{error}{here}", 1)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else _text(arguments.reward, report))
     return int(bool(report["failures"]) or (arguments.strict and bool(report["warnings"])))
 
 
 def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE, columns: dict | None = None) -> dict:
     """
-    Scores every prompt with four pictures, twice together and once one by one.
-
-    Args:
-        rewards (`RewardSet`): One reward.
-        prompts (`Sequence[str]`): At least one prompt.
-        size (`int`): Side of the pictures, in pixels.
-        columns (`dict`, *optional*): Columns of the data set that the reward reads, one value for all pictures.
+    Scores every prompt with four pictures of `size` pixels, twice together and once one by one, with one value for all
+    of them in the `columns` that the reward reads.
 
     Returns:
         `dict`: `scores` (a row per prompt, a column per picture, None where missing), `min`, `max`, `missing`,
@@ -72,12 +69,11 @@ def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE, columns:
     started_again = time.perf_counter()
     second = rewards(texts, images, given, where="the second call")[:, 0]
     seconds = min(seconds, time.perf_counter() - started_again)  # the first call also warms up
-    compares = bool(rewards.group_rewards)
-    alone = first
+    change_alone, compares = None, bool(rewards.group_rewards)
     if not compares:
         one = {name: values[:1] for name, values in given.items()}
         rows = [rewards([text], [image], one, where="one by one") for text, image in zip(texts, images, strict=True)]
-        alone = np.concatenate(rows)[:, 0]
+        change_alone = _largest_change(first, np.concatenate(rows)[:, 0])
     table = first.reshape(len(prompts), len(pictures))
     finite = first[np.isfinite(first)]
     report = {
@@ -91,7 +87,7 @@ def check(rewards: RewardSet, prompts: Sequence[str], size: int = SIDE, columns:
         "seconds_to_load": round(loaded - started, 3),
         "milliseconds_per_image": round(1000 * seconds / len(images), 3),
         "largest_change_when_repeated": _largest_change(first, second),
-        "largest_change_one_by_one": None if compares else _largest_change(first, alone),
+        "largest_change_one_by_one": change_alone,
         "spread_over_pictures": _spread(table, axis=1),
         "spread_over_prompts": _spread(table, axis=0),
     }
@@ -160,7 +156,6 @@ def _text(name: str, report: dict) -> str:
     for prompt, row in zip(report["prompts"], report["scores"], strict=True):
         numbers = "".join(f"{'none' if value is None else f'{value:.5g}':>{width}}" for value in row)
         lines += [f"  {prompt}", " " * 4 + numbers]
-    compared = report["largest_change_one_by_one"]
     lines += [
         "",
         f"  returns        one number per picture, {report['missing']} of {4 * len(report['prompts'])} missing",
@@ -168,14 +163,12 @@ def _text(name: str, report: dict) -> str:
         f"  differences    {_show(report['spread_over_pictures'])} between pictures of a prompt, "
         f"{_show(report['spread_over_prompts'])} between prompts of a picture",
         f"  repeated       largest change {_show(report['largest_change_when_repeated'])}",
-        f"  one by one     largest change {_show(compared)}",
+        f"  one by one     largest change {_show(report['largest_change_one_by_one'])}",
         f"  time           {report['milliseconds_per_image']:.4g} ms per picture, "
         f"{report['seconds_to_load']:.3g} s to load",
         "",
     ]
-    lines += [f"  failure: {text}" for text in report["failures"]]
-    lines += [f"  warning: {text}" for text in report["warnings"]]
-    lines += [f"  note: {text}" for text in report["notes"]]
+    lines += [f"  {kind}: {text}" for kind in ("failure", "warning", "note") for text in report[f"{kind}s"]]
     if not report["failures"] and not report["warnings"]:
         lines.append("  ok")
     return "\n".join(lines) + "\n"
@@ -191,12 +184,6 @@ def _list() -> str:
     lines += ["", "Also name:checkpoint, a CLIP checkpoint (scored as pickscore), remote:URL, vlm_judge:MODEL@URL,"]
     lines += ["and path/to/file.py:function. es-trl reward check NAME tries one."]
     return "\n".join(lines) + "\n"
-
-
-def _say(error: Exception, code: int, columns: str = "") -> int:
-    text = " ".join(str(error).split())
-    sys.stderr.write(f"es-trl reward: {text}{columns if 'that it is not given' in text else ''}\n")
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .messages import refuse
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes a PNG with the member's images, their prompts and recorded scores."""
@@ -29,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.run, arguments.step, arguments.member, arguments.micro, arguments.model
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"es-trl show: {error}\n")
-        return 2
+        return refuse("show", error)
     name = f"member-{arguments.step:06d}-{arguments.member:04d}.png"
     path = arguments.output or os.path.join(arguments.run, "samples", name)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from .arguments import RunArguments, method_of, parse
+from .messages import refuse
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,8 +19,7 @@ def main(argv: Sequence[str]) -> int:
 
         trainer = prepare(trainer_of(arguments.method or "es"), arguments, config)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.stderr.write(f"es-trl train: {' '.join(str(error).split())}\n")
-        return 2
+        return refuse("train", error)
     run(trainer, arguments)
     return 0
 

@@ -40,13 +40,9 @@ def prepare(
     show_messages(config.process_index == 0)
     train, evaluation, test = prompts_of(arguments)
     trainer = trainer_class(
-        model=arguments.model_name_or_path,
-        reward_funcs=arguments.reward_funcs,
-        args=config,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        callbacks=callbacks,
-    )
+        model=arguments.model_name_or_path, reward_funcs=arguments.reward_funcs, args=config,
+        train_dataset=train, eval_dataset=evaluation, callbacks=callbacks,
+    )  # fmt: skip
     trainer.name_data(arguments.dataset_name, test)
     return trainer
 
@@ -54,13 +50,9 @@ def prepare(
 def prompts_of(arguments: RunArguments) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Prompts for training, for evaluations and for the comparison; None where the arguments name none."""
     train = load_prompts(
-        arguments.dataset_name,
-        arguments.dataset_train_split,
-        arguments.dataset_prompt_column,
-        arguments.max_train_prompts,
-        arguments.dataset_config,
-        arguments.dataset_revision,
-    )
+        arguments.dataset_name, arguments.dataset_train_split, arguments.dataset_prompt_column,
+        arguments.max_train_prompts, arguments.dataset_config, arguments.dataset_revision,
+    )  # fmt: skip
     others = [
         (arguments.eval_dataset_name, arguments.eval_dataset_prompt_column, arguments.max_eval_prompts),
         (arguments.test_dataset_name, arguments.test_dataset_prompt_column, arguments.max_test_prompts),

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .messages import refuse
+
 
 def main(argv: Sequence[str]) -> int:
     """Exit code 0 if every saved adapter is replayed bit by bit, 1 if one is not, 2 if nothing can be replayed."""
@@ -23,8 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
         result = verify_run(arguments.run, arguments.model)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"es-trl verify: {error}\n")
-        return 2
+        return refuse("verify", error)
     for name, same in result.matches.items():
         sys.stdout.write(f"{name}: {'the same bits' if same else 'DIFFERENT'}\n")
     if not result.matches:
