@@ -244,8 +244,8 @@ def _pairs(methods: Sequence[Method], comparable: bool):
     per_method = []
     for method in methods:
         run = next((run for run in method.runs if run.evaluation.get("pictures")), None)
-        model, base = wording.main_rows(run.evaluation) if run is not None else (None, None)
-        if model and base:
+        model, base = wording.main_rows(run.evaluation) if run else (None, None)
+        if run and model and base:
             pairs = {(pair.prompt, pair.kind): pair for pair in pictures.pairs(run, limit=18)}
             per_method.append((method, model["name"], base["name"], pairs))
     if not per_method:
