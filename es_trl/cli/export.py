@@ -41,25 +41,17 @@ def export(
     allow_partial: bool = False,
 ) -> str:
     """
-    Writes `adapter` for another program.
-
-    Args:
-        adapter (`str`): A run folder, a LoRA file or folder, or a Hub id.
-        format (`str`): `"diffusers"`, `"comfyui"`, `"kohya"`, or `"merged"`.
-        output (`str`, *optional*): Where; by default below the adapter's folder.
-        model (`str`, *optional*): Base model; by default what the run folder says. For all but `"merged"` only its
-            configuration is read.
-        dtype (`str`, *optional*): Of `"merged"`; by default the run's.
-        allow_partial (`bool`, *optional*, defaults to `False`): Leave out what does not belong to the denoiser.
-
-    Returns:
-        `str`: What was written.
+    Writes `adapter` (a run folder, a LoRA file or folder, or a Hub id) for another program, by default below its
+    folder, and returns the path. Base model and the dtype of `"merged"` are by default what the run folder says; for
+    all other formats only the model's configuration is read.
 
     Raises:
         `ValueError`: the program has no such model, or the adapter does not fit the base model.
     """
+    from safetensors.torch import save_file
+
     from ..hub import find_adapter
-    from ..pipelines import empty_denoiser, read_lora
+    from ..pipelines import empty_denoiser, export_tensors, read_lora
 
     file = find_adapter(adapter)
     run = _run(os.path.dirname(file))
@@ -80,21 +72,13 @@ def export(
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if format == "merged":
         _merge(model, lora.state_dict(denoiser_name), dtype or run.get("config", {}).get("dtype"), output)
-    else:
-        _write(denoiser_name, denoiser, lora, format, output)
-    return output
-
-
-def _write(denoiser_name: str, denoiser, lora, format: str, output: str) -> None:
-    from safetensors.torch import save_file
-
-    from ..pipelines import export_tensors
-
+        return output
     if format == "diffusers":
         tensors = {name: value.float().contiguous() for name, value in lora.state_dict(denoiser_name).items()}
     else:
         tensors = export_tensors(denoiser, lora.pairs, format)
     save_file(tensors, output, metadata={"format": "pt"})
+    return output
 
 
 def _merge(model: str, tensors: dict, dtype: str | None, output: str) -> None:

@@ -32,10 +32,7 @@ def split_gpu(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 def gigabytes(text: str) -> float:
     """
     GB (10^9 bytes) that a run may take of a card that is sold as `text`, such as 12GB. Cards have GiB: the 7 % between
-    them are left to CUDA itself.
-
-    Raises:
-        `ValueError`: for anything but a number above 0, with or without GB.
+    them are left to CUDA itself. `ValueError` for anything but a number above 0, with or without GB.
     """
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:G|GB|GiB)?", text.strip(), re.IGNORECASE)
     if not found or float(found[1]) <= 0:

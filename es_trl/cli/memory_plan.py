@@ -77,10 +77,7 @@ class _Stop(Exception):
 
 def plan_memory(arguments: RunArguments, config: DiffusionConfig) -> MemoryPlan:
     """
-    The memory that a run needs at its moments, counted on tensors without numbers.
-
-    Args:
-        arguments ([`RunArguments`]), config ([`DiffusionConfig`]): As [`parse`] returns them.
+    The memory that a run, as [`parse`] returns it, needs at its moments, counted on tensors without numbers.
 
     Raises:
         `ValueError`: if the model's configuration cannot be had, or does not fit the settings.
@@ -227,7 +224,8 @@ class _Run:
         kwargs["generator"] = [make_generator(0, "memory_plan", i) for i in range(images)]
         perturbed = self._members(members, images // members) if isinstance(self.config, ESConfig) else nullcontext()
         models = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
-        with torch.no_grad(), live, perturbed, _watched(self.adapter.denoiser, before):
+        watched = self.adapter.denoiser.register_forward_pre_hook(before, with_kwargs=True)  # removes itself
+        with torch.no_grad(), live, perturbed, watched:
             with _decoding(self.pipe, lambda: into("denoise")), equal_blocks_once(live, models), suppress(_Stop):
                 type(self.pipe).__call__(self.pipe, **kwargs, output_type="pt")
         into("decode")
@@ -291,15 +289,6 @@ def _copied(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
                 vars(made)[name] = copy.copy(value)
         vars(made)["_modules"] = {name: part and _copied(part, known) for name, part in module._modules.items()}
     return known[module]
-
-
-@contextmanager
-def _watched(module: nn.Module, before: Callable) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

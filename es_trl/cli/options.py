@@ -40,13 +40,8 @@ class LineParser(TrlParser):
 
 def help_text(program: str, classes: Sequence[type], method: str, everything: bool = False) -> str:
     """
-    The options in groups, one line each.
-
-    Args:
-        program (`str`): As it is called.
-        classes (`Sequence[type]`): The dataclasses whose fields are the options; the last one is the method's config.
-        method (`str`): What the method's own settings are called.
-        everything (`bool`, *optional*, defaults to `False`): Also what few runs ever need.
+    The options in groups, one line each: the fields of some dataclasses, of which the last is the `method`'s config.
+    What few runs ever need is shown where `everything` is asked for.
     """
     found = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
     own = [f.name for f in dataclasses.fields(classes[-1]) if f.name in vars(classes[-1]).get("__annotations__", {})]

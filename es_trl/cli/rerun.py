@@ -16,13 +16,8 @@ FILE = "rerun.yaml"
 
 def write_rerun(arguments: RunArguments, config: DiffusionConfig) -> str:
     """
-    Writes every argument that is not at its default; `es-trl train --config RUN/rerun.yaml` is then the same run.
-
-    Args:
-        arguments ([`RunArguments`]), config ([`DiffusionConfig`]): What [`parse`] returns.
-
-    Returns:
-        `str`: The path.
+    Writes every argument that is not at its default, and returns the path; `es-trl train --config RUN/rerun.yaml` is
+    then the same run.
     """
     own = {name: kind for name, kind in config.changes().items() if kind == "process"}
     chosen = _chosen(arguments) | {k: v for k, v in _chosen(config).items() if k not in own}

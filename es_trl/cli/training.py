@@ -77,11 +77,9 @@ def _live_page(trainer: DiffusionTrainer, arguments: RunArguments) -> Iterator[N
 
 def run(trainer: DiffusionTrainer, arguments: RunArguments) -> None:
     """
-    Trains, saves, evaluates, reports and pushes. `output_dir` is then a complete run folder: the LoRA, the card,
-    samples, (with `test_dataset_name`) `eval.json` with intervals, `rerun.yaml`, and the page `report/index.html`.
-
-    Args:
-        trainer ([`DiffusionTrainer`]), arguments ([`RunArguments`]): From [`prepare`] and [`parse`].
+    Trains, saves, evaluates, reports and pushes, with what [`prepare`] and [`parse`] return. `output_dir` is then a
+    complete run folder: the LoRA, the card, samples, (with `test_dataset_name`) `eval.json` with intervals,
+    `rerun.yaml`, and the page `report/index.html`.
     """
     with trainer.folder.lock if trainer.args.should_save else contextlib.nullcontext():
         _run(trainer, arguments)
