@@ -74,7 +74,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
     sheet = charts.side_by_side([draw for *_, draw in drawn], 2, entries) if drawn else None
     places = [line["label"] for line in tables[0]["lines"]] if tables else []
     best_first = sorted(methods, key=lambda method: places.index(method.label) if places else 0)
-    pairs, labels, rows = _pairs(best_first, comparable)
+    pairs, labels = _pairs(best_first, comparable)
     return {
         "title": "comparison",
         "methods": methods,
@@ -87,7 +87,7 @@ def context(methods: Sequence[Method]) -> dict[str, Any]:
         "pairs": pairs,
         "leader": best_first[0].label,
         "row_labels": labels,
-        "pair_rows": rows,
+        "pair_rows": list(labels),
         "runs": [
             (method.label, run.name, run.settings.get("seed"), bool(run.evaluation), bool(run.history))
             for method in methods
@@ -236,11 +236,10 @@ def _references(evaluation: dict[str, Any], reward: str) -> list[dict[str, Any]]
     return found
 
 
-def _pairs(methods: Sequence[Method], comparable: bool):
+def _pairs(methods: Sequence[Method], comparable: bool) -> tuple[list[pictures.Pair], dict[str, str]]:
     """Prompts whose pictures every method left, under the base and one run of each method."""
-    nothing: tuple[list, dict, list] = [], {}, []
     if not comparable:
-        return nothing
+        return [], {}
     per_method = []
     for method in methods:
         run = next((run for run in method.runs if run.evaluation.get("pictures")), None)
@@ -249,7 +248,7 @@ def _pairs(methods: Sequence[Method], comparable: bool):
             pairs = {(pair.prompt, pair.kind): pair for pair in pictures.pairs(run, limit=18)}
             per_method.append((method, model["name"], base["name"], pairs))
     if not per_method:
-        return nothing
+        return [], {}
     labels = {"base": "base"} | {f"m{method.colour}": method.label for method, *_ in per_method}
     shown: dict[str, pictures.Pair] = {}
     for _, _, base_row, pairs in per_method:
@@ -262,4 +261,4 @@ def _pairs(methods: Sequence[Method], comparable: bool):
             if prompt in shown and model_row in pair.images:
                 shown[prompt].images[f"m{method.colour}"] = pair.images[model_row]
     complete = [pair for pair in shown.values() if len(pair.images) == len(labels)]
-    return complete[:18], labels, list(labels)
+    return complete[:18], labels

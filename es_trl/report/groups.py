@@ -17,14 +17,7 @@ SEEDS = ("seed", "data_seed")  # what sets two runs of one method apart
 
 @dataclass
 class Method:
-    """
-    The runs of one method.
-
-    Args:
-        label (`str`): What the page calls it.
-        runs (`list[Folder]`): One per training seed.
-        colour (`int`): Its colour in every chart.
-    """
+    """The runs of one method, one per training seed, what the page calls it, and the number of its colour."""
 
     label: str
     runs: list[Folder]
@@ -91,14 +84,11 @@ def same_protocol(methods: Sequence[Method]) -> bool:
 
 def result_of(method: Method, reward: str, comparable: bool = True) -> dict[str, Any] | None:
     """
-    What a method gains over its base under one reward, over its training seeds.
+    What a method gains over its base under one reward, over its training seeds; `over` is what the interval covers.
 
     With every run's `scores.parquet` the interval covers prompts and seeds ([`~es_trl.evaluation.runs_difference`]);
     without, several runs give Student's interval of the mean over seeds, and one run its own interval over prompts.
-
-    Returns:
-        `dict`: `mean`, `delta`, `low`, `high`, `deltas` (one per run), `over` (what the interval covers), `win_rate`;
-        `None` when no run was evaluated under this reward.
+    `None` when no run was evaluated under this reward.
     """
     means, own = [], []
     for run in method.runs:

@@ -29,13 +29,9 @@ ENOUGH = (
 @dataclass
 class Claim:
     """
-    What is said of one measure: a reward, or the weighted sum that was trained.
-
-    Args:
-        name (`str`), role (`str`): What it is called, and what goes behind the name in a sentence.
-        paired (`list[dict]`): Its differences to the base, one per adapter: `delta`, `ci_low`, `ci_high`, `win_rate`,
-            `prompts`.
-        rises (`bool`): Whether more sampling steps should improve it.
+    What is said of one measure, a reward or the weighted sum that was trained: its name, the role that goes behind the
+    name in a sentence, its `paired` differences to the base, one per adapter (`delta`, `ci_low`, `ci_high`,
+    `win_rate`, `prompts`), and whether it `rises` with more sampling steps.
     """
 
     name: str
