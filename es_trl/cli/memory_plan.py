@@ -219,7 +219,7 @@ class _Run:
                 raise _Stop
 
         settings = self.adapter.settings
-        kwargs = settings.repeat_constants(settings.call_kwargs(self.pipe, num_inference_steps=1), images)
+        kwargs = settings.call_kwargs(self.pipe, num_inference_steps=1, rows=images)
         kwargs |= self.adapter.prompts.rows([PROMPT] * images)
         kwargs["generator"] = [make_generator(0, "memory_plan", i) for i in range(images)]
         perturbed = self._members(members, images // members) if isinstance(self.config, ESConfig) else nullcontext()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,8 +18,9 @@ from .base_layers import compute_dtype
 from .call_settings import CallSettings
 from .digest import tensor_digest
 from .frozen import FrozenPipeline
+from .loading import lora_parts
 from .lora_files import lora_layers
-from .lora_loading import Start, activate, carried_adapters, config_of, take_off
+from .lora_loading import Start, activate, carried_adapters, config_of, set_scale, take_off
 from .spaces import build_space
 from .targets import coverage, resolve_targets
 
@@ -78,9 +79,7 @@ class PipelineAdapter(FrozenPipeline):
         self._population: PopulationForward | None = None
 
     def _name_what_stays(self) -> None:
-        names = [name for name in self.pipe._lora_loadable_modules if not name.startswith("text_encoder")]
-        others = [name for name in names if isinstance(getattr(self.pipe, name, None), torch.nn.Module)]
-        others = [name for name in others if getattr(self.pipe, name) is not self.denoiser]
+        others = [name for name in lora_parts(self.pipe) if getattr(self.pipe, name) is not self.denoiser]
         if others:
             logger.warning(
                 "LoRA goes on the %s alone; the %s of %s stays as it is, in the steps that it draws.",
@@ -102,7 +101,10 @@ class PipelineAdapter(FrozenPipeline):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_seed(seed, "lora_start"))
             try:
-                inject_lora(self.denoiser, self.lora_config, ADAPTER_NAME)
+                if hasattr(self.denoiser, "add_adapter"):  # diffusers' and transformers' own note it down
+                    self.denoiser.add_adapter(self.lora_config, ADAPTER_NAME)
+                else:
+                    inject_adapter_in_model(self.lora_config, self.denoiser, ADAPTER_NAME)
                 self._leave_meta()
             except (ValueError, TypeError) as error:  # a TypeError for a quantisation that peft does not know
                 raise ValueError(
@@ -157,15 +159,11 @@ class PipelineAdapter(FrozenPipeline):
     @contextmanager
     def adapter_scale(self, scale: float) -> Iterator[None]:
         """Inside, the adapter's effect is multiplied by `scale` (1 is as trained, 0 is the base)."""
-        self._set_scale(scale)
+        set_scale(self.denoiser, ADAPTER_NAME, scale)
         try:
             yield
         finally:
-            self._set_scale(1.0)
-
-    def _set_scale(self, scale: float) -> None:
-        for layer in self.space.layers.values():
-            layer.set_scale(ADAPTER_NAME, scale)
+            set_scale(self.denoiser, ADAPTER_NAME, 1.0)
 
     # ---- theta ----
 
@@ -178,11 +176,10 @@ class PipelineAdapter(FrozenPipeline):
             self.space.write_back()
             self._written = state
 
-    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None) -> "PipelineAdapter":
+    def to(self, device: torch.device | str, encoders_first: torch.device | str | None = None) -> Self:
         """As [`FrozenPipeline.to`], with theta and its constants."""
         self.space.to(torch.device(device))
-        super().to(device, encoders_first)
-        return self
+        return super().to(device, encoders_first)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Theta and the constants it needs, fp32: enough to continue bit by bit on the same frozen model."""
@@ -235,28 +232,19 @@ class PipelineAdapter(FrozenPipeline):
         config = self.denoiser.peft_config[ADAPTER_NAME]
         scale_one = {"lora_alpha": config.r, "alpha_pattern": config.rank_pattern, "use_rslora": False}
         metadata = config.to_dict() | scale_one
-        self.pipe.save_lora_weights(
-            save_directory=directory,
-            safe_serialization=True,
-            **{
-                f"{name}_lora_layers": self.lora_state_dict(),
-                f"{name}_lora_adapter_metadata": {
-                    key: sorted(value) if isinstance(value, set) else value for key, value in metadata.items()
-                },
-            },
-        )
+        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in metadata.items()}
+        parts = {f"{name}_lora_layers": self.lora_state_dict(), f"{name}_lora_adapter_metadata": metadata}
+        self.pipe.save_lora_weights(save_directory=directory, safe_serialization=True, **parts)
         sort_metadata(os.path.join(directory, LORA_WEIGHTS_NAME))
 
     def describe(self) -> dict[str, Any]:
         """How images were drawn and what was trained, as plain data for cards and evaluation files."""
-        config = self.lora_config
+        config, targets = self.lora_config, self.lora_config.target_modules
         return super().describe() | {
             "es_space": self.es_space,
             "lora_rank": config.r,
             "lora_alpha": config.lora_alpha,
-            "lora_target_modules": sorted(config.target_modules)
-            if not isinstance(config.target_modules, str)
-            else config.target_modules,
+            "lora_target_modules": targets if isinstance(targets, str) else sorted(targets),
         }
 
 
@@ -270,14 +258,6 @@ def sort_metadata(path: str | os.PathLike[str]) -> None:
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
-
-
-def inject_lora(module: torch.nn.Module, config: LoraConfig, name: str) -> None:
-    """Puts a LoRA on any module; diffusers' and transformers' own note it down."""
-    if hasattr(module, "add_adapter"):
-        module.add_adapter(config, name)
-    else:
-        inject_adapter_in_model(config, module, name)
 
 
 def check_lora_config(config: LoraConfig) -> None:

@@ -54,13 +54,20 @@ class CallSettings:
                 raise ValueError(f"{type(pipe).__name__} takes no {key}; remove it from the config.")
 
     def call_kwargs(
-        self, pipe: Any, num_inference_steps: int | None = None, guidance_scale: float | None = None
+        self,
+        pipe: Any,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        rows: int | None = None,
     ) -> dict[str, Any]:
-        """The keywords of one call of `pipe`, without prompts and generators."""
+        """
+        The keywords of one call of `pipe`, without prompts and generators; with `rows`, pictures and texts stand once
+        per row, as a batch of prompts takes them.
+        """
         accepted = self.parameters(pipe)
         steps = num_inference_steps or self.num_inference_steps
         height, width = self.size(pipe)
-        kwargs = {
+        kwargs: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
             "height": height,
@@ -75,7 +82,12 @@ class CallSettings:
             # Sana Sprint: a time between belongs to the two-step schedule, the default 1.3 like one's own, and raises
             # with any other, of which evaluations have some.
             kwargs["intermediate_timesteps"] = None
-        return kwargs
+        if rows is None:
+            return kwargs
+        return {
+            name: [value] * rows if _is_per_row(name, value) and not isinstance(value, list | tuple) else value
+            for name, value in kwargs.items()
+        }
 
     @staticmethod
     def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
@@ -102,14 +114,6 @@ class CallSettings:
             name: list(values)
             for name, values in columns.items()
             if name in accepted and name not in taken and len(values) and _is_per_row(name, values[0])
-        }
-
-    @staticmethod
-    def repeat_constants(kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
-        """`kwargs` with pictures and texts once per row, as a batch of prompts takes them."""
-        return {
-            name: [value] * rows if _is_per_row(name, value) and not isinstance(value, list | tuple) else value
-            for name, value in kwargs.items()
         }
 
     def text_kwargs(self, pipe: Any) -> dict[str, Any]:

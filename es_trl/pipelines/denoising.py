@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,8 @@ from PIL import Image
 from ..pictures import rgb
 from .adapter import PipelineAdapter
 from .base_layers import rounding_dtype
-from .parameterisation import Diffusion, Flow, TrigFlow
+from .parameterisation import Diffusion, Flow, Parameterisation, TrigFlow
+from .replaced import replaced
 from .scheduler_steps import SkippedSteps, is_flow
 from .self_check import rounding_limit
 
@@ -48,7 +49,7 @@ class DenoisingModel:
     def __init__(self, adapter: PipelineAdapter):
         self.adapter, self.pipe = adapter, adapter.pipe
         own: Any = getattr(self.pipe, "scheduler", None)
-        self.kind: TrigFlow | Flow | Diffusion
+        self.kind: Parameterisation
         if isinstance(own, SCMScheduler):
             self.kind, self.scheduler = TrigFlow(own.config.sigma_data), copy.copy(own)
         elif is_flow(own):
@@ -92,13 +93,12 @@ class DenoisingModel:
         unique, rows = levels.unique(return_inverse=True)
         if len(unique) == 1 or self._can_take_rows(noisy, levels, prompts, columns):
             return self._call(noisy, levels if len(unique) > 1 else unique, prompts, columns)
-        found: list[torch.Tensor] = [noisy] * len(noisy)
+        found: dict[int, torch.Tensor] = {}
         for i, level in enumerate(unique):
             own = (rows == i).nonzero().flatten().tolist()
             predicted = self._call(noisy[own], level[None], [prompts[j] for j in own], rows_of(columns, own))
-            for j, row in zip(own, predicted, strict=True):
-                found[j] = row
-        return torch.stack(found)
+            found |= zip(own, predicted, strict=True)
+        return torch.stack([found[j] for j in range(len(noisy))])
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """`(B, ...)` latents at noise `levels (B,)`, of `z` and `eps`, both `(B, ...)`."""
@@ -148,9 +148,9 @@ class DenoisingModel:
             model_output: torch.Tensor,
             timestep: Any,
             sample: torch.Tensor,
-            *_args: Any,
+            *_: Any,
             return_dict: bool = True,
-            **_kwargs: Any,
+            **__: Any,
         ) -> Any:
             self._shape = tuple(sample.shape[1:])
             if noisy is None or done:
@@ -166,9 +166,8 @@ class DenoisingModel:
         with self._scheduler(step, self.kind.times(levels)), self._skipped(lambda: noisy is not None and not done):
             self._run(prompts, columns)
         output = found[0].float() / self.kind.unit
-        if output.shape[1] == 2 * self._shape[0]:  # with a learned variance
-            output = output.chunk(2, dim=1)[0]
-        return output
+        learned_variance = output.shape[1] == 2 * self._shape[0]
+        return output.chunk(2, dim=1)[0] if learned_variance else output
 
     def _find_shape(self, columns: Columns) -> tuple[int, ...]:
         """The shape of one latent; `columns` are those of one row, without which some pipelines cannot be called."""
@@ -180,44 +179,33 @@ class DenoisingModel:
     def _run(self, prompts: Sequence[str], columns: Columns, output_type: str = "latent") -> None:
         """Calls the pipeline; ends where its stand-ins raise `_Done`."""
         adapter = self.adapter
-        accepted = adapter.settings.parameters(self.pipe)
-        kwargs = adapter.call_kwargs(prompts, num_inference_steps=2, columns=columns) | {
-            k: v for k, v in WITHOUT.items() if k in accepted
-        }
-        config = adapter.denoiser.config
+        accepted, config = adapter.settings.parameters(self.pipe), adapter.denoiser.config
         embedded = config.get("guidance_embeds") or config.get("time_cond_proj_dim")
-        if "guidance_scale" in accepted and not embedded:
-            kwargs["guidance_scale"] = 1.0
+        without = WITHOUT if embedded else WITHOUT | {"guidance_scale": 1.0}
+        kwargs = adapter.call_kwargs(prompts, num_inference_steps=2, columns=columns)
+        kwargs |= {name: value for name, value in without.items() if name in accepted}
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
-        try:
+        with suppress(_Done):
             adapter.drawer.call(kwargs, generators, prompts, output_type, with_graph=True)
-        except _Done:
-            pass
 
     @contextmanager
     def _scheduler(self, step: Any, times: torch.Tensor) -> Iterator[None]:
         """Inside, the pipeline's scheduler has two steps, both at `times`, and `step` takes them."""
 
+        # Pipelines look for `sigmas` and `timesteps` in the signature.
         def set_timesteps(
-            num_inference_steps: Any = None,
-            device: Any = None,
-            sigmas: Any = None,
-            timesteps: Any = None,
-            mu: Any = None,
-            **_kwargs: Any,
+            num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, timesteps: Any = None, **_: Any
         ) -> None:
             self.scheduler.num_inference_steps, self.scheduler._step_index = 2, None
             rows = times if len(times) > 1 else times[0]
             self.scheduler.timesteps = torch.stack([rows, rows, *self.kind.ends(rows)]).to(device)
 
-        own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
         step.draws_its_own_noise = True
-        self.scheduler.step, self.scheduler.set_timesteps = step, set_timesteps
-        try:
+        with (
+            replaced(self.pipe, scheduler=self.scheduler),
+            replaced(self.scheduler, step=step, set_timesteps=set_timesteps),
+        ):
             yield
-        finally:
-            self.pipe.scheduler = own
-            del self.scheduler.step, self.scheduler.set_timesteps
 
     # ---- latents of pictures ----
 
@@ -281,13 +269,9 @@ class DenoisingModel:
             final = (latents.to(sample.device) * self.kind.unit).to(sample.dtype)
             return SimpleNamespace(prev_sample=final) if return_dict else (final, final)
 
-        vae = self.pipe.vae
-        vae.decode = decode
-        try:
-            with self._scheduler(step, self.kind.times(torch.full((1,), 0.5))), self._skipped(lambda: True):
-                self._run(["a cat"], columns, "pil")
-        finally:
-            del vae.decode
+        times = self.kind.times(torch.full((1,), 0.5))
+        with replaced(self.pipe.vae, decode=decode), self._scheduler(step, times), self._skipped(lambda: True):
+            self._run(["a cat"], columns, "pil")
         return found[0]
 
     @contextmanager
@@ -308,11 +292,8 @@ class DenoisingModel:
 
         last: list[torch.Tensor] = []
         vars(recording_step)["__signature__"] = inspect.signature(step)
-        vars(drawer)["call"], scheduler.step = recording_call, recording_step
-        try:
+        with replaced(drawer, call=recording_call), replaced(scheduler, step=recording_step):
             yield drawn
-        finally:
-            del drawer.call, scheduler.step
 
 
 def rows_of(columns: Columns, rows: Sequence[int]) -> dict[str, list[Any]]:

@@ -1,7 +1,7 @@
 """The differentiable adapter: inside a context the denoiser's output depends on theta, so a loss has a gradient."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .adapter import PipelineAdapter
+from .replaced import replaced
 
 
 class DifferentiableForward:
@@ -46,14 +47,11 @@ class DifferentiableForward:
         """Inside, the denoiser computes with theta. With gradient checkpointing, `.backward()` belongs inside too."""
         if any("forward" in vars(module) for module, _ in self._forwards):
             raise RuntimeError("A LoRA module has a forward of its own already: these contexts do not nest.")
-        try:
+        with ExitStack() as stack:
             for module, forward in self._forwards:
-                module.forward = forward
-            with torch.autograd.graph.saved_tensors_hooks(_named, _as_it_was):
-                yield
-        finally:
-            for module, _ in self._forwards:
-                vars(module).pop("forward", None)
+                stack.enter_context(replaced(module, forward=forward))
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_named, _as_it_was))
+            yield
 
     def _forward(self, name: str, layer: nn.Module, part: int, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         weight = self.adapter.space.export(name, layer)[part].to(x.dtype).view_as(module.weight)

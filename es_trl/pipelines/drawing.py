@@ -4,8 +4,9 @@ import inspect
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..samples import is_black, mark_unscored, pictures_of
 from .base_layers import rounding_dtype
 from .call_settings import CallSettings
 from .prompt_encoding import PromptEncoder
+from .replaced import replaced
 from .self_check import numbers_of, rms, tolerance
 from .watching import CallWatch, device_of, dtype_of
 
@@ -25,10 +27,28 @@ logger = logging.getLogger(__name__)
 ODD = ("not_finite", "flagged", "black")  # pictures that are counted
 FLAGS = ("nsfw_content_detected", "nsfw_detected")  # where it says which of them a safety checker blackened
 
-Texts: TypeAlias = Sequence[str]
-Generators: TypeAlias = Sequence[torch.Generator]
-Columns: TypeAlias = dict[str, list[Any]]
 Kwargs: TypeAlias = dict[str, Any]
+
+
+@dataclass
+class _Order:
+    """Pictures that are wanted, one entry each in `prompts`, `generators` and the columns of the call; and how."""
+
+    prompts: list[str]
+    generators: list[torch.Generator]
+    columns: dict[str, list[Any]]
+    output_type: str
+    keep_numbers: bool
+    overrides: Kwargs
+
+    @property
+    def prompts_differ(self) -> bool:
+        return len(set(self.prompts)) > 1
+
+    def rows(self, rows: Sequence[int]) -> "_Order":
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        prompts, generators = [self.prompts[i] for i in rows], [self.generators[i] for i in rows]
+        return replace(self, prompts=prompts, generators=generators, columns=columns)
 
 
 class Drawer:
@@ -79,26 +99,27 @@ class Drawer:
             **overrides: Of the settings: `num_inference_steps`, `guidance_scale`.
         """
         columns = self.settings.row_columns(self.pipe, columns or {})
-        if self.by_prompt and len(set(prompts)) > 1:
-            return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
-        if not self.one_by_one and (len(prompts) > 1 or self.members > 1):
-            states = [generator.get_state() for generator in generators]
-            drawn = self._together(prompts, generators, states, columns, output_type, keep_numbers, overrides)
-            if not self.one_by_one and not (self.by_prompt and len(set(prompts)) > 1):
+        return self._draw(_Order(list(prompts), list(generators), columns, output_type, keep_numbers, overrides))
+
+    def _draw(self, order: _Order) -> Any:
+        if self.by_prompt and order.prompts_differ:
+            return self._prompt_by_prompt(order)
+        if not self.one_by_one and (len(order.prompts) > 1 or self.members > 1):
+            states = [generator.get_state() for generator in order.generators]
+            drawn = self._together(order, states)
+            if not self.one_by_one and not (self.by_prompt and order.prompts_differ):
                 return drawn
             what = "Every picture has a call of its own" if self.one_by_one else "Every prompt has calls of its own"
             logger.warning("%s from here on (slower): %s", what, self.one_by_one or self.by_prompt)
-            for generator, state in zip(generators, states, strict=True):
+            for generator, state in zip(order.generators, states, strict=True):
                 generator.set_state(state)
-            if self.by_prompt:
-                return self._prompt_by_prompt(prompts, generators, columns, output_type, keep_numbers, overrides)
+            return self._draw(order)
         if self.members > 1:
             raise PopulationShapeError(self.one_by_one)
         singles: list[Any] = []
         numbers: list[torch.Tensor] = []
-        for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
-            own = {name: values[i] for name, values in columns.items()}
-            singles.append(self._single(prompt, generator, own, output_type, keep_numbers, overrides))
+        for i in range(len(order.prompts)):
+            singles.append(self._single(order.rows([i])))
             numbers += self.last_watch.numbers
         self.last_watch.numbers = numbers
         if all(isinstance(single, torch.Tensor) for single in singles):
@@ -107,56 +128,33 @@ class Drawer:
             return np.concatenate(singles)
         return [single[0] if len(single) == 1 else single for single in singles]
 
-    def _prompt_by_prompt(
-        self,
-        prompts: Texts,
-        generators: Generators,
-        columns: Columns,
-        output_type: str,
-        keep_numbers: bool,
-        overrides: Kwargs,
-    ) -> Any:
+    def _prompt_by_prompt(self, order: _Order) -> Any:
         if self.members > 1:
             raise PopulationShapeError(self.by_prompt)
         found: dict[int, Any] = {}
         numbers: dict[int, torch.Tensor] = {}
-        for prompt in dict.fromkeys(prompts):
-            own = [i for i, other in enumerate(prompts) if other == prompt]
-            drawn = self.draw(
-                [prompt] * len(own),
-                [generators[i] for i in own],
-                {name: [values[i] for i in own] for name, values in columns.items()},
-                output_type, keep_numbers, **overrides,
-            )  # fmt: skip
-            found |= zip(own, drawn, strict=True)
+        for prompt in dict.fromkeys(order.prompts):
+            own = [i for i, other in enumerate(order.prompts) if other == prompt]
+            found |= zip(own, self._draw(order.rows(own)), strict=True)
             kept = self.last_watch.numbers
             numbers |= zip(own, kept, strict=True) if len(kept) == len(own) else ()
-        self.last_watch.numbers = [numbers[i] for i in range(len(prompts))] if len(numbers) == len(prompts) else []
-        pictures = [found[i] for i in range(len(prompts))]
+        self.last_watch.numbers = [numbers[i] for i in sorted(numbers)] if len(numbers) == len(found) else []
+        pictures = [found[i] for i in sorted(found)]
         return torch.stack(pictures) if all(isinstance(picture, torch.Tensor) for picture in pictures) else pictures
 
-    def _together(
-        self,
-        prompts: Texts,
-        generators: Generators,
-        states: list[torch.Tensor],
-        columns: Columns,
-        output_type: str,
-        keep: bool,
-        overrides: Kwargs,
-    ) -> Any:
+    def _together(self, order: _Order, states: list[torch.Tensor]) -> Any:
         """
         All pictures in one call; sets `one_by_one` or `by_prompt` where that cannot be. The first time, the last
         picture and that of the shortest prompt, which others may lengthen, are drawn alone beforehand, which also
         shows what is wrong with the call itself.
         """
-        new = self.members == 1 and len(prompts) > 1 and not self._batches_work
-        checked = {len(prompts) - 1, min(range(len(prompts)), key=lambda i: len(prompts[i]))} if new else ()
-        alone = {i: self._alone(i, prompts, states, columns, output_type, overrides) for i in sorted(checked)}
+        prompts, last = order.prompts, len(order.prompts) - 1
+        new = self.members == 1 and last > 0 and not self._batches_work
+        checked = {last, min(range(len(prompts)), key=lambda i: len(prompts[i]))} if new else ()
+        alone = {i: self._alone(order, states, i) for i in sorted(checked)}
         try:
-            kwargs = self.settings.call_kwargs(self.pipe, **overrides)
-            kwargs = self.settings.repeat_constants(kwargs, len(prompts)) | columns | self.prompts.rows(prompts)
-            drawn = self.call(kwargs, list(generators), list(prompts), output_type, keep or new)
+            kwargs = self._batch(order)
+            drawn = self.call(kwargs, order.generators, prompts, order.output_type, order.keep_numbers or new)
             if not isinstance(drawn, torch.Tensor | np.ndarray) and len(drawn) != len(prompts):
                 raise ValueError(f"one call gave {len(drawn)} pictures for {len(prompts)} prompts")
         except (PopulationShapeError, torch.OutOfMemoryError):
@@ -178,11 +176,9 @@ class Drawer:
                 "that a picture would depend on what it is drawn with."
             )
         elif new:
-            self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone, len(set(prompts)) > 1)
+            self._compare(numbers_of(drawn, self.last_watch.numbers, len(prompts)), alone, order.prompts_differ)
             if self.one_by_one:
-                last = len(prompts) - 1
-                again = self._alone(last, prompts, states, columns, output_type, overrides)
-                self._refuse_unrepeatable(alone[last], again)
+                self._refuse_unrepeatable(alone[last], self._alone(order, states, last))
         return drawn
 
     def _refuse_unrepeatable(self, first: torch.Tensor, again: torch.Tensor) -> None:
@@ -196,19 +192,15 @@ class Drawer:
             "repeated. Let it take its noise from `generator`, or from torch's own."
         )
 
-    def _alone(
-        self, i: int, prompts: Texts, states: list[torch.Tensor], columns: Columns, output_type: str, overrides: Kwargs
-    ) -> torch.Tensor:
+    def _alone(self, order: _Order, states: list[torch.Tensor], i: int) -> torch.Tensor:
         counted, generator = self.pictures.copy(), torch.Generator()
         generator.set_state(states[i])
-        own = {name: values[i] for name, values in columns.items()}
-        single = self._single(prompts[i], generator, own, output_type, True, overrides)
+        single = self._single(replace(order.rows([i]), generators=[generator], keep_numbers=True))
         self.pictures = counted
         return numbers_of(single, self.last_watch.numbers, 1)[0]
 
     def _compare(self, together: torch.Tensor, alone: dict[int, torch.Tensor], prompts_differ: bool) -> None:
-        worst = 0.0
-        last = alone[len(together) - 1]
+        worst, last = 0.0, alone[len(together) - 1]
         if last.shape != together[-1].shape:
             worst, self._batches_work = math.inf, True
         else:
@@ -231,17 +223,14 @@ class Drawer:
                 "difference between two pictures), as where one generator serves a whole batch."
             )
 
-    def _single(
-        self, prompt: str, generator: torch.Generator, columns: Kwargs, output_type: str, keep: bool, overrides: Kwargs
-    ) -> Any:
+    def _single(self, order: _Order) -> Any:
         """One picture in a call of its own: a batch of one, or where that is refused, a text and its generator."""
+        (generator,) = order.generators
         state = generator.get_state()
-        settings = self.settings.call_kwargs(self.pipe, **overrides)
         if not self._takes_text:
-            lists = {name: [value] for name, value in columns.items()}
-            kwargs = self.settings.repeat_constants(settings, 1) | lists | self.prompts.rows([prompt])
+            kwargs = self._batch(order)
             try:
-                return self._seeded(kwargs, [generator], prompt, output_type, keep)
+                return self._seeded(order, kwargs, [generator])
             except (PopulationShapeError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -249,9 +238,10 @@ class Drawer:
                     raise
                 first = error
         generator.set_state(state)
-        kwargs = settings | columns | self.prompts.single(prompt)
+        kwargs = self.settings.call_kwargs(self.pipe, **order.overrides)
+        kwargs |= {name: values[0] for name, values in order.columns.items()} | self.prompts.single(order.prompts[0])
         try:
-            drawn = self._seeded(kwargs, generator, prompt, output_type, keep)
+            drawn = self._seeded(order, kwargs, generator)
         except Exception:
             if self._takes_text:
                 raise
@@ -259,17 +249,18 @@ class Drawer:
         self._takes_text = True
         return drawn
 
-    def _seeded(
-        self, kwargs: Kwargs, generators: Generators | torch.Generator, prompt: str, output_type: str, keep: bool
-    ) -> Any:
+    def _batch(self, order: _Order) -> Kwargs:
+        kwargs = self.settings.call_kwargs(self.pipe, **order.overrides, rows=len(order.prompts))
+        return kwargs | order.columns | self.prompts.rows(order.prompts)
+
+    def _seeded(self, order: _Order, kwargs: Kwargs, generators: list[torch.Generator] | torch.Generator) -> Any:
         """Noise that the pipeline takes from torch's global generator comes from the picture's own all the same."""
-        own = generators if isinstance(generators, torch.Generator) else generators[0]
         copy = torch.Generator()
-        copy.set_state(own.get_state())
+        copy.set_state(order.generators[0].get_state())
         device = device_of(self.denoiser)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(torch.randint(2**31, (), generator=copy).item())
-            return self.call(kwargs, generators, [prompt], output_type, keep)
+            return self.call(kwargs, generators, order.prompts, order.output_type, order.keep_numbers)
 
     def call(
         self,
@@ -303,16 +294,13 @@ class Drawer:
         scheduler = getattr(self.pipe, "scheduler", None)
         return self.name if scheduler is None else f"{self.name} with {type(scheduler).__name__}"
 
-    @contextmanager
-    def _step_noise(self, generators: torch.Generator | list[torch.Generator]) -> Iterator[None]:
+    def _step_noise(self, generators: torch.Generator | list[torch.Generator]) -> AbstractContextManager[None]:
         """Inside, noise that the scheduler draws at a step comes from the pictures' generators, not torch's own."""
         scheduler: Any = getattr(self.pipe, "scheduler", None)
         step = getattr(scheduler, "step", None)
         own = getattr(step, "draws_its_own_noise", False)
         if step is None or own or "generator" not in inspect.signature(step).parameters:
-            yield
-            return
-        watched = "step" in vars(scheduler)
+            return nullcontext()
 
         def step_with_noise(
             model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
@@ -321,23 +309,15 @@ class Drawer:
                 kwargs.setdefault("generator", generators)
             return step(model_output, timestep, sample, *args, **kwargs)
 
-        scheduler.step = step_with_noise
-        try:
-            yield
-        finally:
-            if watched:
-                scheduler.step = step
-            else:
-                del scheduler.step
+        return replaced(scheduler, step=step_with_noise)
 
     # ---- what may be scored ----
 
     def _judge(self, drawn: list[Any], prompts: Sequence[str], watch: CallWatch, flagged: list[bool]) -> None:
         """Marks what is no picture of the model's, and counts it."""
         self.pictures["drawn"] += len(prompts)
-        bad = watch.not_finite()
+        bad, whole = watch.not_finite(), len(drawn) != len(prompts)
         for i, prompt in enumerate(prompts):
-            whole = len(drawn) != len(prompts)
             sample = drawn if whole else drawn[i]
             if i in bad:
                 sample = mark_unscored(sample, self._note("not_finite", prompt, self._cause(bad[i])))

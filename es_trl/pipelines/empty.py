@@ -3,8 +3,8 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import assets
 from .equal_blocks import kind_of
+from .replaced import replaced
 
 
 TEMPLATE = (
@@ -81,15 +82,10 @@ def build_pipeline(shapes: Mapping[str, Any], dtype: torch.dtype, device: str = 
     return pipe
 
 
-@contextmanager
-def no_starting_values() -> Iterator[None]:
+def no_starting_values() -> AbstractContextManager[None]:
     """Inside, new layers keep what is in their memory: weights without numbers need none to start from."""
-    own = {name: value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
-    vars(nn.init).update(dict.fromkeys(own, lambda tensor, *_args, **_kwargs: tensor))
-    try:
-        yield
-    finally:
-        vars(nn.init).update(own)
+    own = [name for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)]
+    return replaced(nn.init, **dict.fromkeys(own, lambda tensor, *_args, **_kwargs: tensor))
 
 
 def shorten(module: nn.Module) -> dict[str, int]:
@@ -115,9 +111,8 @@ def _component(name: str, class_name: str, config: dict[str, Any], dtype: torch.
         made = transformers.AutoTokenizer.from_pretrained(assets.resolve("tiny-pickscore"))
         made.model_max_length, made.chat_template = config.get("model_max_length", 77), TEMPLATE
         return made
-    kind: Any = getattr(diffusers, class_name, None)
     if name == "scheduler":
-        return kind.from_config(config)
+        return getattr(diffusers, class_name).from_config(config)
     if device == "meta":
         return _without_numbers(class_name, json.dumps(config, default=str), dtype)
     return _made(class_name, config, dtype, device)
@@ -131,13 +126,12 @@ def _without_numbers(class_name: str, config: str, dtype: torch.dtype) -> nn.Mod
 
 
 def _made(class_name: str, config: dict[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
-    kind: Any = getattr(diffusers, class_name, None)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            if kind is not None:
-                made = kind.from_config(config)
+            if hasattr(diffusers, class_name):
+                made = getattr(diffusers, class_name).from_config(config)
             else:
                 kind = getattr(transformers, class_name)
                 made = kind(kind.config_class(**config))

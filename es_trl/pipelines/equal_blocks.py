@@ -1,13 +1,14 @@
 """Equal blocks of a model without numbers are gone through once: what the others take and make is known by then."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from .live_bytes import LiveBytes
+from .replaced import replaced
 
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -24,14 +25,11 @@ def equal_blocks_once(live: LiveBytes, models: Iterable[nn.Module]) -> Iterator[
     rows = [row for model in models for row in model.modules() if isinstance(row, nn.ModuleList)]
     blocks = {block: None for row in rows for block in row if next(block.children(), None) is not None}
     known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-    changed = [block for block in blocks if "forward" not in vars(block)]
-    for block in changed:
-        block.forward = _once(live, block, known)
-    try:
+    with ExitStack() as stack:
+        for block in blocks:
+            if "forward" not in vars(block):
+                stack.enter_context(replaced(block, forward=_once(live, block, known)))
         yield
-    finally:
-        for block in changed:
-            del block.forward
 
 
 def kind_of(block: nn.Module) -> tuple[Any, ...]:

@@ -71,8 +71,7 @@ class FrozenPipeline:
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, Any]:
         """All keywords of one call of the pipeline but the generators and the output type."""
-        kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale)
-        kwargs = self.settings.repeat_constants(kwargs, len(prompts))
+        kwargs = self.settings.call_kwargs(self.pipe, num_inference_steps, guidance_scale, len(prompts))
         return kwargs | self.settings.row_columns(self.pipe, columns or {}) | self.prompts.rows(prompts)
 
     @torch.no_grad()

@@ -166,33 +166,12 @@ class GeneratorPipeline:
         set_peft_model_state_dict(self.module, tensors, adapter_name=adapter_name)
         self.module.requires_grad_(False)
 
-    def set_adapters(self, names: Sequence[str], scales: Sequence[float]) -> None:
-        """Draws with one LoRA of those loaded."""
-        for layer in self._lora_layers():
-            layer.set_adapter(list(names))
-            for name, scale in zip(names, scales, strict=True):
-                layer.set_scale(name, scale)
-        self.module.requires_grad_(False)
-
-    def enable_lora(self) -> None:
-        """Switches LoRAs on."""
-        for layer in self._lora_layers():
-            layer.enable_adapters(True)
-
-    def disable_lora(self) -> None:
-        """Switches LoRAs off."""
-        for layer in self._lora_layers():
-            layer.enable_adapters(False)
-
     def unload_lora_weights(self) -> None:
         """Leaves the module as it was."""
-        for name, layer in [(n, m) for n, m in self.module.named_modules() if isinstance(m, BaseTunerLayer)]:
-            parent, _, own = name.rpartition(".")
-            setattr(self.module.get_submodule(parent), own, layer.get_base_layer())
+        for name, layer in list(self.module.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                self.module.set_submodule(name, layer.get_base_layer())
         del self.module.peft_config
-
-    def _lora_layers(self) -> list[BaseTunerLayer]:
-        return [module for module in self.module.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def as_pipeline(model: Any) -> Any:

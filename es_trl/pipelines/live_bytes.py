@@ -9,13 +9,15 @@ without its table of weights.
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from .replaced import replaced
 
 
 aten = torch.ops.aten
@@ -43,7 +45,8 @@ class LiveBytes(TorchDispatchMode):
         self.peak = self.live
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(_fused_attention())
+        # As the fused kernels of GPUs and CPUs do it; on the meta device torch would write its table of weights out.
+        self._stack.enter_context(replaced(F, scaled_dot_product_attention=_attention))
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -62,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
         elif str(kwargs.get("device")) == "meta" and (given or _counts(func, kwargs)):
             kwargs = kwargs | {"device": torch.device("cpu")}  # numbers that are known stay known
         out = _like_before(func, args, kwargs) if given and all(without) else func(*args, **kwargs)
-        for tensor in (out,) if isinstance(out, torch.Tensor) else _tensors([out]):
+        for tensor in _tensors([out]):
             storage = tensor.untyped_storage()
             place = storage._cdata
             if place in self._counted or any(place == value.untyped_storage()._cdata for value in given):
@@ -126,16 +129,6 @@ def _tensors(values: list[Any] | tuple[Any, ...]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Attention as the fused kernels of GPUs and CPUs do it; on the meta device torch would write its table out."""
-    own, F.scaled_dot_product_attention = F.scaled_dot_product_attention, _attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = own
 
 
 def _attention(

@@ -8,8 +8,7 @@ from diffusers import DiffusionPipeline
 from ..files import LORA_WEIGHTS_NAME
 from .call_settings import CallSettings
 from .frozen import FrozenPipeline
-from .lora_files import lora_layers
-from .lora_loading import activate, apply_lora, carried_adapters, file_in, take_off
+from .lora_loading import activate, apply_lora, carried_adapters, file_in, set_scale, take_off
 
 
 class LoadedAdapters(FrozenPipeline):
@@ -64,8 +63,7 @@ class LoadedAdapters(FrozenPipeline):
     def chosen(self, label: str, scale: float = 1.0) -> Iterator[None]:
         """Inside, the adapter `label` draws, its effect multiplied by `scale` (1 is as trained, 0 is the base)."""
         name = self._names[label]
-        for layer in lora_layers(self.denoiser, name).values():
-            layer.set_scale(name, scale)
+        set_scale(self.denoiser, name, scale)
         activate(self.denoiser, [*self._carried, name])
         try:
             yield

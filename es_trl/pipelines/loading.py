@@ -146,12 +146,18 @@ def denoiser_of(pipe: Any) -> str:
     Raises:
         `ValueError`: if the pipeline has none of them.
     """
-    names = [name for name in pipe._lora_loadable_modules if not name.startswith("text_encoder")]
-    found = [name for name in names if isinstance(getattr(pipe, name, None), torch.nn.Module)]
+    found = lora_parts(pipe)
     if not found:
+        names = [name for name in pipe._lora_loadable_modules if not name.startswith("text_encoder")]
         raise ValueError(
             f"{type(pipe).__name__} says that LoRA goes on {', '.join(names) or 'its text encoder'}, but it has only "
             f"{', '.join(name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module))}: "
             "correct its _lora_loadable_modules, or load the missing part."
         )
     return found[0]
+
+
+def lora_parts(pipe: Any) -> list[str]:
+    """The names of all parts that are no text encoder and that its LoRA loader would put LoRA on."""
+    names = [name for name in pipe._lora_loadable_modules if not name.startswith("text_encoder")]
+    return [name for name in names if isinstance(getattr(pipe, name, None), torch.nn.Module)]

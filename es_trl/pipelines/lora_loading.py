@@ -58,10 +58,8 @@ def apply_lora(pipe: DiffusionPipeline, path: str, name: str, what: str, allow_p
 
 def carried_adapters(denoiser: nn.Module) -> list[str]:
     """The adapters that draw with the model as it is."""
-    if not getattr(denoiser, "peft_config", None):
-        return []
-    layers = (module for module in denoiser.modules() if isinstance(module, BaseTunerLayer))
-    layer = next(layers, None)
+    layers = denoiser.modules() if getattr(denoiser, "peft_config", None) else ()
+    layer = next((module for module in layers if isinstance(module, BaseTunerLayer)), None)
     return [] if layer is None or layer.disable_adapters else list(layer.active_adapters)
 
 
@@ -101,12 +99,16 @@ def add_frozen(pipe: DiffusionPipeline, adapters: Iterable[tuple[str, float]]) -
     denoiser = getattr(pipe, denoiser_of(pipe))
     carried = carried_adapters(denoiser)
     for path, scale in adapters:
-        name = f"frozen_{len(carried)}"
-        apply_lora(pipe, path, name, "frozen_adapters: the adapter")
-        for layer in lora_layers(denoiser, name).values():
-            layer.set_scale(name, scale)
-        carried.append(name)
+        carried.append(f"frozen_{len(carried)}")
+        apply_lora(pipe, path, carried[-1], "frozen_adapters: the adapter")
+        set_scale(denoiser, carried[-1], scale)
     activate(denoiser, carried)
+
+
+def set_scale(denoiser: nn.Module, name: str, scale: float) -> None:
+    """Multiplies an adapter's effect as it was loaded by `scale`; 0 is as without it."""
+    for layer in lora_layers(denoiser, name).values():
+        layer.set_scale(name, scale)
 
 
 def read_start(pipe: DiffusionPipeline, path: str) -> Start:
@@ -114,18 +116,11 @@ def read_start(pipe: DiffusionPipeline, path: str) -> Start:
     denoiser, name = getattr(pipe, denoiser_of(pipe)), "init_adapter"
     carried = carried_adapters(denoiser)
     apply_lora(pipe, path, name, "init_adapter")
-    start = {
-        layer_name: (
-            layer.lora_A[name].weight.detach().float().clone(),
-            layer.scaling[name] * layer.lora_B[name].weight.detach().float(),
-        )
-        for layer_name, layer in lora_layers(denoiser, name).items()
-    }
-    if carried:
-        pipe.delete_adapters(name)
-        activate(denoiser, carried)
-    else:
-        pipe.unload_lora_weights()
+    start = {}
+    for layer_name, layer in lora_layers(denoiser, name).items():
+        A, B = (factors[name].weight.detach().float() for factors in (layer.lora_A, layer.lora_B))
+        start[layer_name] = A.clone(), layer.scaling[name] * B
+    take_off(pipe, denoiser, [name], carried)
     return start
 
 

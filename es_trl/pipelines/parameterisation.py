@@ -5,24 +5,28 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass
-class Flow:
-    """The velocity `v = eps - z` at `x = (1 - s) z + s eps`."""
+class Parameterisation:
+    """A mixture `x = a z + b eps` of shares that depend on `s`."""
 
-    num_train_timesteps: int
-    unit: float = 1.0
+    unit: float = 1.0  # the standard deviation that the scheduler's latents have
 
-    def noised(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The latents that the model is given."""
-        return (1 - s) * z + s * eps
-
-    def target(self, z: torch.Tensor, eps: torch.Tensor, _s: torch.Tensor) -> torch.Tensor:
-        """What it is to predict."""
-        return eps - z
+    def shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`a` and `b`."""
+        raise NotImplementedError
 
     def times(self, s: torch.Tensor) -> torch.Tensor:
         """The scheduler's times."""
-        return s * self.num_train_timesteps
+        raise NotImplementedError
+
+    def target(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """What the model is to predict; of the two below `v = a eps - b z`."""
+        a, b = self.shares(s)
+        return a * eps - b * z
+
+    def noised(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The latents that the model is given."""
+        a, b = self.shares(s)
+        return a * z + b * eps
 
     def ends(self, _times: torch.Tensor) -> list[torch.Tensor]:
         """What a list of times has after the last one."""
@@ -30,32 +34,39 @@ class Flow:
 
 
 @dataclass
-class TrigFlow:
-    """`F = cos t eps - sin t z` at `x = cos t z + sin t eps` with `tan t = s / (1 - s)` (arXiv 2410.11081)."""
+class Flow(Parameterisation):
+    """The velocity `v = eps - z` at `x = (1 - s) z + s eps`."""
 
-    unit: float  # the standard deviation that the scheduler's latents have
+    num_train_timesteps: int
 
-    def noised(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The latents that the model is given."""
-        t = self.times(s)
-        return t.cos() * z + t.sin() * eps
+    def shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1 - s, s
 
     def target(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """What it is to predict."""
-        t = self.times(s)
-        return t.cos() * eps - t.sin() * z
+        return eps - z
 
     def times(self, s: torch.Tensor) -> torch.Tensor:
-        """The scheduler's times."""
+        return s * self.num_train_timesteps
+
+
+@dataclass
+class TrigFlow(Parameterisation):
+    """`F = cos t eps - sin t z` at `x = cos t z + sin t eps` with `tan t = s / (1 - s)` (arXiv 2410.11081)."""
+
+    unit: float
+
+    def shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.times(s).cos(), self.times(s).sin()
+
+    def times(self, s: torch.Tensor) -> torch.Tensor:
         return torch.atan2(s, 1 - s)
 
     def ends(self, times: torch.Tensor) -> list[torch.Tensor]:
-        """What a list of times has after the last one."""
         return [torch.zeros_like(times)]
 
 
 @dataclass
-class Diffusion:
+class Diffusion(Parameterisation):
     """
     The noise `eps`, `v = sqrt(a) eps - sqrt(1 - a) z` or `z` at `x = sqrt(a) z + sqrt(1 - a) eps`, with `a` the
     schedule's at the share `s` of its steps.
@@ -63,26 +74,13 @@ class Diffusion:
 
     alphas_cumprod: torch.Tensor
     prediction_type: str
-    unit: float = 1.0
 
-    def noised(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The latents that the model is given."""
-        kept, noise = self._shares(s)
-        return kept * z + noise * eps
-
-    def target(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """What it is to predict."""
-        kept, noise = self._shares(s)
-        return {"epsilon": eps, "v_prediction": kept * eps - noise * z, "sample": z}[self.prediction_type]
-
-    def times(self, s: torch.Tensor) -> torch.Tensor:
-        """The scheduler's times."""
-        return (s * (len(self.alphas_cumprod) - 1)).round().long()
-
-    def ends(self, _times: torch.Tensor) -> list[torch.Tensor]:
-        """What a list of times has after the last one."""
-        return []
-
-    def _shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         a = self.alphas_cumprod.to(s.device, torch.float32)[self.times(s)]
         return a.sqrt(), (1 - a).sqrt()
+
+    def target(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return {"epsilon": eps, "v_prediction": super().target(z, eps, s), "sample": z}[self.prediction_type]
+
+    def times(self, s: torch.Tensor) -> torch.Tensor:
+        return (s * (len(self.alphas_cumprod) - 1)).round().long()

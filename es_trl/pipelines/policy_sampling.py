@@ -6,8 +6,9 @@ and rescaling already applied, so nothing of a pipeline is written down a second
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from .adapter import PipelineAdapter
 from .differentiable import DifferentiableForward
 from .policy import Gaussian
+from .replaced import replaced
 from .scheduler_steps import SkippedSteps, Step, gaussian_of, policy_scheduler, stepping, why_no_density
 
 
@@ -116,8 +118,8 @@ class PolicySampler:
     @property
     def stochastic_steps(self) -> list[int]:
         """The steps that can have a density: all but the last, and the last with `output_noise`."""
-        steps = list(range(self.settings.num_inference_steps - 1))
-        return steps + ([self.settings.num_inference_steps - 1] if self.settings.output_noise else [])
+        number = self.settings.num_inference_steps
+        return list(range(number if self.settings.output_noise else number - 1))
 
     @torch.no_grad()
     def rollout(
@@ -218,15 +220,12 @@ class PolicySampler:
                 raise _Done
             return trajectory.states.get(index, step.sample)
 
-        with self._stepping(act, skip_before=steps[0]):
-            try:
-                if grad:
-                    with self.differentiable.enabled(), torch.enable_grad():
-                        self._call(trajectory, generators, "latent", with_graph=True)
-                else:
-                    self._call(trajectory, generators, "latent")
-            except _Done:
-                pass
+        with self._stepping(act, skip_before=steps[0]), suppress(_Done):
+            if grad:
+                with self.differentiable.enabled(), torch.enable_grad():
+                    self._call(trajectory, generators, "latent", with_graph=True)
+            else:
+                self._call(trajectory, generators, "latent")
 
     # ---- one call of the pipeline ----
 
@@ -240,10 +239,8 @@ class PolicySampler:
         adapter, number = self.adapter, self.settings.num_inference_steps
         adapter.write_back()
         kwargs = adapter.call_kwargs(trajectory.prompts, number, columns=trajectory.columns)
-        own = self.pipe.scheduler
-        self.pipe.scheduler = self.scheduler
         try:
-            with self._schedule():
+            with replaced(self.pipe, scheduler=self.scheduler), self._schedule():
                 drawn = adapter.drawer.call(kwargs, generators, trajectory.prompts, output_type, with_graph=with_graph)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             smaller = "Try images_per_forward and images_per_backward of 1, or use" if len(trajectory) > 1 else "Use"
@@ -251,8 +248,6 @@ class PolicySampler:
                 f"{type(self.pipe).__name__} with {type(self.scheduler).__name__} cannot draw {len(trajectory)} "
                 f"picture(s) in one call for a policy ({error}). {smaller} ESTrainer, which draws them in any way."
             ) from error
-        finally:
-            self.pipe.scheduler = own
         if adapter.drawer.last_watch.used_global_noise:
             raise ValueError(
                 f"{type(self.pipe).__name__} with {type(self.scheduler).__name__} takes noise from torch's global "
@@ -261,24 +256,18 @@ class PolicySampler:
             )
         return drawn
 
-    @contextmanager
-    def _schedule(self) -> Iterator[None]:
+    def _schedule(self) -> AbstractContextManager[None]:
         """The scheduler follows `intermediate_times`, which the pipeline itself has no working argument for."""
         times = self.settings.intermediate_times
         if times is None:
-            yield
-            return
-        original, wanted = self.scheduler.set_timesteps, [START, *times, 0.0]
+            return nullcontext()
+        wanted = [START, *times, 0.0]
+        own = partial(self.scheduler.set_timesteps, len(wanted) - 1, timesteps=wanted, max_timesteps=None)
 
         def set_timesteps(*_args: Any, device: Any = None, **_kwargs: Any) -> None:
-            number = len(wanted) - 1
-            original(number, timesteps=wanted, device=device, max_timesteps=None, intermediate_timesteps=None)
+            own(device=device, intermediate_timesteps=None)
 
-        self.scheduler.set_timesteps = set_timesteps
-        try:
-            yield
-        finally:
-            del self.scheduler.set_timesteps
+        return replaced(self.scheduler, set_timesteps=set_timesteps)
 
     @contextmanager
     def _stepping(

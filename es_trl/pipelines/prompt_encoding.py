@@ -9,6 +9,7 @@ import torch
 
 from .call_settings import CallSettings
 from .prompt_rows import RowSplit, Unsplittable
+from .replaced import replaced
 from .watching import device_of
 
 
@@ -67,16 +68,12 @@ class PromptEncoder:
         if not hasattr(self.pipe, "encode_prompt") or self._serving:
             yield
             return
-        own, self._serving = vars(self.pipe).get("encode_prompt"), True
-        self.pipe.encode_prompt = self.stand_in(self.pipe.encode_prompt)
+        self._serving = True
         try:
-            yield
+            with replaced(self.pipe, encode_prompt=self.stand_in(self.pipe.encode_prompt)):
+                yield
         finally:
             self._serving = False
-            if own is None:
-                del self.pipe.encode_prompt
-            else:
-                self.pipe.encode_prompt = own
 
     @torch.no_grad()
     def encode(
@@ -95,8 +92,7 @@ class PromptEncoder:
         columns = self.settings.row_columns(self.pipe, columns or {})
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
-            kwargs = self.settings.call_kwargs(self.pipe, **overrides)
-            kwargs = self.settings.repeat_constants(kwargs, len(prompts[part]))
+            kwargs = self.settings.call_kwargs(self.pipe, **overrides, rows=len(prompts[part]))
             kwargs |= {name: values[part] for name, values in columns.items()} | self.rows(prompts[part])
             self._call_up_to_denoiser(kwargs, len(prompts[part]))
             if not self.caches:
@@ -114,9 +110,8 @@ class PromptEncoder:
         if known and "guidance_scale" in self.settings.parameters(self.pipe):
             for guidance in (1.0, 5.0):  # an evaluation may guide although training does not
                 self.encode(known, guidance_scale=guidance)
-        names = [name for name in self.pipe.components if name.startswith("text_encoder")]
-        parts = {name: getattr(self.pipe, name) for name in names}
-        for name in names:
+        parts = {name: part for name, part in self.pipe.components.items() if name.startswith("text_encoder")}
+        for name in parts:
             setattr(self.pipe, name, None)
         self.released = True
         try:
@@ -137,15 +132,13 @@ class PromptEncoder:
             raise _Encoded
 
         handle = self.denoiser.register_forward_pre_hook(stop)
-        compiled, self.denoiser._compiled_call_impl = self.denoiser._compiled_call_impl, None  # it cannot be left so
         generators = [torch.Generator().manual_seed(0) for _ in range(count)]
         try:
-            with self.serving():
+            with self.serving(), replaced(self.denoiser, _compiled_call_impl=None):  # compiled it cannot be left so
                 self.pipe(**kwargs, generator=generators)
         except _Encoded:
             pass
         finally:
-            self.denoiser._compiled_call_impl = compiled
             handle.remove()
 
     # ---- in place of encode_prompt ----
@@ -159,12 +152,11 @@ class PromptEncoder:
             values = _flat(signature.bind(*args, **kwargs).arguments, signature)
             texts = {name: value for name, value in values.items() if _is_text(name, value)}
             others = {name: value for name, value in values.items() if name not in texts}
-            lengths = {len(value) for value in texts.values() if not isinstance(value, str)}
+            lengths = {len(value) for value in texts.values() if not isinstance(value, str)} or {1}
             if not texts or len(lengths) > 1 or not _is_plain(others):
                 self.whole_reason = self.whole_reason or "its encode_prompt is given more than text"
                 return original(*args, **kwargs)
-            count = next(iter(lengths), 1)
-            rows = {n: [v] * count if isinstance(v, str) else list(v) for n, v in texts.items()}
+            rows = {n: [v] * max(lengths) if isinstance(v, str) else list(v) for n, v in texts.items()}
             return self._serve(original, rows, others)
 
         return encode_prompt

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 
 class Unsplittable(ValueError):
@@ -62,7 +63,10 @@ class RowSplit:
 
     def same_lengths(self, rows: Iterable[Any]) -> bool:
         """Whether rows can be joined without padding."""
-        return len({_shapes(row) for row in rows}) == 1
+        return (
+            len({tuple(part.values.shape for part in tree_leaves(row) if isinstance(part, _Part)) for row in rows})
+            == 1
+        )
 
     def join(self, rows: Sequence[Any], device: torch.device | str) -> Any:
         """A result for these rows, shorter ones padded with zeros."""
@@ -128,14 +132,6 @@ def _cut_padding(embeds: Any, mask: Any) -> None:
         part.length, part.values = part.values.shape[1], part.values[:, :used].clone()
 
 
-def _shapes(part: Any) -> Any:
-    if isinstance(part, _Part):
-        return tuple(part.values.shape)
-    if isinstance(part, Mapping):
-        return tuple((name, _shapes(value)) for name, value in part.items())
-    return tuple(_shapes(value) for value in part) if isinstance(part, list | tuple) else None
-
-
 def _join(plan: Any, rows: Sequence[Any], device: torch.device | str) -> Any:
     if plan == "shared":
         return _moved(rows[0], device)
@@ -161,25 +157,23 @@ def _padded(values: torch.Tensor, sizes: Sequence[int], axis: int) -> torch.Tens
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return [_moved(v, device) for v in value] if isinstance(value, list | tuple) else value
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 def _same(a: Any, b: Any) -> bool:
     """Equal up to what another batch size changes in the last bits."""
+    (ours, form), (theirs, other) = tree_flatten(a), tree_flatten(b)
+    return form == other and all(map(_close, ours, theirs))
+
+
+def _close(a: Any, b: Any) -> bool:
     if isinstance(a, _Part):
-        return _same(a.values, b.values)
-    if isinstance(a, torch.Tensor):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if not a.is_floating_point():
-            return bool(torch.equal(a, b))
-        limit = 1e-3 if a.dtype in (torch.float32, torch.float64) else 5e-2
-        scale = float(b.float().abs().max()) if b.numel() else 0.0
-        return not a.numel() or float((a.float() - b.float()).abs().max()) <= limit * max(scale, 1e-6)
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+        a, b = a.values, b.values
+    if not isinstance(a, torch.Tensor):
+        return a == b
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point() or not a.numel():
+        return torch.equal(a, b)
+    limit = 1e-3 if a.dtype in (torch.float32, torch.float64) else 5e-2
+    return float((a.float() - b.float()).abs().max()) <= limit * max(float(b.float().abs().max()), 1e-6)

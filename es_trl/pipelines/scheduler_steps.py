@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from .policy import Gaussian, flow_sde_transition
+from .replaced import replaced
 
 
 PASSED = ["model_output", "timestep", "sample"]  # by pipelines to a scheduler's step
@@ -54,21 +55,16 @@ class Step:
             vars(self.scheduler).update(state)
         return output.prev_sample.float()
 
-    @contextmanager
-    def _noise(self, value: float | None) -> Iterator[None]:
+    def _noise(self, value: float | None) -> AbstractContextManager[None]:
         """Inside, what the scheduler's module draws is constant."""
         names = inspect.unwrap(self.function).__globals__
-        drawn = names.get("randn_tensor")
-        if value is None or drawn is None:
-            yield
-            return
-        names["randn_tensor"] = lambda shape, generator=None, **more: torch.full(
-            tuple(shape), value, **{name: more[name] for name in ("device", "dtype") if name in more}
-        )
-        try:
-            yield
-        finally:
-            names["randn_tensor"] = drawn
+        if value is None or "randn_tensor" not in names:
+            return nullcontext()
+
+        def constant(shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, **_: Any) -> Any:
+            return torch.full(tuple(shape), value, device=device, dtype=dtype)
+
+        return replaced(names, randn_tensor=constant)
 
 
 def gaussian_of(step: Step, noise_level: float = 0.0) -> Gaussian | None:
@@ -83,7 +79,8 @@ def gaussian_of(step: Step, noise_level: float = 0.0) -> Gaussian | None:
     scheduler = step.scheduler
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not scheduler.config.stochastic_sampling:
         return _flow(step, noise_level) if noise_level else None
-    eta = {"eta": noise_level} if noise_level and _takes_eta(step) and not step.kwargs.get("eta") else {}
+    takes_eta = "eta" in inspect.signature(step.function).parameters
+    eta = {"eta": noise_level} if noise_level and takes_eta and not step.kwargs.get("eta") else {}
     mean = step.tried(0.0, **eta)
     with torch.no_grad():
         stds = (step.tried(LOUD, **eta) - mean) / LOUD
@@ -94,10 +91,6 @@ def gaussian_of(step: Step, noise_level: float = 0.0) -> Gaussian | None:
             "policy's densities do not follow. Use ESTrainer."
         )
     return None if std == 0 else Gaussian(mean, std)
-
-
-def _takes_eta(step: Step) -> bool:
-    return "eta" in inspect.signature(step.function).parameters
 
 
 def _flow(step: Step, noise_level: float) -> Gaussian:
@@ -144,9 +137,9 @@ def _others(own: Any) -> Iterator[Any]:
         yield FlowMatchEulerDiscreteScheduler(config.get("num_train_timesteps", 1000), shift=shift)
     elif hasattr(own, "alphas_cumprod"):
         made = DDIMScheduler.from_config(config)
-        if made.alphas_cumprod.shape == own.alphas_cumprod.shape:
-            if torch.allclose(made.alphas_cumprod, own.alphas_cumprod.to(made.alphas_cumprod.dtype), atol=1e-6):
-                yield made
+        kept, others = made.alphas_cumprod, own.alphas_cumprod.to(made.alphas_cumprod.dtype)
+        if kept.shape == others.shape and torch.allclose(kept, others, atol=1e-6):
+            yield made
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -168,8 +161,10 @@ def why_no_density(scheduler: Any) -> str:
     trial = copy.deepcopy(scheduler)
     if "learned" in str(trial.config.get("variance_type")):
         return "whose steps have a learned variance"
-    shifted = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
-    trial.set_timesteps(4, **({"intermediate_timesteps": None} if _has_intermediate(trial) else {}), **shifted)
+    given: dict[str, Any] = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
+    if "intermediate_timesteps" in inspect.signature(trial.set_timesteps).parameters:
+        given["intermediate_timesteps"] = None
+    trial.set_timesteps(4, **given)
     sample, time = torch.ones(1, 4, 4, 4), trial.timesteps[0]
     if hasattr(trial, "scale_model_input"):
         trial.scale_model_input(sample, time)
@@ -181,10 +176,6 @@ def why_no_density(scheduler: Any) -> str:
     return (
         "whose steps depend on those before, which a density of one step leaves out" if _held(trial) > before else ""
     )
-
-
-def _has_intermediate(scheduler: Any) -> bool:
-    return "intermediate_timesteps" in inspect.signature(scheduler.set_timesteps).parameters
 
 
 def _held(scheduler: Any) -> int:
@@ -231,11 +222,8 @@ def stepping(
 
     # Pipelines look for `generator` and `eta` in the signature.
     vars(wrapped).update(__signature__=inspect.signature(original), draws_its_own_noise=True)
-    scheduler.step = wrapped
-    try:
+    with replaced(scheduler, step=wrapped):
         yield
-    finally:
-        del scheduler.step
 
 
 class SkippedSteps:
@@ -251,7 +239,7 @@ class SkippedSteps:
         if self.denoiser._compiled_call_impl is not None:
             yield
             return
-        original, hooked = self.denoiser.forward, "forward" in vars(self.denoiser)  # by offloading
+        original = self.denoiser.forward
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             rows: Any = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor | list)), ())
@@ -264,11 +252,5 @@ class SkippedSteps:
                 self._template = first.shape[1:], first.dtype
             return output
 
-        self.denoiser.forward = forward
-        try:
+        with replaced(self.denoiser, forward=forward):
             yield
-        finally:
-            if hooked:
-                self.denoiser.forward = original
-            else:
-                del self.denoiser.forward

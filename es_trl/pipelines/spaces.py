@@ -33,6 +33,7 @@ class SearchSpace(ABC):
         # Kept from the start: `adapter_scale` changes the layers' own for a while.
         self.scaling = {name: layer.scaling[adapter_name] for name, layer in layers.items()}
         self.sites: list[Site] = []
+        self.kept: dict[str, torch.Tensor] = {}
         for name, layer in layers.items():
             self.build(name, layer)
         self.theta: dict[str, nn.Parameter] = {site.name: site.theta for site in self.sites}
@@ -58,7 +59,7 @@ class SearchSpace(ABC):
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Tensors that are neither theta nor part of the frozen model, but that theta needs to mean anything."""
-        return {}
+        return self.kept
 
     def report(self) -> dict[str, float]:
         """What a reader of the export should know about it."""
@@ -80,8 +81,6 @@ class SearchSpace(ABC):
         """Moves theta and the constants, keeping the Parameters that an optimizer may hold."""
         for site in self.sites:
             site.theta.data = site.theta.data.to(device)
-            if site.left is not None:
-                site.left.data = site.left.data.to(device)
         for constant in self.constants().values():
             constant.data = constant.data.to(device)
 
@@ -89,31 +88,25 @@ class SearchSpace(ABC):
 class LoraSpace(SearchSpace):
     """Both LoRA factors. At the start `B = 0`, so only perturbations of `B` have a first-order effect."""
 
+    moved = "AB"
+
     def build(self, name: str, layer: LoraLayer) -> None:
         for part, module in zip("AB", self.modules(layer), strict=True):
-            self.sites.append(Site(f"{name}.lora_{part}", module, _master(module.weight.flatten(1))))
+            weight, key = module.weight.detach().float().flatten(1), f"{name}.lora_{part}"
+            if part in self.moved:
+                self.sites.append(Site(key, module, nn.Parameter(weight.clone(), requires_grad=True)))
+            else:
+                self.kept[key] = weight
 
     def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.theta[f"{name}.lora_A"], self.theta[f"{name}.lora_B"]
+        A = (self.theta if "A" in self.moved else self.kept)[f"{name}.lora_A"]
+        return A, self.theta[f"{name}.lora_B"]
 
 
-class LoraBSpace(SearchSpace):
+class LoraBSpace(LoraSpace):
     """Only the LoRA factor `B`; `A` keeps its random start. Half the dimensions of `lora`, none of them idle."""
 
-    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
-        weights = {name: layer.lora_A[adapter_name].weight for name, layer in layers.items()}
-        self.A = {name: weight.detach().float().flatten(1) for name, weight in weights.items()}
-        super().__init__(layers, adapter_name, seed)
-
-    def build(self, name: str, layer: LoraLayer) -> None:
-        module = self.modules(layer)[1]
-        self.sites.append(Site(f"{name}.lora_B", module, _master(module.weight.flatten(1))))
-
-    def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.A[name], self.theta[f"{name}.lora_B"]
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {f"{name}.lora_A": A for name, A in self.A.items()}
+    moved = "B"
 
 
 class LoraXSSpace(SearchSpace):
@@ -121,11 +114,6 @@ class LoraXSSpace(SearchSpace):
     An `r x r` core between the frozen weight's top singular vectors (LoRA-XS, arXiv 2405.17604):
     `dW = (U sqrt(S)) R (sqrt(S) V^T)`, exported as `B = U sqrt(S) R`, `A = sqrt(S) V^T`.
     """
-
-    def __init__(self, layers: dict[str, LoraLayer], adapter_name: str, seed: int):
-        self.A: dict[str, torch.Tensor] = {}
-        self.left: dict[str, torch.Tensor] = {}
-        super().__init__(layers, adapter_name, seed)
 
     def build(self, name: str, layer: LoraLayer) -> None:
         lora_A, lora_B = self.modules(layer)
@@ -136,18 +124,19 @@ class LoraXSSpace(SearchSpace):
         _check_rank(rank, name, matrix_shape(base))
         W = dense_weight(base, lora_A.weight.dtype)
         U, S, V = _top_singular_vectors(W, rank, make_seed(self.seed, "singular_vectors", len(self.sites)))
-        self.left[name] = (U * S.sqrt()).contiguous()
-        self.A[name] = (V * S.sqrt()).T.contiguous()
+        self.kept[f"{name}.lora_A"] = (V * S.sqrt()).T.contiguous()
+        left = self.kept[f"{name}.left"] = (U * S.sqrt()).contiguous()
         core = nn.Parameter(torch.zeros(rank, rank, device=W.device), requires_grad=True)
-        self.sites.append(Site(f"{name}.core", lora_B, core, left=self.left[name]))
+        self.sites.append(Site(f"{name}.core", lora_B, core, left=left))
 
     def export(self, name: str, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.A[name], self.left[name] @ self.theta[f"{name}.core"]
+        return self.kept[f"{name}.lora_A"], self.kept[f"{name}.left"] @ self.theta[f"{name}.core"]
 
     @torch.no_grad()
     def start_from(self, name: str, A: torch.Tensor, B: torch.Tensor) -> None:
-        core = torch.linalg.pinv(self.left[name]) @ B @ A @ torch.linalg.pinv(self.A[name])
-        left_out = torch.linalg.matrix_norm(B @ A - self.left[name] @ core @ self.A[name])
+        left, right = self.kept[f"{name}.left"], self.kept[f"{name}.lora_A"]
+        core = torch.linalg.pinv(left) @ B @ A @ torch.linalg.pinv(right)
+        left_out = torch.linalg.matrix_norm(B @ A - left @ core @ right)
         if left_out > 0.01 * torch.linalg.matrix_norm(B @ A):
             raise ValueError(
                 f"init_adapter: the LoRA on {name} is no combination of the base's top singular vectors, which "
@@ -155,10 +144,6 @@ class LoraXSSpace(SearchSpace):
                 "'lora', 'lora_b' or 'weight', or give the LoRA in frozen_adapters to train another beside it."
             )
         self.theta[f"{name}.core"].copy_(core)
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        left = {f"{name}.left": factor for name, factor in self.left.items()}
-        return {f"{name}.lora_A": factor for name, factor in self.A.items()} | left
 
 
 class WeightSpace(SearchSpace):
@@ -224,10 +209,6 @@ def _check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:
         raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {shape}; lower lora_rank.")
 
 
-def _master(weight: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(weight.detach().float().clone(), requires_grad=True)
-
-
 def _top_singular_vectors(W: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`U (m, r)`, `S (r,)`, `V (n, r)`; randomised above 512 rows, where a full decomposition takes seconds."""
     if W.is_meta:  # there is nothing to decompose, and only shapes are asked for
@@ -235,8 +216,7 @@ def _top_singular_vectors(W: torch.Tensor, rank: int, seed: int) -> tuple[torch.
     if min(W.shape) <= 512:
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         return U[:, :rank], S[:rank], Vh[:rank].T
-    devices = [W.device] if W.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([W.device] if W.device.type == "cuda" else []):
         torch.manual_seed(seed)
         U, S, V = torch.svd_lowrank(W, q=min(rank + 16, *W.shape), niter=6)
     return U[:, :rank], S[:rank], V[:, :rank]

@@ -1,6 +1,7 @@
 """Proof, for a user's own pipeline, that the fused forward draws what each member alone would draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ..es import NoiseBank, Population, PopulationShapeError, make_generator
-from .adapter import ADAPTER_NAME, PipelineAdapter
+from .adapter import PipelineAdapter
 from .base_layers import rounding_dtype
-from .lora_loading import activate
 from .self_check import numbers_of, rounding_limit
 
 
@@ -112,31 +112,24 @@ def _check(
     return PopulationCheck(True, float((fused - merged).abs().max()), spread, limit=limit)
 
 
-class merged_weights:
-    """Writes `theta + delta` into the model for the time of a `with` block and restores theta from a copy."""
-
-    def __init__(self, adapter: PipelineAdapter, deltas: dict[str, torch.Tensor]):
-        self.adapter, self.deltas = adapter, deltas
-
-    def __enter__(self) -> None:
-        self.kept = {name: parameter.detach().clone() for name, parameter in self.adapter.theta.items()}
-        self.hooks = []
-        for site in self.adapter.space.sites:
-            site.theta.add_(self.deltas[site.name])
+@contextmanager
+def merged_weights(adapter: PipelineAdapter, deltas: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, without gradients, the model holds `theta + delta`; theta is restored from a copy."""
+    sites, kept = adapter.space.sites, {name: parameter.detach().clone() for name, parameter in adapter.theta.items()}
+    with ExitStack() as stack:
+        for site in sites:
+            site.theta.add_(deltas[site.name])
             if site.additive:
                 # The exported LoRA is a truncation, and a frozen weight may be packed: the exact sum is added to what
                 # the layer gives.
-                self.hooks.append(site.module.register_forward_hook(partial(_add, site.theta)))
-        if self.hooks:
-            activate(self.adapter.denoiser, self.adapter.frozen_adapters)
-
-    def __exit__(self, *_exc: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        for site in self.adapter.space.sites:
-            site.theta.copy_(self.kept[site.name])
-        if self.hooks:
-            activate(self.adapter.denoiser, [*self.adapter.frozen_adapters, ADAPTER_NAME])
+                stack.callback(site.module.register_forward_hook(partial(_add, site.theta)).remove)
+        if any(site.additive for site in sites):
+            stack.enter_context(adapter.adapter_disabled())
+        try:
+            yield
+        finally:
+            for site in sites:
+                site.theta.copy_(kept[site.name])
 
 
 def _add(theta: torch.Tensor, _layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Watching one call of a pipeline: which of its pictures are made of numbers, and where its noise comes from."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+from .replaced import replaced
 
 
 # Methods of diffusers that turn numbers into 8-bit pictures, in which NaN is black.
@@ -39,25 +41,19 @@ class CallWatch:
     @contextmanager
     def watching(self) -> Iterator["CallWatch"]:
         """Around the call."""
-        wrapped = []
-        for owner in (self.pipe, *vars(self.pipe).values()):
-            for name in CONVERSIONS:
-                if callable(getattr(owner, name, None)) and name not in vars(owner):
-                    setattr(owner, name, self._wrapped(getattr(owner, name)))
-                    wrapped.append((owner, name))
-        compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
-        hook = None if compiled else self.denoiser.register_forward_hook(self._look_at_denoiser)
-        before = _global_states(self.denoiser)
-        try:
-            yield self
-        finally:
-            self.used_global_noise = any(
-                not torch.equal(a, b) for a, b in zip(before, _global_states(self.denoiser), strict=True)
-            )
-            for owner, name in wrapped:
-                delattr(owner, name)
-            if hook is not None:
-                hook.remove()
+        with ExitStack() as stack:
+            for owner in (self.pipe, *vars(self.pipe).values()):
+                for name in CONVERSIONS:
+                    if callable(getattr(owner, name, None)) and name not in vars(owner):
+                        stack.enter_context(replaced(owner, **{name: self._wrapped(getattr(owner, name))}))
+            if getattr(self.denoiser, "_compiled_call_impl", None) is None:
+                stack.callback(self.denoiser.register_forward_hook(self._look_at_denoiser).remove)
+            before = _global_states(self.denoiser)
+            try:
+                yield self
+            finally:
+                after = _global_states(self.denoiser)
+                self.used_global_noise = not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     def not_finite(self) -> dict[int, str]:
         """By picture that is not made of numbers: where that showed first, `"denoiser"` or `"decoder"`."""
