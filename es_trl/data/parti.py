@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARTI_PROMPTS = 1632
-HUB_ID = "nateraw/parti-prompts"
 _COLUMNS = {"Category": "category", "Challenge": "challenge", "Note": "note"}
 
 
@@ -24,14 +23,9 @@ def is_parti(dataset: datasets.Dataset) -> bool:
 
 def read_parti(dataset: datasets.Dataset) -> datasets.Dataset:
     """
-    PartiPrompts with columns "prompt", "category", "challenge" and "note".
-
-    Args:
-        dataset (`Dataset`): With column "prompt" and the columns of the original, from its TSV or from the Hub.
-
-    Returns:
-        `Dataset`: All rows. A count other than 1632 is said in a warning: reading the file with quotes swallows a
-            prompt, and results on fewer prompts cannot be compared.
+    All rows of PartiPrompts, from its TSV or from the Hub, with columns "prompt", "category", "challenge" and "note".
+    A count other than 1632 is said in a warning: reading the file with quotes swallows a prompt, and results on fewer
+    prompts cannot be compared.
     """
     dataset = dataset.rename_columns({old: new for old, new in _COLUMNS.items() if old in dataset.column_names})
     if len(dataset) != PARTI_PROMPTS:

@@ -74,44 +74,34 @@ def load_prompts(
         return source
     title, found, from_file, blank = _open(source, split, column, max_prompts, name, revision)
     found = _take_column(found, column, title)
-    if is_parti(found):
-        found = read_parti(found)
-    prompts = _checked(found, title)
+    found = read_parti(found) if is_parti(found) else found
+    prompts = list(found.select_columns(["prompt"]).with_format(None)["prompt"])
+    check_prompts(prompts, title)
     keep = [i for i, prompt in enumerate(prompts) if prompt.strip()]
     blank += len(prompts) - len(keep)
     duplicates = 0
     if from_file and found.column_names == ["prompt"]:
-        first: dict[str, int] = {}
-        for i in keep:
-            first.setdefault(prompts[i], i)
-        duplicates = len(keep) - len(first)
-        keep = list(first.values())
+        first = {prompts[i]: i for i in reversed(keep)}
+        duplicates, keep = len(keep) - len(first), sorted(first.values())
     if not keep:
         raise ValueError(f"there are no prompts in {title}: give at least one that is not blank")
     keep = keep[:max_prompts]
     if len(keep) < len(prompts):
         found = found.select(keep)
     too_long = sum(len(prompts[i]) > LONG_PROMPT for i in keep)
-    notes = [
-        f"{count} {what}"
-        for count, what in (
-            (blank, "blank left out"),
-            (duplicates, "duplicates left out"),
-            (too_long, f"longer than {LONG_PROMPT} characters, which text encoders cut"),
-        )
-        if count
-    ]
+    counts = {"blank left out": blank, "duplicates left out": duplicates}
+    counts |= {f"longer than {LONG_PROMPT} characters, which text encoders cut": too_long}
+    notes = "; ".join(f"{count} {what}" for what, count in counts.items() if count)
     level = logging.WARNING if duplicates or too_long else logging.INFO
-    logger.log(level, "%d prompts from %s%s", len(keep), title, f" ({'; '.join(notes)})" if notes else "")
+    logger.log(level, "%d prompts from %s%s", len(keep), title, f" ({notes})" if notes else "")
     _loaded.add(found)
     return found
 
 
 def check_max_prompts(max_prompts: int | None) -> None:
     """Raises `ValueError` unless it is None or at least 1."""
-    if max_prompts is not None and (
-        isinstance(max_prompts, bool) or not isinstance(max_prompts, int) or max_prompts < 1
-    ):
+    whole = isinstance(max_prompts, int) and not isinstance(max_prompts, bool)
+    if max_prompts is not None and not (whole and max_prompts >= 1):
         raise ValueError(f"max_prompts must be a positive integer or None, not {max_prompts!r}")
 
 
@@ -196,8 +186,8 @@ def _open_path(
 
 def _holds_data(folder: str) -> bool:
     endings = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
-    return any(name.lower().endswith(endings) for place in (folder, f"{folder}/data") if os.path.isdir(place)
-               for name in os.listdir(place))  # fmt: skip
+    places = [place for place in (folder, f"{folder}/data") if os.path.isdir(place)]
+    return any(name.lower().endswith(endings) for place in places for name in os.listdir(place))
 
 
 def _from_hub(repo_id: str, split: str, name: str | None, revision: str | None) -> datasets.Dataset:
@@ -281,12 +271,6 @@ def _take_column(found: datasets.Dataset, column: str, name: str) -> datasets.Da
     if "prompt" in names:
         raise ValueError(f"{name} has a column 'prompt' besides {column!r}: remove or rename one of them")
     return found.rename_column(fitting[0], "prompt")
-
-
-def _checked(found: datasets.Dataset, name: str) -> list[str]:
-    prompts = list(found.select_columns(["prompt"]).with_format(None)["prompt"])
-    check_prompts(prompts, name)
-    return prompts
 
 
 def check_prompts(prompts: Sequence[Any], name: str, lines: Sequence[int] | None = None) -> None:

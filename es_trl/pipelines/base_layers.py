@@ -14,11 +14,6 @@ PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BLOCK = 1024  # columns that an unknown format is asked for at once
 
 
-def matrix_shape(layer: nn.Linear) -> tuple[int, int]:
-    """`(m, n)` of a Linear layer; a packed weight has another shape."""
-    return layer.out_features, layer.in_features
-
-
 @torch.no_grad()
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """

@@ -89,14 +89,8 @@ class Drawer:
         **overrides: Any,
     ) -> list[Any] | torch.Tensor | np.ndarray:
         """
-        One picture, video or sound per prompt: a list, or an array where `output_type` gives one.
-
-        Args:
-            prompts, generators (`Sequence`): One each per picture.
-            columns (`Mapping`, *optional*): The prompts' columns; those that are keywords of the call go into it.
-            output_type (`str`): As in diffusers.
-            keep_numbers (`bool`): Whether `last_watch.numbers` is wanted.
-            **overrides: Of the settings: `num_inference_steps`, `guidance_scale`.
+        One picture, video or sound per prompt: a list, or an array where `output_type` gives one. The arguments are
+        those of [`FrozenPipeline.generate`].
         """
         columns = self.settings.row_columns(self.pipe, columns or {})
         return self._draw(_Order(list(prompts), list(generators), columns, output_type, keep_numbers, overrides))
@@ -239,7 +233,7 @@ class Drawer:
                 first = error
         generator.set_state(state)
         kwargs = self.settings.call_kwargs(self.pipe, **order.overrides)
-        kwargs |= {name: values[0] for name, values in order.columns.items()} | self.prompts.single(order.prompts[0])
+        kwargs |= {name: values[0] for name, values in order.columns.items()} | self.prompts.rows(order.prompts[0])
         try:
             drawn = self._seeded(order, kwargs, generator)
         except Exception:

@@ -61,9 +61,8 @@ class GeneratorPipeline:
         try:
             found = pictures_of(drawn)
         except ValueError:
-            raise TypeError(
-                f"{self.class_name}.generate must return one sample per prompt, got {type(drawn).__name__}."
-            ) from None
+            got = type(drawn).__name__
+            raise TypeError(f"{self.class_name}.generate must return one sample per prompt, got {got}.") from None
         if not isinstance(drawn, tuple) or len(found) == len(prompt):  # else it holds the samples, not an output
             drawn = found
         return SimpleNamespace(images=[self.postprocess(value) if _is_array(value) else value for value in drawn])
@@ -159,9 +158,8 @@ class GeneratorPipeline:
         tensors = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
         ranks = {name.rpartition(".lora_A.")[0]: len(A) for name, A in tensors.items() if ".lora_A." in name}
         first = next(iter(ranks.values()), 1)
-        config = LoraConfig(
-            r=first, lora_alpha=first, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks
-        )
+        same = {"rank_pattern": ranks, "alpha_pattern": ranks}
+        config = LoraConfig(r=first, lora_alpha=first, target_modules=list(ranks), **same)
         inject_adapter_in_model(config, self.module, adapter_name)
         set_peft_model_state_dict(self.module, tensors, adapter_name=adapter_name)
         self.module.requires_grad_(False)

@@ -89,8 +89,7 @@ def export_tensors(denoiser: nn.Module, pairs: Sequence[LoraPair], program: str)
     kind = type(denoiser).__name__
     if kind == UNET:
         named = {f"unet.{p.layer}.lora_{part}.weight": f for p in pairs for part, f in (("A", p.A), ("B", p.B))}
-        tensors = convert_state_dict_to_kohya(named)
-        return {name: value.float().contiguous() for name, value in tensors.items()}
+        return {name: value.float().contiguous() for name, value in convert_state_dict_to_kohya(named).items()}
     if kind not in FAMILIES or program not in FAMILIES[kind].programs:
         known = sorted([*(name for name, family in FAMILIES.items() if program in family.programs), UNET])
         raise ValueError(
@@ -99,7 +98,7 @@ def export_tensors(denoiser: nn.Module, pairs: Sequence[LoraPair], program: str)
         )
     family = FAMILIES[kind]
     down, up = ("lora_down", "lora_up") if program == "kohya" else family.factors
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parts in _joined(denoiser, pairs, family.rules, program).items():
         base = f"lora_unet_{name.replace('.', '_')}" if program == "kohya" else f"diffusion_model.{name}"
         A, B = _join(parts)
@@ -114,8 +113,7 @@ def _joined(denoiser: nn.Module, pairs: Iterable[LoraPair], rules: Rules, progra
     for layer, module in denoiser.named_modules():
         rows = getattr(module, "out_features", 0)
         for pattern, name, place in rules if rows else ():
-            match = re.fullmatch(pattern, layer)
-            if match:
+            if match := re.fullmatch(pattern, layer):
                 places.setdefault(match.expand(name), {})[place] = (rows, ours.pop(layer, None))
                 break
     if ours:

@@ -116,8 +116,7 @@ def read_lora(path: str, denoiser: nn.Module | None = None) -> LoraFile:
     halves: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
     for key, value in tensors.items():
-        match = FACTOR.fullmatch(key)
-        if match:
+        if match := FACTOR.fullmatch(key):
             part = (match[2] or match[3]).replace("down", "A").replace("up", "B")
             halves.setdefault(match[1], {})[part] = key
         elif key.endswith(".alpha"):

@@ -112,7 +112,6 @@ class PolicySampler:
                 type(self.pipe.scheduler).__name__,
                 why_no_density(self.pipe.scheduler),
             )
-        self._index = 0
         self._skipped = SkippedSteps(adapter.denoiser)
 
     @property
@@ -276,13 +275,10 @@ class PolicySampler:
         keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
         skip_before: int = 0,
     ) -> Iterator[None]:
-        self._index = 0
-
-        def counting(index: int, step: Step) -> torch.Tensor | None:
-            self._index = index + 1
-            return act(index, step)
-
-        with stepping(self.scheduler, counting, keep, self._is_last), self._skipped(lambda: self._index < skip_before):
+        with (
+            stepping(self.scheduler, act, keep, self._is_last) as taken,
+            self._skipped(lambda: len(taken) < skip_before),
+        ):
             yield
 
     def _is_last(self, index: int, step: Step) -> bool:

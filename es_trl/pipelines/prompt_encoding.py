@@ -31,9 +31,7 @@ class PromptEncoder:
     depends on the length of what is encoded with it, such prompts have calls of their own.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline; its text encoders are used until `release`.
-        denoiser (`nn.Module`): What the pipeline calls once prompts are encoded.
-        settings (`CallSettings`): Text length, instruction and negative prompt.
+        pipe, denoiser, settings: As in [`Drawer`]; the text encoders are used until `release`.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder; on a GPU at most
             `ENCODED_AT_ONCE`, since more take memory that small cards do not have.
 
@@ -49,17 +47,9 @@ class PromptEncoder:
         self._splits: dict[str, RowSplit | None] = {}
         self._cache: dict[tuple[Any, ...], Any] = {}
 
-    @property
-    def caches(self) -> bool:
-        """Whether this pipeline's prompts can be encoded ahead of the call."""
-        return not self.whole_reason
-
-    def rows(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Call keywords for `prompts`, one row each, in order."""
-        return {"prompt": list(prompts)} | self.settings.text_kwargs(self.pipe)
-
-    def single(self, prompt: str) -> dict[str, Any]:
-        """Call keywords for one prompt."""
+    def rows(self, prompts: Sequence[str] | str) -> dict[str, Any]:
+        """Call keywords for `prompts`, one row each, in order; or for a text, which stands for itself."""
+        prompt = prompts if isinstance(prompts, str) else list(prompts)
         return {"prompt": prompt} | self.settings.text_kwargs(self.pipe)
 
     @contextmanager
@@ -87,7 +77,7 @@ class PromptEncoder:
             columns (`Mapping`, *optional*): Their columns, of which negative prompts and pictures go into the call.
             **overrides: Of the settings: `guidance_scale`.
         """
-        if not self.caches:
+        if self.whole_reason:
             return
         columns = self.settings.row_columns(self.pipe, columns or {})
         for start in range(0, len(prompts), self.batch_size):
@@ -95,7 +85,7 @@ class PromptEncoder:
             kwargs = self.settings.call_kwargs(self.pipe, **overrides, rows=len(prompts[part]))
             kwargs |= {name: values[part] for name, values in columns.items()} | self.rows(prompts[part])
             self._call_up_to_denoiser(kwargs, len(prompts[part]))
-            if not self.caches:
+            if self.whole_reason:
                 return
 
     def release(self) -> None:
@@ -115,7 +105,7 @@ class PromptEncoder:
             setattr(self.pipe, name, None)
         self.released = True
         try:
-            if not self.caches:
+            if self.whole_reason:
                 raise RuntimeError(self.whole_reason)
             self.encode(known[:1])
         except Exception as error:

@@ -41,10 +41,8 @@ def read_quantization(
     components = value.get("components_to_quantize") or DENOISERS
     components = [components] if isinstance(components, str) else components
     try:
-        mapping = {
-            name: (TRANSFORMERS if name.startswith("text_encoder") else DIFFUSERS)[backend](**arguments)
-            for name in components
-        }
+        kinds = {name: TRANSFORMERS if name.startswith("text_encoder") else DIFFUSERS for name in components}
+        mapping = {name: kind[backend](**arguments) for name, kind in kinds.items()}
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"quantization_config.quant_kwargs {arguments!r} do not fit {backend}: {error}") from error
     return PipelineQuantizationConfig(quant_mapping=mapping)

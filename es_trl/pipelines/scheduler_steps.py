@@ -191,14 +191,15 @@ def _held(scheduler: Any) -> int:
 def stepping(
     scheduler: Any,
     act: Callable[[int, Step], torch.Tensor | None],
-    keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
-    is_last: Callable[[int, Step], bool] = lambda _index, _step: False,
-) -> Iterator[None]:
+    keep: Callable[[int, torch.Tensor], None],
+    is_last: Callable[[int, Step], bool],
+) -> Iterator[list[int]]:
     """
     Inside, `act(index, step)` may say what the next latents are; where it says None, the scheduler does, without noise
-    in the last step. `keep(index, latents)` sees them all.
+    in the last step. `keep(index, latents)` sees them all. Yields the indices of the steps so far.
     """
-    original, done = scheduler.step, 0
+    original = scheduler.step
+    taken: list[int] = []
 
     def wrapped(
         model_output: torch.Tensor,
@@ -208,8 +209,8 @@ def stepping(
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        nonlocal done
-        index, done = done, done + 1
+        index = len(taken)
+        taken.append(index)
         step = Step(scheduler, original, model_output, timestep, sample, args, kwargs)
         drawn, last = act(index, step), is_last(index, step)
         output = step.take(noise=None if drawn is None and not last else 0.0)
@@ -223,7 +224,7 @@ def stepping(
     # Pipelines look for `generator` and `eta` in the signature.
     vars(wrapped).update(__signature__=inspect.signature(original), draws_its_own_noise=True)
     with replaced(scheduler, step=wrapped):
-        yield
+        yield taken
 
 
 class SkippedSteps:

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..es import Site, make_seed
-from .base_layers import dense_weight, matrix_shape
+from .base_layers import dense_weight
 from .lora_files import lora_layers
 
 
@@ -121,7 +121,7 @@ class LoraXSSpace(SearchSpace):
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear) or lora_A.weight.shape[1] != base.in_features:
             raise ValueError(f'es_space="lora_xs" works on Linear layers only, {name} is not one; use "lora".')
-        _check_rank(rank, name, matrix_shape(base))
+        _check_rank(rank, name, base)
         W = dense_weight(base, lora_A.weight.dtype)
         U, S, V = _top_singular_vectors(W, rank, make_seed(self.seed, "singular_vectors", len(self.sites)))
         self.kept[f"{name}.lora_A"] = (V * S.sqrt()).T.contiguous()
@@ -158,8 +158,9 @@ class WeightSpace(SearchSpace):
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear):
             raise ValueError(f'es_space="weight" works on Linear layers only, {name} is {type(base).__name__}.')
-        shape, lora_B = matrix_shape(base), self.modules(layer)[1].weight
-        _check_rank(lora_B.shape[1], name, shape)
+        lora_B = self.modules(layer)[1].weight
+        _check_rank(lora_B.shape[1], name, base)
+        shape = base.out_features, base.in_features  # a packed weight has another
         theta = nn.Parameter(torch.zeros(shape, device=lora_B.device), requires_grad=True)
         self.sites.append(Site(f"{name}.weight", base, theta, additive=True))
 
@@ -204,7 +205,8 @@ def build_space(kind: str, denoiser: nn.Module, adapter_name: str, seed: int) ->
     return SPACES[kind](lora_layers(denoiser, adapter_name), adapter_name, seed)
 
 
-def _check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:
+def _check_rank(rank: int, name: str, layer: nn.Linear) -> None:
+    shape = layer.out_features, layer.in_features
     if rank > min(shape):
         raise ValueError(f"lora_rank {rank} exceeds the smaller side of {name} {shape}; lower lora_rank.")
 

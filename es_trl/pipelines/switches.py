@@ -27,14 +27,12 @@ def set_up(
     """
     if scheduler_config:
         pipe.scheduler = _scheduler(pipe, dict(scheduler_config))
-    for name, wanted in (("slicing", vae_slicing), ("tiling", vae_tiling)):
-        vae = getattr(pipe, "vae", None)
-        if not wanted:
-            continue
+    vae = getattr(pipe, "vae", None)
+    for name in [name for name, wanted in (("slicing", vae_slicing), ("tiling", vae_tiling)) if wanted]:
         if not hasattr(vae, f"enable_{name}"):
             raise ValueError(
                 f"vae_{name}=True: the autoencoder of {type(pipe).__name__} ({type(vae).__name__}) has no {name}; "
-                f"leave it out and lower the images that are drawn at once."
+                "leave it out and lower the images that are drawn at once."
             )
         getattr(vae, f"enable_{name}")()
 

@@ -18,11 +18,7 @@ class CallWatch:
     """
     What was seen of one call that draws `rows` pictures.
 
-    Args:
-        pipe: The pipeline, or another object with the parts of one.
-        denoiser (`nn.Module`): Whose output is looked at as well, unless it is compiled.
-        rows (`int`): Pictures asked for.
-        keep (`bool`, *optional*, defaults to `False`): Keep the numbers of the pictures.
+    The denoiser's output is looked at as well, unless it is compiled.
 
     Attributes:
         numbers (`list[torch.Tensor]`): With `keep`, the numbers of every picture before they became 8-bit, if the

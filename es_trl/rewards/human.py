@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import secrets
 import threading
 import weakref
@@ -182,18 +183,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = self._inner_path()
         if path is None:
             return
-        parts = path.split("/")
+        picture = re.fullmatch(r"(\d+)/(\d+)/(left|right)\.png", path)
         if path == "":
             nonce = secrets.token_urlsafe(12)
             page = PAGE.read_text(encoding="utf-8").replace("{nonce}", nonce)
             self._send(200, page.encode(), "text/html; charset=utf-8", nonce)
         elif path == "state":
             self._send(200, json.dumps(self.ballot.state()).encode(), "application/json")
-        elif (
-            len(parts) == 3 and parts[0].isdecimal() and parts[1].isdecimal() and parts[2] in ("left.png", "right.png")
-        ):
-            picture = self.ballot.picture(int(parts[0]), int(parts[1]), parts[2].removesuffix(".png"))
-            self._send(200 if picture else 404, picture or b"", "image/png")
+        elif picture:
+            content = self.ballot.picture(int(picture[1]), int(picture[2]), picture[3])
+            self._send(200 if content else 404, content or b"", "image/png")
         else:
             self._send(404, b"", "text/plain")
 

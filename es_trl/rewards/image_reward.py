@@ -89,12 +89,9 @@ class ImageReward:
     def __call__(self, prompts, images, **kwargs) -> list[float]:
         import torch
 
-        scores = []
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(images), self.batch_size)]
         with torch.no_grad():
-            for start in range(0, len(images), self.batch_size):
-                chunk = images[start : start + self.batch_size]
-                scores += self._score(list(prompts[start : start + self.batch_size]), chunk)
-        return scores
+            return [score for part in parts for score in self._score(list(prompts[part]), images[part])]
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> list[float]:
         import torch

@@ -16,7 +16,9 @@ NEGATIVE_TEXTS = (
 
 
 class NoArtifacts(ClipReward):
-    """One minus the mean over `NEGATIVE_TEXTS` of `(1 + cos(image, text)) / 2`, in [0, 1]; about 0.4 with a B/32."""
+    """
+    `1 - s` with s the mean over `NEGATIVE_TEXTS` of `(1 + cos(image, text)) / 2`, in [0, 1]; about 0.4 under ViT-B/32.
+    """
 
     __name__ = "no_artifacts"
 

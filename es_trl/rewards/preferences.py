@@ -91,9 +91,6 @@ def mean_wins(preferences: np.ndarray) -> np.ndarray:
     return np.where(games > 0, wins / np.maximum(games, 1), np.nan)
 
 
-PairwiseJudge = Callable[..., Sequence[float | None]]
-
-
 class GroupJudge:
     """
     Win rates of the images of a group.

@@ -56,13 +56,9 @@ def _plain(result: Any) -> Any:
     return result
 
 
-def _is_missing(value: Any) -> bool:
-    """pandas.NA and NaT, which are neither numbers nor None; no need of pandas to see them."""
-    return type(value).__name__ in ("NAType", "NaTType")
-
-
 def _number(value: Any, index: int, count: int, name: str, where: str) -> float:
-    if value is None or value is np.ma.masked or _is_missing(value):
+    # pandas.NA and NaT are neither numbers nor None; no need of pandas to see them
+    if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return float("nan")
     if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()  # numpy and torch scalars

@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,7 +208,8 @@ class RewardSet:
         waiting = [k for k in chosen if calls[k].is_async]
         if waiting:
             coroutines = [calls[k].run_async(keywords[k], where) for k in waiting]
-            pending.start(self._runner.submit(gather_or_cancel(coroutines)), {k: calls[k].name for k in waiting})
+            pending.names = {k: calls[k].name for k in waiting}
+            pending.future = self._runner.submit(gather_or_cancel(coroutines))
         try:
             with share_image_features():
                 for k in chosen:
@@ -241,58 +243,56 @@ class RewardSet:
         return weighted_total(scores, self.weights)
 
 
+@dataclass(eq=False)
 class PendingScores:
-    """Scores under way, from `RewardSet.submit`."""
+    """Scores under way, from `RewardSet.submit`, of the images `kept` of `count`."""
 
-    def __init__(self, scores: np.ndarray, where: str, rewards: RewardSet, kept: list[int], count: int):
-        self._scores, self._where = scores, where
-        self._kept, self._count = kept, count
-        self._rewards = rewards  # its event loop ends with it
-        self._future: Any = None
-        self._names: dict[int, str] = {}
-
-    def start(self, future, names: dict[int, str]) -> None:
-        """Rewards `names`, by their columns, are under way in `future`."""
-        self._future, self._names = future, names
+    scores: np.ndarray
+    where: str
+    rewards: RewardSet  # its event loop ends with it
+    kept: list[int]
+    count: int
+    future: Any = None
+    names: dict[int, str] = field(default_factory=dict)  # of the rewards in `future`, by their columns
 
     def done(self) -> bool:
         """Whether `result` returns, or raises, at once."""
-        return self._future is None or self._future.done()
+        return self.future is None or self.future.done()
 
     def result(self) -> np.ndarray:
         """Wait; then as `RewardSet.__call__`."""
         try:
-            results = self._wait() if self._future else []
-            for (k, name), result in zip(self._names.items(), results, strict=True):
+            results = self._wait() if self.future else []
+            for (k, name), result in zip(self.names.items(), results, strict=True):
                 if result is not FAILED:
-                    self._scores[:, k] = as_scores(result, len(self._scores), name, self._where)
+                    self.scores[:, k] = as_scores(result, len(self.scores), name, self.where)
         except BaseException:
             self.cancel()
             raise
-        whole = np.full((self._count, self._scores.shape[1]), np.nan)
-        whole[self._kept] = self._scores
+        whole = np.full((self.count, self.scores.shape[1]), np.nan)
+        whole[self.kept] = self.scores
         return whole
 
     def _wait(self) -> list:
-        timeout, attempts = self._rewards.timeout, self._rewards.retries + 1
+        timeout, attempts = self.rewards.timeout, self.rewards.retries + 1
         if timeout is None:
-            return self._future.result()
+            return self.future.result()
         # Each attempt ends itself in time, unless the function keeps the event loop from running.
         patience = GRACE_SECONDS + attempts * (timeout + MAX_BACKOFF_SECONDS)
         try:
-            return self._future.result(patience)
+            return self.future.result(patience)
         except FutureTimeoutError:
-            if self._future.done():
+            if self.future.done():
                 raise
             raise RuntimeError(
-                f"reward functions {', '.join(self._names.values())} did not answer at {self._where} within "
+                f"reward functions {', '.join(self.names.values())} did not answer at {self.where} within "
                 f"{patience:g} s and let nothing else run: an `async def` has to await what it waits for"
             ) from None
 
     def cancel(self) -> None:
         """Give up what is still under way."""
-        if self._future:
-            self._future.cancel()
+        if self.future:
+            self.future.cancel()
 
 
 def _ignore(name: str, value: Any) -> None:
