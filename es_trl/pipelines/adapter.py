@@ -21,6 +21,7 @@ from .frozen import FrozenPipeline
 from .loading import lora_parts
 from .lora_files import lora_layers
 from .lora_loading import Start, activate, carried_adapters, config_of, set_scale, take_off
+from .replaced import replaced
 from .spaces import build_space
 from .targets import coverage, resolve_targets
 
@@ -139,13 +140,9 @@ class PipelineAdapter(FrozenPipeline):
         """Inside, `generate` draws `rows` images for each of `len(signs)` members, member by member."""
         if self._population is None or self._population.sigma != sigma:
             self._population = PopulationForward(self.denoiser, self.space.sites, sigma)
-        with self._population.members(factors, signs, rows):
-            self.drawer.members = len(signs)
-            try:
-                with self.adapter_disabled() if self.space.base_only else nullcontext():
-                    yield
-            finally:
-                self.drawer.members = 1
+        off = self.adapter_disabled() if self.space.base_only else nullcontext()
+        with self._population.members(factors, signs, rows), replaced(self.drawer, members=len(signs)), off:
+            yield
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:

@@ -137,6 +137,5 @@ def _is_per_row(name: str, value: Any) -> bool:
     """Whether a keyword's value belongs to one row: a text, a picture, or pictures."""
     if isinstance(value, str):
         return "prompt" in name
-    if isinstance(value, list | tuple):
-        return bool(value) and isinstance(value[0], Image.Image)
-    return isinstance(value, Image.Image)
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return isinstance(first, Image.Image)

@@ -201,10 +201,8 @@ class DenoisingModel:
             self.scheduler.timesteps = torch.stack([rows, rows, *self.kind.ends(rows)]).to(device)
 
         step.draws_its_own_noise = True
-        with (
-            replaced(self.pipe, scheduler=self.scheduler),
-            replaced(self.scheduler, step=step, set_timesteps=set_timesteps),
-        ):
+        own = replaced(self.scheduler, step=step, set_timesteps=set_timesteps)
+        with replaced(self.pipe, scheduler=self.scheduler), own:
             yield
 
     # ---- latents of pictures ----

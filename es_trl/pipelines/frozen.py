@@ -128,12 +128,10 @@ class FrozenPipeline:
             self.pipe.to(device)
             return self
         self._waits_for = torch.device(device)
-        encoders = {name for name in self.pipe.components if name.startswith("text_encoder")}
-        if torch.device(encoders_first) == self._waits_for:  # what else a call needs on its way to the denoiser
-            encoders = {name for name in self.pipe.components if not name.startswith(("transformer", "unet"))}
-        for name in encoders - {self.denoiser_name}:
-            part = getattr(self.pipe, name)
-            if isinstance(part, torch.nn.Module) and not is_packed(part):
+        everything = torch.device(encoders_first) == self._waits_for  # what else a call needs before the denoiser
+        for name, part in self.pipe.components.items():
+            early = not name.startswith(("transformer", "unet")) if everything else name.startswith("text_encoder")
+            if early and part is not self.denoiser and isinstance(part, torch.nn.Module) and not is_packed(part):
                 part.to(encoders_first)
         return self
 

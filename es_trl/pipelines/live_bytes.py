@@ -166,8 +166,6 @@ def _counts(func: Any, kwargs: dict[str, Any]) -> bool:
 
 def _without_masks(indices: list[Any]) -> list[Any]:
     """Which rows a mask picks is known as long as it has numbers."""
-    found: list[Any] = []
-    for index in indices:
-        masked = index is not None and index.dtype == torch.bool and not index.is_meta
-        found += index.nonzero().unbind(1) if masked else [index]
-    return found
+    masks = [index is not None and index.dtype == torch.bool and not index.is_meta for index in indices]
+    rows = [index.nonzero().unbind(1) if mask else [index] for index, mask in zip(indices, masks, strict=True)]
+    return [index for part in rows for index in part]

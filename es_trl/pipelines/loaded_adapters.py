@@ -1,5 +1,6 @@
 """LoadedAdapters: a pipeline with finished LoRAs, loaded by diffusers itself, for evaluations and comparisons."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ from diffusers import DiffusionPipeline
 from ..files import LORA_WEIGHTS_NAME
 from .call_settings import CallSettings
 from .frozen import FrozenPipeline
-from .lora_loading import activate, apply_lora, carried_adapters, file_in, set_scale, take_off
+from .lora_loading import activate, apply_lora, carried_adapters, set_scale, take_off
 
 
 class LoadedAdapters(FrozenPipeline):
@@ -41,9 +42,8 @@ class LoadedAdapters(FrozenPipeline):
         self._names = {label: f"adapter_{i}" for i, label in enumerate(files or {})}
         try:
             for label, path in (files or {}).items():
-                apply_lora(
-                    pipe, file_in(path, LORA_WEIGHTS_NAME), self._names[label], f"adapter {label!r}", allow_partial
-                )
+                file = os.path.join(path, LORA_WEIGHTS_NAME) if os.path.isdir(path) else path
+                apply_lora(pipe, file, self._names[label], f"adapter {label!r}", allow_partial)
         except ValueError:
             self.unload()
             raise

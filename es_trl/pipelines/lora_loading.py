@@ -1,7 +1,6 @@
 """Finished LoRAs put on a pipeline, whole or not at all: to draw with, to stay beside a trained one, to start from."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -130,11 +129,6 @@ def config_of(start: Start) -> LoraConfig:
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {name: value for name, value in ranks.items() if value != rank}
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(start), rank_pattern=others, alpha_pattern=others)
-
-
-def file_in(path: str, default: str) -> str:
-    """A file, or the file `default` of a folder."""
-    return os.path.join(path, default) if os.path.isdir(path) else path
 
 
 def _leave_storage_dtype(

@@ -35,14 +35,11 @@ def output_change(
 
     def drawn(sigma: float) -> torch.Tensor:
         outputs: list[torch.Tensor] = []
-        hook = adapter.denoiser.register_forward_hook(lambda module, args, output: outputs.extend(tensors_of(output)))
-        try:
+        with adapter.denoiser.register_forward_hook(lambda module, args, output: outputs.extend(tensors_of(output))):
             for i in members:
                 with adapter.members(factors[i], torch.ones(1), sigma, 1):
                     columns = {name: values[i : i + 1] for name, values in own.items()}
                     adapter.generate([prompts[i]], [make_generator(seed, "calibration", i)], columns=columns)
-        finally:
-            hook.remove()
         return torch.cat([output.flatten().float() for output in outputs])
 
     start = drawn(0.0)

@@ -275,10 +275,8 @@ class PolicySampler:
         keep: Callable[[int, torch.Tensor], None] = lambda _index, _state: None,
         skip_before: int = 0,
     ) -> Iterator[None]:
-        with (
-            stepping(self.scheduler, act, keep, self._is_last) as taken,
-            self._skipped(lambda: len(taken) < skip_before),
-        ):
+        steps = stepping(self.scheduler, act, keep, self._is_last)
+        with steps as taken, self._skipped(lambda: len(taken) < skip_before):
             yield
 
     def _is_last(self, index: int, step: Step) -> bool:
@@ -310,9 +308,8 @@ def check_policy(pipe: Any, settings: PolicySettings) -> Any:
     if times is None:
         return scheduler
     if len(times) != number - 1:
-        raise ValueError(
-            f"intermediate_times has {len(times)} times for sample_num_steps={number}: give {number - 1}."
-        )
+        count = len(times)
+        raise ValueError(f"intermediate_times has {count} times for sample_num_steps={number}: give {number - 1}.")
     if any(not 0 < time < START for time in times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"intermediate_times must fall and lie between 0 and {START}, got {times}.")
     return scheduler

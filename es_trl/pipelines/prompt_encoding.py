@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -121,15 +121,10 @@ class PromptEncoder:
         def stop(*_args: Any) -> NoReturn:
             raise _Encoded
 
-        handle = self.denoiser.register_forward_pre_hook(stop)
         generators = [torch.Generator().manual_seed(0) for _ in range(count)]
-        try:
-            with self.serving(), replaced(self.denoiser, _compiled_call_impl=None):  # compiled it cannot be left so
-                self.pipe(**kwargs, generator=generators)
-        except _Encoded:
-            pass
-        finally:
-            handle.remove()
+        compiled = replaced(self.denoiser, _compiled_call_impl=None)  # it cannot be left so
+        with suppress(_Encoded), self.denoiser.register_forward_pre_hook(stop), compiled, self.serving():
+            self.pipe(**kwargs, generator=generators)
 
     # ---- in place of encode_prompt ----
 

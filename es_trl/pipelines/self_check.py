@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -97,16 +97,11 @@ def watching_layers(adapter: Any, consequence: str) -> Iterator[None]:
         return
     called: set[str] = set()
     ran = []
-    handles = [adapter.denoiser.register_forward_pre_hook(lambda *_args: ran.append(True))]
-    handles += [
-        module.register_forward_pre_hook(lambda *_args, name=name: called.add(name))
-        for name, module in modules.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(adapter.denoiser.register_forward_pre_hook(lambda *_args: ran.append(True)))
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_pre_hook(lambda *_args, name=name: called.add(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     idle = [name for name in modules if name not in called]
     if not idle or not ran:
         return

@@ -122,7 +122,7 @@ def merged_weights(adapter: PipelineAdapter, deltas: Mapping[str, torch.Tensor])
             if site.additive:
                 # The exported LoRA is a truncation, and a frozen weight may be packed: the exact sum is added to what
                 # the layer gives.
-                stack.callback(site.module.register_forward_hook(partial(_add, site.theta)).remove)
+                stack.enter_context(site.module.register_forward_hook(partial(_add, site.theta)))
         if any(site.additive for site in sites):
             stack.enter_context(adapter.adapter_disabled())
         try:

@@ -43,7 +43,7 @@ class CallWatch:
                     if callable(getattr(owner, name, None)) and name not in vars(owner):
                         stack.enter_context(replaced(owner, **{name: self._wrapped(getattr(owner, name))}))
             if getattr(self.denoiser, "_compiled_call_impl", None) is None:
-                stack.callback(self.denoiser.register_forward_hook(self._look_at_denoiser).remove)
+                stack.enter_context(self.denoiser.register_forward_hook(self._look_at_denoiser))
             before = _global_states(self.denoiser)
             try:
                 yield self
