@@ -224,8 +224,8 @@ class _Run:
         kwargs["generator"] = [make_generator(0, "memory_plan", i) for i in range(images)]
         perturbed = self._members(members, images // members) if isinstance(self.config, ESConfig) else nullcontext()
         models = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
-        watched = self.adapter.denoiser.register_forward_pre_hook(before, with_kwargs=True)  # removes itself
-        with torch.no_grad(), live, perturbed, watched:
+        denoiser = self.adapter.denoiser
+        with torch.no_grad(), live, perturbed, denoiser.register_forward_pre_hook(before, with_kwargs=True):
             with _decoding(self.pipe, lambda: into("denoise")), equal_blocks_once(live, models), suppress(_Stop):
                 type(self.pipe).__call__(self.pipe, **kwargs, output_type="pt")
         into("decode")
