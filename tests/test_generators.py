@@ -20,7 +20,7 @@ from es_trl import (
 )
 from es_trl.es import make_generator
 from es_trl.evaluation import EvaluationRow, evaluate
-from es_trl.pipelines import GeneratorPipeline, PipelineAdapter, verify_population_forward
+from es_trl.pipelines import GeneratorPipeline, PipelineAdapter, add_frozen, read_start, verify_population_forward
 from es_trl.samples import why_unscored
 
 
@@ -104,6 +104,14 @@ def test_an_object_is_evaluated_with_rows_of_its_own(tmp_path):
     assert np.array_equal(loaded.of("mine@1", "brightness"), result.of("adapter@1", "brightness"))
     base = evaluate(Pictures(), PROMPTS, brightness, rows=[EvaluationRow("base", False)], columns=columns)
     assert np.array_equal(base.of("base", "brightness"), result.of("base@1", "brightness"))
+
+
+def test_an_object_starts_from_a_lora_beside_a_frozen_one(tmp_path):
+    adapter().save_lora(tmp_path)
+    file, own = str(tmp_path / "pytorch_lora_weights.safetensors"), GeneratorPipeline(Pictures())
+    add_frozen(own, [(file, 0.5)])
+    assert PipelineAdapter(own, start=read_start(own, file)).frozen_adapters == ["frozen_0"]
+    assert own.module.peft_config.keys() == {"frozen_0", "default"}, "what was read is off again"
 
 
 def test_members_of_an_object_are_drawn_fused_and_exact():

@@ -115,6 +115,9 @@ def test_hpsv2_refuses_a_checkpoint_with_holes(tmp_path):
     (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(ValueError, match="HPS_v2.1_compressed.pt' cannot be read|holds more than tensors"):
         HPSv2(str(tmp_path))
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(ValueError, match="reward 'hpsv2': .*open_clip_config.json' cannot be read"):
+        HPSv2(str(tmp_path))
 
 
 # --- image_reward ---

@@ -49,9 +49,6 @@ class PipelineAdapter(FrozenPipeline):
 
     Attributes:
         theta (`dict[str, nn.Parameter]`): The fp32 adapter matrices that training moves.
-        denoiser (`nn.Module`): Transformer or UNet.
-
-    `generate`, `call_kwargs` and `prompts` are those of [`FrozenPipeline`].
 
     Raises:
         `ValueError`: if the pipeline has no LoRA loader, carries an adapter already, or does not take a setting.

@@ -25,6 +25,7 @@ from .watching import CallWatch, device_of, dtype_of
 logger = logging.getLogger(__name__)
 
 ODD = ("not_finite", "flagged", "black")  # pictures that are counted
+FLAGGED = "the pipeline's safety checker flagged and blackened it; pass safety_checker=None to draw without"
 FLAGS = ("nsfw_content_detected", "nsfw_detected")  # where it says which of them a safety checker blackened
 
 Kwargs: TypeAlias = dict[str, Any]
@@ -54,12 +55,6 @@ class _Order:
 class Drawer:
     """
     Calls a pipeline with one row per picture; where its batches do not work, with one call per picture.
-
-    Args:
-        pipe (`DiffusionPipeline`): What is called.
-        denoiser (`nn.Module`): Its transformer or UNet.
-        settings (`CallSettings`): How it is called.
-        prompts (`PromptEncoder`): Prompts to call keywords.
 
     Attributes:
         one_by_one (`str`): Why every picture has a call of its own; empty where pictures share calls.
@@ -194,7 +189,7 @@ class Drawer:
         return numbers_of(single, self.last_watch.numbers, 1)[0]
 
     def _compare(self, together: torch.Tensor, alone: dict[int, torch.Tensor], prompts_differ: bool) -> None:
-        worst, last = 0.0, alone[len(together) - 1]
+        last = alone[len(together) - 1]
         if last.shape != together[-1].shape:
             worst, self._batches_work = math.inf, True
         else:
@@ -203,14 +198,14 @@ class Drawer:
             self._batches_work = spread > 0  # equal pictures say nothing: the next batch may
             limit = tolerance(together, spread, rounding_dtype(self.denoiser))
             off = {i: rms(together[i] - picture) for i, picture in alone.items()}
+            off_last, off_most = off[len(together) - 1], max(off.values())
             # The last picture may be right only because its prompt is the longest.
-            if off[len(together) - 1] <= limit < max(off.values()) and prompts_differ:
+            if off_last <= limit < off_most and prompts_differ:
                 self.by_prompt = (
                     f"a picture of {self.name} depends on how long the prompts are that it is drawn "
-                    f"with (by {max(off.values()) / spread:.2g} of the difference between two pictures)."
+                    f"with (by {off_most / spread:.2g} of the difference between two pictures)."
                 )
-                return
-            worst = off[len(together) - 1] / spread if off[len(together) - 1] > limit else 0.0
+            worst = off_last / spread if off_last > limit else 0.0
         if worst:
             self.one_by_one = (
                 f"a picture of {self.name} depends on what it is drawn with (by {worst:.2g} of the "
@@ -316,10 +311,7 @@ class Drawer:
             if i in bad:
                 sample = mark_unscored(sample, self._note("not_finite", prompt, self._cause(bad[i])))
             elif i < len(flagged) and flagged[i]:
-                cause = (
-                    "the pipeline's safety checker flagged and blackened it; pass safety_checker=None to draw without"
-                )
-                sample = mark_unscored(sample, self._note("flagged", prompt, cause))
+                sample = mark_unscored(sample, self._note("flagged", prompt, FLAGGED))
             elif is_black(sample):
                 self._note("black", prompt, "it is black all over, and scored as it is")
             if not whole:
@@ -336,9 +328,8 @@ class Drawer:
         missing = self.pictures["not_finite"] + self.pictures["flagged"]
         if not missing:
             return ""
-        return (
-            f"{missing} of {self.pictures['drawn']} pictures so far have no score, the last because {self._last_cause}"
-        )
+        drawn, last = self.pictures["drawn"], self._last_cause
+        return f"{missing} of {drawn} pictures so far have no score, the last because {last}"
 
     def _note(self, kind: str, prompt: str, cause: str) -> str:
         self.pictures[kind] += 1

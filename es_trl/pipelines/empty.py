@@ -48,20 +48,13 @@ def empty_pipeline(
     Raises:
         `ValueError`: if no configuration can be had.
     """
-    shapes = known_shapes().get(model)
-    if shapes is None:
-        shapes = _read_shapes(model, {k: v for k, v in model_init_kwargs.items() if k in ("revision", "token")})
+    asked = {name: value for name, value in model_init_kwargs.items() if name in ("revision", "token")}
+    shapes = known_shapes().get(model) or _read_shapes(model, asked)
     return build_pipeline(shapes, dtype, "meta"), shapes["source"]
 
 
 def build_pipeline(shapes: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> DiffusionPipeline:
-    """
-    A pipeline of these shapes ([`known_shapes`]): with random weights, or on the "meta" device without any.
-
-    Args:
-        shapes (`dict`): `pipeline` (its class) and `components`.
-        dtype (`torch.dtype`), device (`str`): Of the weights.
-    """
+    """A pipeline of these shapes ([`known_shapes`]): with random weights, or on the "meta" device without any."""
     parts: dict[str, Any] = {}
     for name, config in shapes["components"].items():
         if not isinstance(config, Mapping):

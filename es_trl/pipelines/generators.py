@@ -40,12 +40,7 @@ class Generator(Protocol):
 
 
 class GeneratorPipeline:
-    """
-    A [`Generator`] with the few doors of a diffusers pipeline that the package uses.
-
-    Args:
-        generator ([`Generator`]): The object.
-    """
+    """A [`Generator`] with the few doors of a diffusers pipeline that the package uses."""
 
     _lora_loadable_modules = ("module",)
 

@@ -97,11 +97,8 @@ def _why_refused(model: str, error: BaseException | None) -> str | None:
 
 def empty_denoiser(model: str, **kwargs: Any) -> tuple[str, torch.nn.Module]:
     """
-    The name of a pipeline's denoiser, and the denoiser without its weights: only configurations are read.
-
-    Args:
-        model (`str`): As in [`load_pipeline`].
-        **kwargs: For `load_config` (`revision`, ...).
+    The name of the denoiser of `model` (as in [`load_pipeline`]), and the denoiser without its weights: only
+    configurations are read; `kwargs` are for `load_config` (`revision`, ...).
 
     Raises:
         `ValueError`: if there is no such pipeline, or it has no LoRA loader.

@@ -13,7 +13,7 @@ from .replaced import replaced
 from .watching import device_of
 
 
-ENCODED_AT_ONCE = 4  # prompts per pass of a text encoder on a GPU
+ENCODED_AT_ONCE = 4  # prompts per pass of a text encoder on a GPU: more take memory that small cards do not have
 # A short text and a long one: whether encoding them together is encoding them alone shows how they may be stored.
 PROBES = ("a cat", "a very long line of words about two red houses, a green tree and a small blue boat on a lake")
 
@@ -32,16 +32,16 @@ class PromptEncoder:
 
     Args:
         pipe, denoiser, settings: As in [`Drawer`]; the text encoders are used until `release`.
-        batch_size (`int`, *optional*, defaults to `16`): Prompts per pass of the text encoder; on a GPU at most
-            `ENCODED_AT_ONCE`, since more take memory that small cards do not have.
 
     Attributes:
         mixed (`bool`): Whether a call had texts that are encoded otherwise together than alone.
         whole_reason (`str`): Why prompts cannot be encoded ahead of the call; empty if they can.
     """
 
-    def __init__(self, pipe: Any, denoiser: torch.nn.Module, settings: CallSettings, batch_size: int = 16) -> None:
-        self.pipe, self.denoiser, self.settings, self.batch_size = pipe, denoiser, settings, batch_size
+    batch_size = 16  # prompts per pass of a text encoder on a CPU
+
+    def __init__(self, pipe: Any, denoiser: torch.nn.Module, settings: CallSettings) -> None:
+        self.pipe, self.denoiser, self.settings = pipe, denoiser, settings
         self.released, self._serving, self.mixed = False, False, False
         self.whole_reason = "" if hasattr(pipe, "encode_prompt") else "it has no encode_prompt"
         self._splits: dict[str, RowSplit | None] = {}
@@ -155,8 +155,7 @@ class PromptEncoder:
             return original(**texts, **others)
         # Where an encoding depends on its company, each prompt is encoded alone, as it would be drawn alone.
         device = self._drawing_device(others)
-        size = self.batch_size if device.type == "cpu" else min(self.batch_size, ENCODED_AT_ONCE)
-        size = size if split.separable else 1
+        size = (self.batch_size if device.type == "cpu" else ENCODED_AT_ONCE) if split.separable else 1
         missing = [row for row in unique if (settings, names, row) not in self._cache]
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
@@ -193,8 +192,8 @@ class PromptEncoder:
 
     def _own_device(self, original: Callable[..., Any], others: dict[str, Any]) -> dict[str, Any]:
         """Where the text encoders are, if that is not where the pipeline draws."""
-        parts = [part for name, part in self.pipe.components.items() if name.startswith("text_encoder")]
-        devices = {device_of(part) for part in parts if isinstance(part, torch.nn.Module)}
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        devices = {device_of(part) for name, part in parts.items() if name.startswith("text_encoder")}
         apart = len(devices) == 1 and devices != {self._drawing_device(others)}
         return {"device": devices.pop()} if apart and "device" in inspect.signature(original).parameters else {}
 
@@ -203,16 +202,13 @@ class PromptEncoder:
     ) -> RowSplit | None:
         if key in self._splits:
             return self._splits[key]
-        names, first = tuple(texts), tuple(value[0] for value in texts.values())
+        names = tuple(texts)
 
         def encode(rows: Sequence[tuple[Any, ...]]) -> Any:
             return self._encode(original, names, rows, others)
 
-        def probe(text: str) -> tuple[Any, ...]:
-            return tuple(value if "negative" in name else text for name, value in zip(names, first, strict=True))
-
+        probes = [tuple(v[0] if "negative" in name else text for name, v in texts.items()) for text in PROBES]
         try:
-            probes = [probe(text) for text in PROBES]
             split = RowSplit(encode(probes), encode([*probes, probes[0]]))
             split.check(encode, probes)
         except Unsplittable as error:

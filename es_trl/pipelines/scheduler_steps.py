@@ -20,14 +20,7 @@ LOUD = 2.0**20  # noise of this size drowns the rest of a step, so that its fact
 
 @dataclass
 class Step:
-    """
-    One call of a scheduler's `step`.
-
-    Args:
-        scheduler: Whose step it is; `function` is its own `step`.
-        model_output, timestep, sample: What the pipeline passes.
-        args, kwargs: And the rest of it.
-    """
+    """One call of a scheduler's own `step`, the `function`, with what the pipeline passes to it."""
 
     scheduler: Any
     function: Callable[..., Any]

@@ -16,7 +16,6 @@ def set_up(
     Throws them on `pipe`.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline.
         scheduler_config (`dict`, *optional*): What its scheduler has otherwise than its own; `_class_name` is another
             class of diffusers.
         vae_slicing (`bool`, *optional*): Decode one picture at a time.

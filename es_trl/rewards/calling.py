@@ -242,9 +242,8 @@ class AsyncRunner:
         future = self.submit(coroutine)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # does nothing to one that has ended
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -7,22 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """
-    One row.
-
-    Args:
-        name (`str`), measures (`str`), range (`str`): The reward, what it measures, and its values.
-        checkpoint (`str`): What is loaded by default.
-        licence (`str`): Of that checkpoint, as far as we could read it.
-        cost (`str`): What one picture costs.
-    """
+    """One row."""
 
     name: str
     measures: str
     range: str
-    checkpoint: str
-    licence: str
-    cost: str
+    checkpoint: str  # what is loaded by default
+    licence: str  # of that checkpoint, as far as we could read it
+    cost: str  # of one picture
 
 
 _CLIP_B, _MIT = "openai/clip-vit-base-patch32", "MIT (OpenAI's CLIP)"

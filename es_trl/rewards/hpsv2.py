@@ -97,7 +97,7 @@ def _build(folder: str):
 
     config = os.path.join(folder, "open_clip_config.json")
     if os.path.isfile(config):
-        settings = read_json(config, HPSv2.__name__).get("model_cfg", {})
+        settings = read_json(config, "hpsv2").get("model_cfg", {})
     else:
         settings = open_clip.get_model_config(ARCHITECTURE)
     try:

@@ -43,18 +43,11 @@ REWARD_NAMES = (*_CLIP_REWARDS, *_MODEL_REWARDS, *_PLAIN_REWARDS, *_OWN_REWARDS,
 
 @dataclass(frozen=True)
 class NamedReward:
-    """
-    A reward that was asked for by a string and is not built yet.
+    """A reward that was asked for by a string and is not built yet."""
 
-    Args:
-        spec (`str`): the string, with the sha256 of the file where it names one.
-        name (`str`): its name in metrics.
-        build (`Callable`): `build(device, dtype)` loads what is needed and returns the callable.
-    """
-
-    spec: str
-    name: str
-    build: Callable
+    spec: str  # the string, with the sha256 of the file where it names one
+    name: str  # in metrics
+    build: Callable  # build(device, dtype) loads what is needed and returns the callable
 
 
 def parse_reward(spec: str) -> NamedReward:

@@ -107,9 +107,7 @@ def check_scores(reply: Any, count: int, endpoint: Endpoint) -> list[float | Non
     if len(scores) != count:
         raise EndpointError(f"{endpoint}: asked for {count} scores, got {len(scores)}")
     for index, score in enumerate(scores):
-        if score is not None and (
-            isinstance(score, bool) or not isinstance(score, numbers.Real) or not _finite(score)
-        ):
+        if score is not None and not _finite(score):
             shown = endpoint.hide(repr(score))[:60]
             raise EndpointError(f"{endpoint}: score {index} is no finite number: {shown}")
     return [None if score is None else float(score) for score in scores]
@@ -117,6 +115,6 @@ def check_scores(reply: Any, count: int, endpoint: Endpoint) -> list[float | Non
 
 def _finite(value) -> bool:
     try:
-        return math.isfinite(value)
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floats
         return False

@@ -101,8 +101,7 @@ def refuse_missing(
     Args:
         missing (`float`): Share in [0, 1] that cannot be used.
         what (`str`): Of what: `"members"` or `"images"`.
-        scores (array or tensor): `(..., K)`, to say which functions it was.
-        names (`Sequence[str]`): Those of the K functions.
+        scores (array or tensor), names (`Sequence[str]`): `(..., K)`, to say which of the K functions it was.
         step (`int`), prompt (`str`): Where it happened.
         max_invalid_fraction (`float`): The limit, in [0, 1).
         pictures (`str`, *optional*): What was wrong with pictures of this run.
@@ -127,12 +126,8 @@ def weighted_total(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     A function that scored no picture of a group does not apply to its prompt, and the others decide. The fitness of ES
     (`es_trl.es.compute_fitness`) goes by the same rule.
 
-    Args:
-        scores (`np.ndarray`): `(..., G, K)`: picture of the group, function; not finite where there is no score.
-        weights (`np.ndarray`): `(K,)`.
-
-    Returns:
-        `np.ndarray`: `(..., G)` fp64; NaN where a function that applies gave no score, or none applies.
+    Scores `(..., G, K)`, of G pictures by K functions, and weights `(K,)` to `(..., G)` fp64; NaN where a function
+    that applies gave no score, or none applies.
     """
     finite = np.isfinite(scores)
     applies = finite.any(axis=-2, keepdims=True)

@@ -179,9 +179,7 @@ def _likely(choice: dict) -> list[tuple[str, float]] | None:
 
 def _first_wins(choice: dict) -> float:
     share = first_token_share(choice, "1", "2")
-    if share is None:
-        share = {"1": 1.0, "2": 0.0}.get(_text(choice).strip()[:1], 0.5)
-    return share
+    return {"1": 1.0, "2": 0.0}.get(_text(choice).strip()[:1], 0.5) if share is None else share
 
 
 def _text(choice: dict) -> str:
