@@ -28,7 +28,7 @@ from es_trl.pipelines.base_layers import compute_dtype, dense_weight
 from recipes.benchmarks.storages import STORAGES, bnb_int8, fp8_casting, quantised_sprint, torchao_int8
 
 
-CALL = CallSettings(1, 2.0, max_sequence_length=16)
+CALL = CallSettings(1, 2.0, height=32, width=32, max_sequence_length=16)
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_out.0"])
 PROMPTS = ["a red apple", "two blue cats"]
 DIFFERENT = tuple(space for space in SPACES if space != "lora_b")  # that is `lora` with half of its sites

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 from tiny_pipelines import PROMPTS, fresh_sprint, sana
 from tiny_policies import tiny_policy
-from tiny_runs import redness, same, theta_of
+from tiny_runs import WHOLE, redness, same, theta_of
 from transformers import TrainerCallback
 
 from es_trl.es import make_generator
@@ -97,7 +97,7 @@ def test_noise_levels(settings, mean, tmp_path):
 
 def test_an_update_prefers_what_was_chosen(tmp_path):
     """On fresh noise the chosen pictures become likelier than the rejected ones, and one-step pictures redder."""
-    trainer = offline(tmp_path, max_steps=6, learning_rate=3e-3)
+    trainer = offline(tmp_path, max_steps=6, learning_rate=3e-3, **WHOLE)
     before = trainer.evaluate(PROMPTS)["eval_reward"]
     trainer.train()
     model = trainer.denoising

@@ -25,7 +25,7 @@ from es_trl.rewards import RewardSet
 
 
 PROMPTS = ["a red cat", "two blue stars", "a green frog", "a yellow house", "a | `bad` <b>prompt</b>"]
-CALL = CallSettings(num_inference_steps=1, guidance_scale=2.0, max_sequence_length=16)
+CALL = CallSettings(1, 2.0, height=32, width=32, max_sequence_length=16)
 
 
 class Counted:
@@ -61,6 +61,7 @@ def adapters(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"run{run}")
         adapter.save_lora(folder)
         config = {"guidance_scale": 2.0, "max_sequence_length": 16, "num_inference_steps": 1, "seed": run}
+        config |= {"height": 32, "width": 32}
         ran = {"method": "es", "base_model": "tiny-sana-sprint", "reward_funcs": ["brightness"], "config": config}
         (folder / "es_config.json").write_text(json.dumps(ran))
         folders.append(str(folder))
@@ -122,7 +123,7 @@ def test_the_scores_and_pictures_are_on_disk(whole):
     for entry in pictures:
         assert set(entry["files"]) == {row.name for row in result.rows}
         for file in entry["files"].values():
-            assert Image.open(folder / file).size == (64, 64)
+            assert Image.open(folder / file).size == (32, 32)
     page = (folder / "eval.md").read_text()
     assert "base@1 best of 2" in page and "<b>" not in page
 

@@ -24,7 +24,7 @@ from es_trl.pipelines import (
 )
 
 
-CALL = CallSettings(1, 2.0, max_sequence_length=16)
+CALL = CallSettings(1, 2.0, height=32, width=32, max_sequence_length=16)
 PROMPTS = ["a red apple", "two blue cats"]
 FEW = ["attn1.to_q", "attn2.to_out.0"]
 

@@ -15,7 +15,7 @@ from es_trl.hub import find_adapter
 from es_trl.pipelines import LORA_WEIGHTS_NAME, CallSettings, LoadedAdapters
 
 
-CALL = CallSettings(num_inference_steps=1, guidance_scale=2.0, max_sequence_length=16)
+CALL = CallSettings(1, 2.0, height=32, width=32, max_sequence_length=16)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 

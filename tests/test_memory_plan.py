@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_pipelines import flux, stable_diffusion
-from tiny_runs import PROMPTS, same, theta_of, tiny_trainer
+from tiny_runs import PROMPTS, WHOLE, same, theta_of, tiny_trainer
 from torch import nn
 
 from es_trl.cli import main, memory_plan
@@ -124,7 +124,7 @@ def test_every_setting_that_saves_memory_shows_in_the_plan(tmp_path):
     assert [m.name for m in plan.moments] == [
         "encoding prompts", "denoising 32 images", "decoding 32 images", "scoring",
     ]  # fmt: skip
-    adapter = tiny_trainer(tmp_path / "run").adapter
+    adapter = tiny_trainer(tmp_path / "run", **WHOLE).adapter
     weights = sum(p.numel() for n, p in adapter.denoiser.named_parameters() if "lora" not in n) * 4 / 1e9
     assert plan.peak.parts["denoiser"] == pytest.approx(weights, rel=0.01)
     decoding = moment(plan, "decoding").parts["activations"]
@@ -143,7 +143,7 @@ def test_every_setting_that_saves_memory_shows_in_the_plan(tmp_path):
 @torch.no_grad()
 def test_the_count_is_that_of_real_tensors(tmp_path):
     """What kernels take on top is measured by recipes/benchmarks/true_widths.py --memory: docs/scale.md."""
-    adapter = tiny_trainer(tmp_path / "run").adapter
+    adapter = tiny_trainer(tmp_path / "run", **WHOLE).adapter
     call = adapter.settings.call_kwargs(adapter.pipe, guidance_scale=2.0) | adapter.prompts.rows(PROMPTS[:1] * 32)
     generators = [torch.Generator().manual_seed(i) for i in range(32)]
     with LiveBytes() as live:

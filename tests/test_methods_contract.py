@@ -136,7 +136,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path):
 def test_its_lora_loads_in_a_stock_pipeline_and_draws_the_same(run, tmp_path):
     _, trainer, _, _ = run
     folder = Path(shutil.copytree(trainer.args.output_dir, tmp_path / "run"))
-    call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 64, "width": 64, "guidance_scale": 2.0,
+    call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 32, "width": 32, "guidance_scale": 2.0,
             "use_resolution_binning": False, "max_sequence_length": 16, "output_type": "pt"}  # fmt: skip
     prompts = ["a red apple", "two blue cats"]
     trained = trainer.pipe(prompt=prompts, generator=[make_generator(0, "t", i) for i in range(2)], **call).images

@@ -62,7 +62,7 @@ def test_the_population_is_kept_as_pictures(trained):
         assert rewards == sorted(rewards, reverse=True)
         name = folder / "samples" / f"members-{entry['step']:06d}"
         with Image.open(f"{name}-tiles.jpg") as tiles, Image.open(f"{name}.jpg") as strip:
-            assert tiles.size == (2 * 64, 3 * 64) and strip.width > tiles.width
+            assert tiles.size == (2 * 32, 3 * 32) and strip.width > tiles.width
         assert len(entry["prompts"]) == 2
 
 

@@ -4,7 +4,7 @@ import pytest
 from report_folders import run_folder
 from test_benchmarks import load
 from test_report import opened
-from tiny_runs import PROMPTS, tiny_trainer
+from tiny_runs import PROMPTS, WHOLE, tiny_trainer
 
 from es_trl.report import page as page_module
 from es_trl.report import write_report
@@ -53,7 +53,7 @@ def test_a_run_shows_its_way_and_other_methods_show_none(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "save_png", lambda draw, path: None)
     trainer = tiny_trainer(
         tmp_path, "tiny-pickscore", max_steps=3, logging_steps=1, lora_rank=1, output_change=0.2, sigma=None,
-        population_size=32, members_per_forward=32, train_dataset=PROMPTS,
+        population_size=32, members_per_forward=32, train_dataset=PROMPTS, **WHOLE,
     )  # fmt: skip
     trainer.train()
     trainer.save_state()

@@ -484,7 +484,7 @@ def test_a_saved_run_loads_anywhere_and_holds_no_pickle(tmp_path):
     assert ran["method"] == "es" and ran["base_model"] == "tiny-sana-sprint" and ran["config"]["population_size"] == 4
     assert ran["reward_funcs"] == ["redness"] and ran["train_prompts"] == len(prompts)
 
-    call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 64, "width": 64,
+    call = {"num_inference_steps": 1, "intermediate_timesteps": None, "height": 32, "width": 32,
             "use_resolution_binning": False, "max_sequence_length": 16, "output_type": "pt"}  # fmt: skip
     generators = [make_generator(0, "t", i) for i in range(2)]
     states = [generator.get_state() for generator in generators]
@@ -555,7 +555,7 @@ def test_options_train(tmp_path, options):
         if name in options:
             assert settings[name] == options[name]
     image = trainer.adapter.generate(PROMPTS[:1], [make_generator(0, "t")])[0]
-    assert image.size == (options.get("width", 64), options.get("height", 64))
+    assert image.size == (options.get("width", 32), options.get("height", 32))
     assert trainer.adapter.denoiser.dtype == getattr(torch, options.get("dtype", "float32"))
     assert (trainer.adapter.pipe.text_encoder is None) == options.get("release_text_encoder", False)
     assert trainer.adapter.lora_config.r == 2

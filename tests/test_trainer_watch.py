@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import PROMPTS, redness, same, theta_of, tiny_trainer
+from tiny_runs import PROMPTS, WHOLE, redness, same, theta_of, tiny_trainer
 from transformers import TrainerCallback
 
 from es_trl import ESTrainer, RewardSet
@@ -91,7 +91,7 @@ def test_slopes_of_everything_that_is_scored_are_logged(tmp_path):
 
 
 def small_pictures_guarded(folder, **options):
-    options = {"travel": 3.0, "max_steps": 6, "save_strategy": "steps", "save_steps": 1} | POPULATION | options
+    options = {"travel": 3.0, "max_steps": 6, "save_strategy": "steps", "save_steps": 1} | POPULATION | WHOLE | options
     options |= {"population_size": 128, "guard_reward_funcs": ["tiny-pickscore"]}
     return tiny_trainer(folder, "jpeg_compressibility", **options)
 
@@ -121,7 +121,7 @@ RESTART = {
     "save_steps": 1,
     "save_total_limit": 9,
 } | POPULATION
-RESTART |= {"reward_funcs": redness, "prompts_per_step": 1, "population_size": 64, "lora_rank": 2}
+RESTART |= {"reward_funcs": redness, "prompts_per_step": 1, "population_size": 64, "lora_rank": 2, **WHOLE}
 
 
 def turning_trainer(folder, monkeypatch, rising_steps, **options):

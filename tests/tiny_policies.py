@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from tiny_runs import PROMPTS, redness
+from tiny_runs import PROMPTS, SMALL, redness
 
 from es_trl.trainer import PolicyGradientTrainer, config_of, trainer_of
 
@@ -18,6 +18,7 @@ def tiny_policy(
     quiet = {"sample_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     small = {"max_steps": 3, "num_generations": 3, "prompts_per_step": 2, "lora_rank": 2, "learning_rate": 1e-2}
     small |= {"images_per_forward": 3, "guidance_scale": 2.0, "max_sequence_length": 16, "use_cpu": True}
-    args = config_class(output_dir=str(output_dir), **(small | quiet | config))
     options = {"model": "tiny-sana-sprint", "train_dataset": PROMPTS} | options
+    small |= SMALL if options["model"] == "tiny-sana-sprint" else {}
+    args = config_class(output_dir=str(output_dir), **(small | quiet | config))
     return trainer_class(reward_funcs=reward_funcs, args=args, **options)

@@ -9,6 +9,8 @@ import torch
 from es_trl import ESConfig, ESTrainer
 
 
+SMALL = {"height": 32, "width": 32}  # half the cost of the shipped model's own 64, for what does not depend on it
+WHOLE = {"height": None, "width": None}
 PROMPTS = ["a red apple", "two blue cats", "a green frog", "a pink dog", "three yellow stars", "a brown chair"]
 
 
@@ -26,7 +28,7 @@ def tiny_config(output_dir: Path | str, **overrides) -> ESConfig:
     """Four members on two prompts, three steps; nothing written unless a test asks for it."""
     quiet = {"sample_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     small = {"max_steps": 3, "population_size": 4, "prompts_per_step": 2, "prompts_per_member": None, "sigma": 0.1,
-             "lora_rank": 2, "members_per_forward": 4}  # fmt: skip
+             "lora_rank": 2, "members_per_forward": 4} | SMALL  # fmt: skip
     return ESConfig(output_dir=str(output_dir), max_sequence_length=16, use_cpu=True, **(small | quiet | overrides))
 
 
@@ -40,6 +42,8 @@ def tiny_trainer(
     fields = {field.name for field in dataclasses.fields(ESConfig)}
     config = {name: options.pop(name) for name in list(options) if name in fields}
     options = {"train_dataset": PROMPTS} | options
+    if model != "tiny-sana-sprint":
+        config = WHOLE | config
     trainer = ESTrainer(model, reward_funcs, args=tiny_config(output_dir, **config), **options)
     if not (model != "tiny-sana-sprint" if self_check is None else self_check):
         trainer.rollout._checked = True
