@@ -29,7 +29,7 @@ def load_vae(runs: Path, size: Size = SHIPPED, device: str = "cpu") -> Autoencod
     """The autoencoder with its `scaling_factor`, and the sharpened decoder when that stage has run."""
     vae = build_vae(size).to(device)
     load_weights(runs / "vae.safetensors", vae)
-    vae.register_to_config(scaling_factor=latent_factor(vae, size.side))
+    vae.register_to_config(scaling_factor=latent_factor(vae, size))
     sharpened = runs / "vae_decoder.safetensors"
     if sharpened.exists():
         load_weights(sharpened, vae)

@@ -19,6 +19,7 @@ class Size:
         layers, heads (`int`): Of the transformer, which is 32 times `heads` wide.
         channels (`tuple`): Of the autoencoder's four levels, equal for encoder and decoder.
         text_layers, text_heads (`int`): Of the text encoder, which is 32 times `text_heads` wide; an even number.
+        scenes (`int`): Drawn to measure the latents' spread; half as many measure the autoencoder.
     """
 
     side: int = 64
@@ -27,6 +28,7 @@ class Size:
     channels: tuple[int, int, int, int] = (32, 32, 64, 128)
     text_layers: int = 2
     text_heads: int = 4
+    scenes: int = 512
 
     def __post_init__(self) -> None:
         if self.side % 64:
@@ -44,7 +46,7 @@ LARGE = Size(side=128, layers=9, heads=20, channels=(64, 64, 128, 256), text_lay
 SIZES = {
     "6m": SHIPPED,
     "64m": LARGE,
-    "rehearsal": replace(LARGE, layers=1, heads=1, channels=(16, 16, 16, 16), text_layers=1, text_heads=2),
+    "rehearsal": replace(LARGE, layers=1, heads=1, channels=(16, 16, 16, 16), text_layers=1, text_heads=2, scenes=16),
 }
 
 SPECIAL = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}

@@ -27,7 +27,7 @@ from models import SHIPPED, SIZES, Size, build_text_encoder, build_tokenizer, bu
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
-from world import SIZE, sample_batch
+from world import sample_batch
 
 
 TOKENIZER = build_tokenizer(512)
@@ -89,9 +89,10 @@ class Latents:
 
 
 @torch.no_grad()
-def latent_factor(vae: nn.Module, side: int = SIZE) -> float:
+def latent_factor(vae: nn.Module, size: Size = SHIPPED) -> float:
     """One over the standard deviation of the latents: the autoencoder's `scaling_factor`."""
-    return float(1 / vae.encode(to_tensor(sample_batch(7, 0, 512, side=side)[0], vae.device)).latent.std())
+    pictures = to_tensor(sample_batch(7, 0, size.scenes, side=size.side)[0], vae.device)
+    return float(1 / vae.encode(pictures).latent.std())
 
 
 def batches(args: argparse.Namespace, latents: Latents, start: int) -> Iterator[tuple]:
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     size = SIZES[args.size]
     vae = build_vae(size).to(args.device, memory_format=torch.channels_last)
     load_weights(args.runs / "vae.safetensors", vae)
-    factor = latent_factor(vae, size.side)
+    factor = latent_factor(vae, size)
     model = TextToLatent(size).to(args.device)
     model.transformer.to(memory_format=torch.channels_last)  # with bf16 autocast: 0.42 s a step instead of 0.65
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)

@@ -18,7 +18,7 @@ from common import (
     stream,
     to_tensor,
 )
-from models import SIZES, build_vae
+from models import SIZES, Size, build_vae
 from tqdm import tqdm
 from world import sample_batch
 
@@ -31,9 +31,9 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 @torch.no_grad()
-def psnr(vae: torch.nn.Module, side: int, n: int = 256) -> float:
+def psnr(vae: torch.nn.Module, size: Size) -> float:
     """Mean peak signal-to-noise ratio in dB over held-out scenes."""
-    pictures = to_tensor(sample_batch(999, 0, n, unseen=True, side=side)[0], vae.device)
+    pictures = to_tensor(sample_batch(999, 0, size.scenes // 2, unseen=True, side=size.side)[0], vae.device)
     output = vae.decode(vae.encode(pictures).latent).sample.clamp(-1, 1)
     return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             return
     checkpoint.save(args.steps)
     ema.copy_to(vae)
-    logger.info("PSNR %.2f dB on held-out scenes, %.0f s", psnr(vae, size.side), checkpoint.seconds)
+    logger.info("PSNR %.2f dB on held-out scenes, %.0f s", psnr(vae, size), checkpoint.seconds)
 
 
 if __name__ == "__main__":

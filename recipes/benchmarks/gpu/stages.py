@@ -59,6 +59,8 @@ def trainer_of(place: Place, folder: str, method: str = "ES", model="tiny-sana-s
     """A trainer that writes nothing but what a setting asks for."""
     quiet = {"sample_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     small = {"max_steps": 2, "prompts_per_step": 2, "use_cpu": place.device == "cpu", "log_level": "error"}
+    if place.rehearse and method == "ES":
+        small |= {"sigma": 0.05}  # the demo finds its own
     trainer = getattr(es_trl, f"{method}Trainer")
     config = trainer.config_class(output_dir=folder, **(quiet | small | settings))
     return trainer(model, redness, args=config, train_dataset=PROMPTS)
