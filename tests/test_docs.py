@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 # Numbers of each page, and those that take their place here.
 FEWER = {
-    "README.md": {"max_steps=8": "max_steps=2", "population_size=256": "population_size=16"},
+    "README.md": {"max_steps=8": "max_steps=2", "population_size=256": "population_size=16",
+                  '"tiny-validation"': '["a red apple", "two blue cats"]'},
     "docs/quickstart.md": {"max_steps=4": "max_steps=2", "population_size=64": "population_size=16",
                            'eval_dataset="tiny-validation"': 'eval_dataset=["a red apple", "two blue cats"]'},
     "docs/es_trainer.md": {"max_steps=4": "max_steps=2", "population_size=16": "population_size=8"},
