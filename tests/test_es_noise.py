@@ -1,9 +1,21 @@
 """Keys, noise and members: every random number is a function of its key, and nothing else."""
 
+import math
+
 import pytest
 import torch
 
-from es_trl.es import Factors, NoiseBank, Population, make_generator, make_seed
+from es_trl.es import (
+    Factors,
+    NoiseBank,
+    Population,
+    StepNoise,
+    estimate,
+    make_generator,
+    make_seed,
+    noise,
+    projections,
+)
 
 
 SHAPES = {"first": (3, 5), "second": (4, 2)}
@@ -145,3 +157,26 @@ def test_sizes_that_cannot_be_a_population_are_errors():
         Population(5)
     with pytest.raises(ValueError, match="at least 2, got 1"):
         Population(1, antithetic=False)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_noise_that_is_too_large_to_be_held_is_drawn_again_by_every_use(monkeypatch, antithetic):
+    population = Population(10, antithetic=antithetic)
+    bank, fitness = NoiseBank(7, SHAPES, rank=2), torch.randn(10, generator=torch.Generator().manual_seed(1))
+    along = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    whole = StepNoise(bank, 3, population.num_directions, micro=1)
+    monkeypatch.setattr(noise, "HELD", 2 * bank.size)
+    few = StepNoise(bank, 3, population.num_directions, micro=1)
+    most, draw = [], bank.draw
+    monkeypatch.setattr(bank, "draw", lambda step, of, *rest: most.append(len(of)) or draw(step, of, *rest))
+    chosen = torch.tensor([1, 4, 1]) % population.num_directions
+    for a, b in ((whole, few), (whole.scaled(4.0), few.scaled(4.0))):
+        assert torch.equal(a.select(chosen).flat, b.select(chosen).flat)
+    for name in SHAPES:
+        ((_, all_of_it),) = whole.blocks()
+        parts = [estimate(block[name], fitness, population, part) for part, block in few.blocks()]
+        assert len(parts) == math.ceil(population.num_directions / 2)
+        torch.testing.assert_close(sum(parts), estimate(all_of_it[name], fitness, population))
+    expected = projections(whole.blocks(), along, population)
+    torch.testing.assert_close(projections(few.blocks(), along, population), expected, rtol=1e-5, atol=1e-5)
+    assert max(most) == 3, "three were chosen; blocks have two"

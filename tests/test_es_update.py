@@ -191,7 +191,7 @@ def test_slopes_are_unbiased_and_their_errors_are_true(antithetic, groups):
     found = []
     for step in range(200):
         factors = noise.draw(step, range(population.num_directions))
-        projected = projections(factors, direction, population)
+        projected = projections([(slice(None), factors)], direction, population)
         other = torch.randn(64, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         scores = 0.6 * projected / length + 0.8 * other  # of unit deviation
         found.append(slope(scores, projected, length, population))
@@ -207,7 +207,9 @@ def test_projections_are_those_of_the_written_out_perturbations():
     direction = {name: torch.randn(shape) for name, shape in SHAPES.items()}
     dense = sum((factors[name].dense() * direction[name]).sum(dim=(1, 2)) for name in SHAPES)
     expected = torch.stack([dense, -dense], dim=1).flatten().double()
-    torch.testing.assert_close(projections(factors, direction, population), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        projections([(slice(None), factors)], direction, population), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_turn_is_called_two_errors_below_the_maximum():

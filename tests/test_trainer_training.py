@@ -17,7 +17,7 @@ from tiny_runs import PROMPTS, brightness, files_in, redness, same, theta_of, ti
 from transformers import TrainerCallback
 
 from es_trl import ESTrainer, assets
-from es_trl.es import compute_fitness, gradient, make_generator
+from es_trl.es import compute_fitness, gradient, make_generator, noise
 from es_trl.trainer.prompt_batches import PromptBatchSampler, prompt_dataloader
 from es_trl.trainer.rollout import PromptBatch
 
@@ -121,6 +121,21 @@ def test_members_per_forward_changes_rounding_only(tmp_path):
         reference = reference or theta
         for name, value in theta.items():
             torch.testing.assert_close(value, reference[name], atol=1e-4, rtol=0)
+
+
+def test_a_run_whose_noise_is_not_held_is_the_same_but_for_rounding(tmp_path, monkeypatch):
+    """A step draws it for each forward, for the slopes and for the estimate, never that of all members."""
+    options = {"population_size": 8, "members_per_forward": 4, "max_steps": 3, "gradient_accumulation_steps": 2}
+    whole = tiny_trainer(tmp_path / "whole", **options)
+    whole.train()
+    few = tiny_trainer(tmp_path / "few", **options)
+    monkeypatch.setattr(noise, "HELD", 3 * few.noise.size)
+    most, draw = [], few.noise.draw
+    monkeypatch.setattr(few.noise, "draw", lambda step, of, *rest: most.append(len(of)) or draw(step, of, *rest))
+    few.train()
+    assert max(most) == 4 and len(most) > 2 * 3 * (2 + 3)
+    for name, value in theta_of(few).items():
+        torch.testing.assert_close(value, theta_of(whole)[name], atol=1e-4, rtol=0)
 
 
 def test_members_share_prompts_and_latents(tmp_path):

@@ -4,7 +4,7 @@ from .estimator import direction_weights, estimate, gradient, pair_snr
 from .fitness import Fitness, compute_fitness
 from .keys import make_generator, make_seed
 from .members import Population
-from .noise import Factors, NoiseBank, Perturbations
+from .noise import Factors, NoiseBank, Perturbations, StepNoise
 from .population import PopulationForward, PopulationShapeError, Site
 from .slopes import Slope, Turn, projections, slope
 from .update import MeanUpdate, first_step, mean_step, travel_left
@@ -21,6 +21,7 @@ __all__ = [
     "PopulationShapeError",
     "Site",
     "Slope",
+    "StepNoise",
     "Turn",
     "compute_fitness",
     "direction_weights",

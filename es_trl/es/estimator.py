@@ -11,20 +11,23 @@ def direction_weights(fitness: torch.Tensor, population: Population) -> torch.Te
     return fitness[0::2] - fitness[1::2] if population.antithetic else fitness
 
 
-def estimate(factors: Factors, fitness: torch.Tensor, population: Population) -> torch.Tensor:
+def estimate(
+    factors: Factors, fitness: torch.Tensor, population: Population, part: slice = slice(None)
+) -> torch.Tensor:
     """
     The ES estimate `ghat = (1/N) sum_i F_i s_i E_i` of one matrix, never writing out an `E_i`.
 
     Args:
-        factors (`Factors`): `U (D, m, r)` and `V (D, n, r)` of all directions of the step.
+        factors (`Factors`): `U (D, m, r)` and `V (D, n, r)` of all directions of the step, or of some.
         fitness (`torch.Tensor`): `(N,)`; a dropped member has fitness 0.
         population (`Population`): Members and their signs.
+        part (`slice`, *optional*): Which directions `factors` has; estimates of all parts add up to the whole one.
 
     Returns:
         `torch.Tensor` of shape `(m, n)`, fp32: an ascent direction of the fitness. With unit-variance fitness that
         carries no signal its entries have RMS `1 / sqrt(N)`.
     """
-    weights = direction_weights(fitness, population).to(factors.U)
+    weights = direction_weights(fitness, population)[part].to(factors.U)
     if weights.shape[0] != factors.U.shape[0]:
         raise ValueError(f"fitness names {weights.shape[0]} directions but the noise holds {factors.U.shape[0]}.")
     weighted = factors.U * weights[:, None, None]
@@ -34,7 +37,12 @@ def estimate(factors: Factors, fitness: torch.Tensor, population: Population) ->
 
 
 def gradient(
-    factors: Factors, fitness: torch.Tensor, population: Population, sigma: float, num_valid: int
+    factors: Factors,
+    fitness: torch.Tensor,
+    population: Population,
+    sigma: float,
+    num_valid: int,
+    part: slice = slice(None),
 ) -> torch.Tensor:
     """
     What goes into `.grad`: `-sigma * sqrt(N) * ghat` over the `num_valid` members that count.
@@ -44,7 +52,7 @@ def gradient(
     """
     if num_valid == 0:
         return torch.zeros(factors.U.shape[1], factors.V.shape[1], device=factors.U.device)
-    ghat = estimate(factors, fitness, population) * (population.size / num_valid)
+    ghat = estimate(factors, fitness, population, part) * (population.size / num_valid)
     return -sigma * num_valid**0.5 * ghat
 
 

@@ -1,6 +1,6 @@
 """The perturbations: low-rank Gaussian factors of every adapter matrix, a pure function of (seed, step, direction)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from .keys import make_generator
 
 
 THREADS_FROM = 2**20  # numbers: fewer are drawn sooner than threads start
+HELD = 2**26  # numbers, 256 MiB: more are drawn again by every use
 
 
 @dataclass
@@ -116,3 +117,44 @@ class NoiseBank:
         with ThreadPoolExecutor(threads) as pool:  # every direction has a generator of its own
             list((pool.map if threads > 1 else map)(fill, flat, directions))
         return Perturbations(flat.to(device), self.shapes, self.rank)
+
+    def of_step(self, step: int, directions: int, micro: int = 0) -> "StepNoise":
+        """All `directions` of a step's prompt batch."""
+        return StepNoise(self, step, directions, micro)
+
+
+class StepNoise:
+    """
+    The perturbations of all directions of one prompt batch, on the CPU. Up to 256 MiB are drawn once and held; beyond,
+    which a large adapter on many members is, every use draws those that it needs, in blocks of that size: the same
+    numbers, and a step never holds those of all members.
+
+    Args:
+        bank (`NoiseBank`): Draws them.
+        step, micro (`int`): As in [`NoiseBank.draw`].
+        directions (`int`): How many there are.
+    """
+
+    def __init__(self, bank: NoiseBank, step: int, directions: int, micro: int = 0, factor: float = 1.0):
+        self.bank, self.step, self.directions, self.micro, self.factor = bank, step, directions, micro, factor
+        self._block = max(1, HELD // bank.size)
+        self._held = self._drawn(range(directions)) if directions <= self._block else None
+
+    def _drawn(self, directions: Sequence[int], device: torch.device | str = "cpu") -> Perturbations:
+        drawn = self.bank.draw(self.step, directions, self.micro, device)
+        return drawn if self.factor == 1 else drawn.scaled(self.factor)
+
+    def select(self, directions: torch.Tensor, device: torch.device | str = "cpu") -> Perturbations:
+        """As [`Perturbations.select`]."""
+        held = self._held
+        return self._drawn(directions.tolist(), device) if held is None else held.select(directions, device)
+
+    def scaled(self, factor: float) -> "StepNoise":
+        """Every `E_d` times `factor`, which is at least 0."""
+        return StepNoise(self.bank, self.step, self.directions, self.micro, self.factor * factor)
+
+    def blocks(self) -> Iterator[tuple[slice, Perturbations]]:
+        """All directions in order, block by block, each with its place among them."""
+        for start in range(0, self.directions, self._block):
+            part = range(self.directions)[start : start + self._block]
+            yield slice(part.start, part.stop), self._drawn(part) if self._held is None else self._held

@@ -6,7 +6,7 @@ estimate of that score's change along `s`, and its error is known: no picture is
 projections `<E_i, s>`, one number per member.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,20 +31,24 @@ class Slope:
 
 
 def projections(
-    factors: Mapping[str, Factors], direction: Mapping[str, torch.Tensor], population: Population
+    blocks: Iterable[tuple[slice, Mapping[str, Factors]]],
+    direction: Mapping[str, torch.Tensor],
+    population: Population,
 ) -> torch.Tensor:
     """
     `(N,)` fp64: `s_i <E_i, direction>` of every member, summed over all matrices.
 
     Args:
-        factors (`Mapping[str, Factors]`): All directions of the step.
+        blocks (`Iterable[tuple[slice, Mapping[str, Factors]]]`): All directions of the step, from
+            [`StepNoise.blocks`].
         direction (`Mapping[str, torch.Tensor]`): `(m, n)` of every matrix.
     """
     total = torch.zeros(population.num_directions, dtype=torch.float64)
-    for name, along in direction.items():
-        own = factors[name].to(along.device)
-        product = torch.einsum("dmr,mn,dnr->d", own.U, along.to(own.U), own.V) / own.rank**0.5
-        total += product.double().cpu()
+    for part, factors in blocks:
+        for name, along in direction.items():
+            own = factors[name].to(along.device)
+            product = torch.einsum("dmr,mn,dnr->d", own.U, along.to(own.U), own.V) / own.rank**0.5
+            total[part] += product.double().cpu()
     members = range(population.size)
     return population.signs(members).double() * total[population.directions(members)]
 

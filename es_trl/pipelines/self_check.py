@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..es import Perturbations
+from ..es import Perturbations, StepNoise
 
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ def rms(values: torch.Tensor) -> float:
 
 
 def check_members(
-    draw: Callable[[list[int], Perturbations], torch.Tensor],
+    draw: Callable[[list[int], StepNoise | Perturbations], torch.Tensor],
     members: list[int],
-    factors: Perturbations,
+    factors: StepNoise | Perturbations,
     dtype: torch.dtype,
 ) -> str:
     """
@@ -57,8 +57,8 @@ def check_members(
     Args:
         draw (`Callable`): `draw(members, factors)` gives `(len(members), ...)` numbers of what the members draw.
         members (`list[int]`): Two members that draw the same prompts from the same noise.
-        factors (`Perturbations`): Their directions. Amplified until the members differ visibly, since a small
-            sigma would hide a wrong row behind rounding.
+        factors (`StepNoise` or `Perturbations`): Their directions. Amplified until the members differ visibly, since
+            a small sigma would hide a wrong row behind rounding.
         dtype (`torch.dtype`): What the model computes in.
 
     Returns:

@@ -95,7 +95,7 @@ def redraw_member(
         raise ReplayError(f"member {member} does not exist: step {step} had 0 to {trainer.population.size - 1}.")
     batch = PromptBatch(line["prompts"], {}, trainer.args.images_per_prompt)
     chunk = next(c for c in trainer.population.chunks(trainer.args.members_per_forward) if member in c)
-    factors = trainer.noise.draw(step, range(trainer.population.num_directions), micro, trainer.args.device)
+    factors = trainer.noise.of_step(step, trainer.population.num_directions, micro)
     images = trainer.rollout.draw(chunk, batch, factors, step, micro)
     columns = trainer.population.columns(member, len(batch))
     first = chunk.index(member) * len(columns)

@@ -11,7 +11,19 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data import load_prompts
-from ..es import Fitness, MeanUpdate, NoiseBank, compute_fitness, estimate, first_step, gradient, pair_snr, travel_left
+from ..es import (
+    Factors,
+    Fitness,
+    MeanUpdate,
+    NoiseBank,
+    StepNoise,
+    compute_fitness,
+    estimate,
+    first_step,
+    gradient,
+    pair_snr,
+    travel_left,
+)
 from ..hub.methods import Method, Paper
 from ..names import checked
 from ..pipelines import calibrate_sigma
@@ -167,7 +179,7 @@ class ESTrainer(DiffusionTrainer):
         batch = PromptBatch.from_rows(inputs, self.args.images_per_prompt)
         noise_started = time.perf_counter()
         # On the CPU, where they are drawn: a GPU holds those of the members it draws now, or those of one matrix.
-        factors = self.noise.draw(step, range(self.population.num_directions), micro)
+        factors = self.noise.of_step(step, self.population.num_directions, micro)
         noise_seconds = time.perf_counter() - noise_started
         bytes_before = self.peers.bytes_sent
         with self.peers.together(f"step {step}"):
@@ -179,9 +191,10 @@ class ESTrainer(DiffusionTrainer):
         accumulation = self.current_gradient_accumulation_steps
         self._watch(scores, factors, last=micro == accumulation - 1)
         fitness = self._fitness(scores, batch)
-        for site in self.adapter.space.sites:
-            grad = self._gradient(factors[site.name].to(site.theta.device), fitness, accumulation)
-            site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
+        for part, block in factors.blocks():
+            for site in self.adapter.space.sites:
+                grad = self._gradient(block[site.name].to(site.theta.device), fitness, accumulation, part)
+                site.theta.grad = grad if site.theta.grad is None else site.theta.grad.add_(grad)
         update_seconds = time.perf_counter() - update_started
         self._log_step(scores, fitness)
         prompts = [[batch.prompts[j] for j in self.population.columns(i, len(batch))] for i in range(len(scores))]
@@ -204,11 +217,11 @@ class ESTrainer(DiffusionTrainer):
         owners = torch.tensor([self.rollout.owner(member) for member in range(self.population.size)])
         return parts[owners, torch.arange(self.population.size)]
 
-    def _watch(self, scores: torch.Tensor, factors: dict, last: bool) -> None:
+    def _watch(self, scores: torch.Tensor, factors: StepNoise, last: bool) -> None:
         """Slopes of all that was scored; after the step's last prompt batch, whether the watched margin has turned."""
         if self.watch is None:
             return
-        for name, slope in self.watch.slopes(scores, factors).items():
+        for name, slope in self.watch.slopes(scores, factors.blocks()).items():
             self.add_metric(f"es/slope/{name}", slope.value)
             self.add_metric(f"es/slope_error/{name}", slope.error)
         if last and self.watch.turned():
@@ -216,11 +229,12 @@ class ESTrainer(DiffusionTrainer):
             fallen = f"Step {self.state.global_step}: the {self.watch.watched} has surely fallen since its maximum"
             logger.warning("%s: theta goes back to it, and %s.", fallen, what)
 
-    def _gradient(self, factors, fitness: Fitness, accumulation: int) -> torch.Tensor:
+    def _gradient(self, factors: Factors, fitness: Fitness, accumulation: int, part: slice) -> torch.Tensor:
         if self.args.update == "mean":
-            return -self.population.size * estimate(factors, fitness.values, self.population)
+            return -self.population.size * estimate(factors, fitness.values, self.population, part)
         assert self.sigma is not None
-        return gradient(factors, fitness.values, self.population, self.sigma, fitness.num_valid) / accumulation
+        own = gradient(factors, fitness.values, self.population, self.sigma, fitness.num_valid, part)
+        return own / accumulation
 
     def _rewards(self, scores: torch.Tensor) -> torch.Tensor:
         """`(N, C)`: the weighted rewards, whatever else is scored or trained by now."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from ..es import Fitness, Perturbations, Population, PopulationShapeError, make_generator
+from ..es import Fitness, Perturbations, Population, PopulationShapeError, StepNoise, make_generator
 from ..pipelines import PipelineAdapter, check_members, numbers_of, rounding_dtype, rows_of, watching_layers
 from ..rewards import PendingScores, RewardSet
 from ..run.memory import MembersInMemory
@@ -65,12 +65,12 @@ class PopulationStep:
     step: int
     micro: int
     batch: PromptBatch
-    factors: Perturbations
+    factors: StepNoise
     scores: torch.Tensor
     fitness: Fitness
 
 
-_Task = tuple[PromptBatch, Perturbations, int, int]  # what members draw: with the step and the batch in it
+_Task = tuple[PromptBatch, StepNoise | Perturbations, int, int]  # what members draw: with the step and the batch in it
 
 
 @dataclass
@@ -127,13 +127,13 @@ class PopulationRollout:
         return (member // self.members_per_forward) % self.num_processes
 
     def scores(
-        self, batch: PromptBatch, factors: Perturbations, step: int, micro: int = 0, **reward_context
+        self, batch: PromptBatch, factors: StepNoise | Perturbations, step: int, micro: int = 0, **reward_context
     ) -> tuple[torch.Tensor, RolloutTimes]:
         """
         `(N, J / groups, K)` fp64 scores, 0 for members of other processes; and the seconds spent.
 
         Args:
-            batch (`PromptBatch`), factors (`Perturbations`): `J` rollout columns, and all directions of the step.
+            batch (`PromptBatch`), factors (`StepNoise`): `J` rollout columns, and all directions of the step.
             step, micro (`int`): Part of the latents' keys.
             **reward_context: Passed on to the reward functions (`trainer_state`, `log_metric`); `log_extra_of`
                 gives the `log_extra` of the images that are named by (member, column).
@@ -225,7 +225,7 @@ class PopulationRollout:
         self,
         members: list[int],
         batch: PromptBatch,
-        factors: Perturbations,
+        factors: StepNoise | Perturbations,
         step: int,
         micro: int = 0,
         columns: range | None = None,
@@ -291,7 +291,7 @@ class PopulationRollout:
         members = [i for i in chunk if self.population.columns(i, len(batch)) == first][:2]
         counted = self.adapter.drawer.pictures.copy()
 
-        def draw(members: list[int], factors: Perturbations) -> torch.Tensor:
+        def draw(members: list[int], factors: StepNoise | Perturbations) -> torch.Tensor:
             drawn = self._draw_together(members, (batch, factors, step, micro), None, True)
             kept = self.adapter.drawer.last_watch.numbers
             return numbers_of(drawn, kept, len(drawn)).view(len(members), -1)

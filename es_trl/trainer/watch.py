@@ -143,7 +143,7 @@ class Watch:
             columns += self.scored.margins.values()
         return columns, torch.tensor(weights, dtype=torch.float64)
 
-    def slopes(self, scores: torch.Tensor, factors: Mapping[str, Factors]) -> dict[str, Slope]:
+    def slopes(self, scores: torch.Tensor, blocks: Iterable[tuple[slice, Mapping[str, Factors]]]) -> dict[str, Slope]:
         """
         Slopes along the last step, by name: every function, the weighted `reward`, and the watched margin; of the
         scores `(N, C, K)` of all functions that score, and all directions of the step.
@@ -152,7 +152,7 @@ class Watch:
         if steps is None or not any(step.any() for step in steps):
             return {}
         length = float(sum(step.double().square().sum() for step in steps)) ** 0.5
-        projected = projections(factors, dict(zip(self.names, steps, strict=True)), self.population)
+        projected = projections(blocks, dict(zip(self.names, steps, strict=True)), self.population)
 
         def slope_of(columns: Iterable[int], weights: Iterable[Any]) -> Slope:
             weighed = torch.tensor(list(weights), dtype=torch.float64)
