@@ -1,5 +1,6 @@
 """The perturbations: low-rank Gaussian factors of every adapter matrix, a pure function of (seed, step, direction)."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,14 +136,14 @@ class StepNoise:
         directions (`int`): How many there are.
     """
 
-    def __init__(self, bank: NoiseBank, step: int, directions: int, micro: int = 0, factor: float = 1.0):
-        self.bank, self.step, self.directions, self.micro, self.factor = bank, step, directions, micro, factor
+    def __init__(self, bank: NoiseBank, step: int, directions: int, micro: int = 0):
+        self.bank, self.step, self.directions, self.micro, self._factor = bank, step, directions, micro, 1.0
         self._block = max(1, HELD // bank.size)
         self._held = self._drawn(range(directions)) if directions <= self._block else None
 
     def _drawn(self, directions: Sequence[int], device: torch.device | str = "cpu") -> Perturbations:
         drawn = self.bank.draw(self.step, directions, self.micro, device)
-        return drawn if self.factor == 1 else drawn.scaled(self.factor)
+        return drawn if self._factor == 1 else drawn.scaled(self._factor)
 
     def select(self, directions: torch.Tensor, device: torch.device | str = "cpu") -> Perturbations:
         """As [`Perturbations.select`]."""
@@ -151,7 +152,9 @@ class StepNoise:
 
     def scaled(self, factor: float) -> "StepNoise":
         """Every `E_d` times `factor`, which is at least 0."""
-        return StepNoise(self.bank, self.step, self.directions, self.micro, self.factor * factor)
+        other = copy.copy(self)
+        other._factor, other._held = self._factor * factor, self._held and self._held.scaled(factor)
+        return other
 
     def blocks(self) -> Iterator[tuple[slice, Perturbations]]:
         """All directions in order, block by block, each with its place among them."""
