@@ -42,7 +42,8 @@ def test_a_recipe_runs_as_it_stands_but_for_what_is_not_here(name, tmp_path, mod
         read_quantization(config.quantization_config)  # bitsandbytes itself needs a GPU
     for adapter in config.frozen_adapters or ():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+\.safetensors", adapter)
-    trainer = true_widths.small_trainer(name, model_of(pipeline), tmp_path / "run")
+    few = {"num_sample_prompts": 1, "max_eval_prompts": 1, "max_train_prompts": 2}
+    trainer = true_widths.small_trainer(name, model_of(pipeline), tmp_path / "run", **few)
     trainer.train()
     assert trainer.state.global_step == 1 and trainer.adapter.pipe.text_encoder is None
     step = next(entry for entry in trainer.state.log_history if "grad_norm" in entry)

@@ -19,7 +19,7 @@ LORA = "pytorch_lora_weights.safetensors"
 # Three micro-batches for two processes: one of them draws twice as much. The second holds members of both groups.
 RUN = {"max_steps": 2, "population_size": 6, "members_per_forward": 2, "save_strategy": "steps", "save_steps": 1,
        "eval_dataset": PROMPTS[:3], "eval_strategy": "steps", "eval_steps": 2, "sample_steps": 2,
-       "num_sample_prompts": 2, "gradient_accumulation_steps": 2, "prompts_per_step": 2,
+       "num_sample_prompts": 1, "gradient_accumulation_steps": 2, "prompts_per_step": 2,
        "prompts_per_member": 1}  # fmt: skip
 
 SCRIPT = """
