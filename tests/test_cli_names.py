@@ -126,3 +126,11 @@ def test_an_adapter_is_evaluated_on_a_column_of_another_name(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["protocol"]["prompts"] == 3
     assert "| jpeg_compressibility" in shown and "| base, 1 step" in shown, "the table is printed"
+
+
+@pytest.mark.parametrize(("name", "value"), [("", None), ("A=B", 1), ("A\0", "x"), ("A", "\0")])
+def test_what_no_environment_variable_can_be_is_refused(name, value, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"env": {name: value}, "dataset_name": "tiny-train"}))
+    assert main(["train", "--config", str(config)]) == 2
+    assert f"env has {name!r}: {value!r}, which no environment variable can be" in capsys.readouterr().err

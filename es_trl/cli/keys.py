@@ -49,6 +49,10 @@ def check_keys(path: str | None, config: dict, known: Iterable[str], method: str
             if owners:
                 near = f"It belongs to method {' and '.join(owners)}, this is {method}. {near}"
             raise ValueError(f"{path}: unknown key {key!r}. {near}")
+    variables = config.get("env")
+    for name, value in variables.items() if isinstance(variables, dict) else ():
+        if not str(name) or "=" in str(name) or "\0" in f"{name}{value}":
+            raise ValueError(f"{path}: env has {name!r}: {value!r}, which no environment variable can be.")
 
 
 def check_options(args: Sequence[str], known: Iterable[str]) -> None:
