@@ -1,22 +1,23 @@
 """What models predict: how latents `z` and noise `eps` are mixed at a noise level `s` in [0, 1], and the target."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 
 
-class Parameterisation:
+class Parameterisation(ABC):
     """A mixture `x = a z + b eps` of shares that depend on `s`."""
 
     unit: float = 1.0  # the standard deviation that the scheduler's latents have
 
+    @abstractmethod
     def shares(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`a` and `b`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def times(self, s: torch.Tensor) -> torch.Tensor:
         """The scheduler's times."""
-        raise NotImplementedError
 
     def target(self, z: torch.Tensor, eps: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """What the model is to predict; of the two below `v = a eps - b z`."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def memoised(owner: object, images: Sequence[Image.Image], compute: Callable):
     return memo[key][1]
 
 
-class TwoTowers:
+class TwoTowers(ABC):
     """
     Unit-norm features of pictures and of texts, float32, and their cosines.
 
@@ -86,13 +87,13 @@ class TwoTowers:
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
         self._texts: dict[str, torch.Tensor] = {}
 
+    @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """`(B, D)`, of any length and dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, text: str) -> torch.Tensor:
         """`(1, D)`, of any length and dtype."""
-        raise NotImplementedError
 
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Features of `images`, shape (B, D), float32, unit norm, on `device`; B >= 1 images of any size and mode."""
