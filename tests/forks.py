@@ -1,6 +1,6 @@
 """
 Copies of this process that may be killed, and groups of them: all is imported there already, which takes a process
-of its own nine seconds. `test_trainer_distributed.py` starts its group with torchrun, as users do.
+of its own nine seconds. `test_trainer_distributed.py` starts its group as torchrun does.
 """
 
 import logging

@@ -23,23 +23,28 @@ RUN = {"max_steps": 2, "population_size": 6, "members_per_forward": 2, "save_str
        "prompts_per_member": 1}  # fmt: skip
 
 SCRIPT = """
-import json, sys
+import sys
 sys.path[:0] = {paths!r}
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from test_trainer_distributed import RUN
 from tiny_runs import tiny_trainer
 from es_trl.files import write_json
 from es_trl.report import write_report
-trainer = tiny_trainer({folder!r}, **RUN)
-trainer.train()
-trainer.save_model()
-process = trainer.args.process_index
-write_json({folder!r} + "/process-%d.json" % process, {{
-    "world_size": trainer.args.world_size,
-    "theta": {{name: value.tolist() for name, value in trainer.adapter.theta.items()}},
-    "log_history": trainer.state.log_history,
-}})
-if process == 0:
-    write_report({reported!r})
+
+def train():
+    trainer = tiny_trainer({folder!r}, **RUN)
+    trainer.train()
+    trainer.save_model()
+    process = trainer.args.process_index
+    write_json({folder!r} + "/process-%d.json" % process, {{
+        "world_size": trainer.args.world_size,
+        "theta": {{name: value.tolist() for name, value in trainer.adapter.theta.items()}},
+        "log_history": trainer.state.log_history,
+    }})
+
+launch = dict(run_id="two", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **launch), train)()
+write_report({reported!r})
 """
 HASH_SEED = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # not this process's
 
@@ -54,15 +59,17 @@ def redrawn(one_process, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, redrawn):
-    """As a user starts them; the order of Python's sets is another there, and that of safetensors' hash tables."""
+    """
+    Started by what torchrun is made of, but copied from one process that has imported everything. The order of
+    Python's sets is another there, and that of safetensors' hash tables.
+    """
     folder = tmp_path_factory.mktemp("two")
     here = Path(__file__).parent
     script = folder.parent / "two_processes.py"
     paths = [str(here), str(here.parent)]
     script.write_text(SCRIPT.format(paths=paths, folder=str(folder), reported=str(redrawn)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": HASH_SEED}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

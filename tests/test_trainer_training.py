@@ -620,7 +620,9 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
 
     torch._dynamo.reset()
     dynamo.counters.clear()
-    options = {"max_steps": 3, "guidance_scale": 1.0, "lora_target_modules": ["attn1.to_q", "attn2.to_v"]}
+    # Two members a forward, as many as the self-check draws: every other number is a graph more, seconds each.
+    options = {"max_steps": 3, "guidance_scale": 1.0, "lora_target_modules": ["attn1.to_q", "attn2.to_v"],
+               "members_per_forward": 2}  # fmt: skip
     # Tracing is what could break; generating machine code would only cost the test a minute.
     compile_as_is = torch.nn.Module.compile
     with pytest.MonkeyPatch.context() as patch:
@@ -631,7 +633,7 @@ def test_a_compiled_denoiser_draws_the_same_population(tmp_path):
     plain.train()
     for name, value in theta_of(compiled).items():
         torch.testing.assert_close(value, theta_of(plain)[name], atol=1e-4, rtol=0)
-    assert len(graphs) == 3 and 0 < graphs[0] == graphs[-1] <= 5
+    assert len(graphs) == 3 and 0 < graphs[0] == graphs[-1] <= 4
     assert not dynamo.counters["graph_break"]
 
 

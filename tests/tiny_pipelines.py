@@ -25,8 +25,8 @@ def fresh_sprint(dtype=torch.float32):
 
 def sana(scheduler: str = "flow_match", layers: int = 2):
     """Sana: classifier-free guidance, several steps. Text encoder and autoencoder are the shipped ones."""
-    torch.manual_seed(0)
     sprint = fresh_sprint()
+    torch.manual_seed(0)  # after it: only the first one in a process is read from disk, which draws numbers
     # The shipped tokenizer strips Sana's instruction; here it has to have an effect.
     sprint.tokenizer.backend_tokenizer.normalizer = Lowercase()
     own = sprint.transformer.config
