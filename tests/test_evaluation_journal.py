@@ -147,7 +147,7 @@ def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(ad
               "--images_per_prompt", "2", "--rewards", "jpeg_compressibility,tiny-pickscore",
               "--trained_rewards", "jpeg_compressibility", "--best_of", "2", "--use_cpu",
               "--judge", "tiny-clip-heldout", "--save_images", "2"]  # fmt: skip
-    command = [*common, "--max_prompts", "3", "--steps", "1", "2"]
+    command = [*common, "--max_prompts", "2", "--steps", "1", "2"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = fork(evaluate_and_die, [*command, "--output_dir", str(killed)], output=tmp_path / "killed.log")
     assert wait(process) == -signal.SIGKILL
@@ -171,7 +171,7 @@ def test_a_killed_command_goes_on_with_resume_and_gives_the_undisturbed_table(ad
     pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "scores.parquet") for folder in (killed, whole)))
 
     caplog.clear()  # without the flag it starts afresh, and says so
-    less = [*common, "--max_prompts", "2", "--steps", "1"]
+    less = [*common, "--max_prompts", "1", "--steps", "1"]
     assert commands.main([*less, "--output_dir", str(killed)]) == 0
     assert "holds an earlier evaluation: it is now" in caplog.text and "starts afresh" in caplog.text
     assert (killed / "earlier-1" / "eval.json").is_file() and (killed / "earlier-1" / "journal").is_dir()

@@ -68,7 +68,7 @@ def test_verify_leaves_the_pipeline_as_it_was(build):
     """So that the natural next line, a trainer on this very pipeline, works and trains the only adapter."""
     pipe, before = build(), build()
     denoiser = "unet" if hasattr(pipe, "unet") else "transformer"
-    verify_population_forward(pipe, PROMPTS[:1], settings=CallSettings(1, **SHORT) if denoiser != "unet" else None)
+    verify_population_forward(pipe, PROMPTS[:1], settings=CallSettings(1, **SHORT if denoiser != "unet" else {}))
     kinds = [(name, type(module)) for name, module in getattr(pipe, denoiser).named_modules()]
     assert kinds == [(name, type(module)) for name, module in getattr(before, denoiser).named_modules()]
     assert not getattr(getattr(pipe, denoiser), "peft_config", None)
