@@ -98,7 +98,15 @@ def test_several_rewards_are_one_weighted_sum_with_its_weights(tmp_path):
 
 def test_a_reward_that_was_minimised_is_a_gain_when_it_falls(tmp_path):
     title, lede = said(folder_of(tmp_path, {"noise": (0.0, -3.0, 0.0)}, {"noise": -1.0}))
-    assert "rose" in title and "\u22121 \u00d7 noise" in lede[0]
+    assert title == "Better on 100 % of the prompts" and "\u22121 \u00d7 noise" in lede[0]
+    assert not any("fell" in sentence for sentence in lede)
+
+
+def test_a_minimised_reward_that_rises_is_what_went_wrong(tmp_path):
+    levels = {"blue": (0.0, 30.0, 0.0), "noise": (0.0, 3.0, 0.0)}
+    title, lede = said(folder_of(tmp_path, levels, {"blue": 1.0, "noise": -1.0}))
+    assert title == "The trained sum rose, noise rose"
+    assert lede[1].startswith("But noise, the reward it was trained on, rose by 2.95")
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, MIN_PROMPTS - 1])

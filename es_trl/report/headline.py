@@ -31,13 +31,14 @@ class Claim:
     """
     What is said of one measure, a reward or the weighted sum that was trained: its name, the role that goes behind the
     name in a sentence, its `paired` differences to the base, one per adapter (`delta`, `ci_low`, `ci_high`,
-    `win_rate`, `prompts`), and whether it `rises` with more sampling steps.
+    `win_rate`, `prompts`), whether it `rises` with more sampling steps, and whether it was `minimised`.
     """
 
     name: str
     role: str
     paired: list[dict[str, Any]]
     rises: bool = False
+    minimised: bool = False
 
     @property
     def known(self) -> bool:
@@ -49,8 +50,16 @@ class Claim:
         return self.known and all(entry["ci_low"] > 0 for entry in self.paired)
 
     @property
-    def fell(self) -> bool:
-        return self.known and any(entry["ci_high"] < 0 for entry in self.paired)
+    def lost(self) -> bool:
+        """Whether it surely moved the wrong way."""
+        return self.known and any(
+            entry["ci_low"] > 0 if self.minimised else entry["ci_high"] < 0 for entry in self.paired
+        )
+
+    @property
+    def verb(self) -> str:
+        """How that is said."""
+        return "rose" if self.minimised else "fell"
 
 
 def headline(folder: Folder) -> dict[str, Any]:
@@ -85,12 +94,14 @@ def claims(folder: Folder) -> tuple[Claim, list[Claim]]:
         found = [wording.paired_entry(evaluation, row, base, reward) for row in rows]
         role = ROLES[wording.role(evaluation, trained, reward)]
         rises = bool((about.get(reward) or {}).get("rises_with_steps", bool(wording.gaps_of(evaluation, reward))))
-        return Claim(reward, role, [entry for entry in found if entry and entry.get("delta") is not None], rises)
+        entries = [entry for entry in found if entry and entry.get("delta") is not None]
+        return Claim(reward, role, entries, rises, minimised=(weight_of.get(reward) or 0) < 0)
 
     rewards = wording.ordered_rewards(evaluation, trained)
-    objective = evaluation.get("objective")
+    objective = evaluation.get("objective") or {}
+    weight_of = objective.get("weights") or {}
     if objective:
-        weights = wording.weighted(objective["weights"])
+        weights = wording.weighted(weight_of)
         entries = [entry for entry in objective["paired"] if entry["row"] in rows and entry["delta"] is not None]
         return Claim("what was trained", weights, entries), [claim(reward) for reward in rewards]
     first = next((reward for reward in rewards if reward in trained), rewards[0])
@@ -101,17 +112,17 @@ def title(subject: Claim, others: Sequence[Claim], gaps: Sequence[dict[str, Any]
     """The result in a few words, never more than its intervals allow."""
     if not subject.known:
         return "Too few prompts to tell" if _few(subject) else "No clear gain"
-    fallen = [claim for claim in others if claim.fell]
+    lost = [claim for claim in others if claim.lost]
     judge = _judge(subject, gaps)
-    if judge is not None and not fallen and not subject.fell:
+    if judge is not None and not lost and not subject.lost:
         # Of several training seeds the least convincing one has the word.
         return _gap_title(min((gap for gap in gaps if gap["reward"] == judge), key=lambda gap: gap["low"]))
-    if subject.gained and fallen:
+    if subject.gained and lost:
         name = "The trained sum" if subject.name == "what was trained" else subject.name
-        return f"{name} rose, {fallen[0].name} fell"
+        return f"{name} rose, {lost[0].name} {lost[0].verb}"
     if subject.gained:
         return f"Better on {range_of([entry['win_rate'] for entry in subject.paired], percent)} of the prompts"
-    return "Training made the scores worse" if subject.fell else "No clear gain"
+    return "Training made the scores worse" if subject.lost else "No clear gain"
 
 
 def lede(subject: Claim, others: Sequence[Claim], gaps: Sequence[dict[str, Any]], trained: Sequence[str]) -> list[str]:
@@ -121,11 +132,11 @@ def lede(subject: Claim, others: Sequence[Claim], gaps: Sequence[dict[str, Any]]
         return [f"{few} prompt{' was' if few == 1 else 's were'} compared. {ENOUGH}"]
     judge = _judge(subject, gaps)
     spoken = subject if judge is None else next((c for c in [subject, *others] if c.name == judge), subject)
-    fallen = [claim for claim in others if claim.fell and claim is not spoken]
+    lost = [claim for claim in others if claim.lost and claim is not spoken]
     sentences = [_gain(spoken)]
-    sentences += [f"But {_fall(claim)}." for claim in fallen[:3]]
+    sentences += [f"But {_fall(claim)}." for claim in lost[:3]]
     mine = [gap for gap in gaps if gap["reward"] == judge]
-    if mine and not fallen:
+    if mine and not lost:
         sentences.append(_share(mine))
     if judge is not None and subject is not spoken and not subject.gained:
         sentences.append(f"{_with_role(subject)} changed by {_amount(subject.paired)}.")
@@ -164,9 +175,10 @@ def _gain(claim: Claim) -> str:
 
 
 def _fall(claim: Claim) -> str:
-    turned = [{"delta": -entry["delta"], "ci_low": -entry["ci_high"], "ci_high": -entry["ci_low"]}
-              for entry in claim.paired]  # fmt: skip
-    return f"{_with_role(claim)} fell by {_amount(turned, number)}"
+    entries = claim.paired
+    if not claim.minimised:
+        entries = [{"delta": -e["delta"], "ci_low": -e["ci_high"], "ci_high": -e["ci_low"]} for e in entries]
+    return f"{_with_role(claim)} {claim.verb} by {_amount(entries, number)}"
 
 
 def _with_role(claim: Claim) -> str:
