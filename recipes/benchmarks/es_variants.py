@@ -35,6 +35,7 @@ SHARED = {
     "disable_tqdm": True,
     "logging_steps": 1000,
 }
+JUDGES = ("tiny-clip-heldout", "tiny-pickscore")  # the second one where it was evaluated
 METRICS = ("retrieval_accuracy", "hard_negative_accuracy", "frechet_distance")
 
 
@@ -77,8 +78,8 @@ def table(rows: list[dict]) -> str:
     for (name, dimensions, images), group in sorted(groups.items()):
         group.sort(key=lambda row: row["seed"])
         closures = [row["gap_closure"] for row in group]
-        cells = [", ".join(f"{c['tiny-clip-heldout']:.2f}/{c['tiny-pickscore']:.2f}" for c in closures)]
-        cells += [", ".join(f"{row['adapter'].get(metric, float('nan')):.3f}" for row in group) for metric in METRICS]
+        cells = [", ".join("/".join(f"{c[name]:.2f}" if name in c else "-" for name in JUDGES) for c in closures)]
+        cells += [", ".join(f"{row['adapter'].get(metric, float('nan')):.3g}" for row in group) for metric in METRICS]
         lines.append(f"| {name} | {dimensions} | {images} | " + " | ".join(cells) + " |")
     base = " | ".join(f"{rows[0]['base'].get(metric, float('nan')):.3f}" for metric in METRICS)
     return "\n".join([*lines, f"| base, 1 step | | 0 | 0/0 | {base} |"])
