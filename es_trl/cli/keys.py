@@ -52,7 +52,8 @@ def check_keys(path: str | None, config: dict, known: Iterable[str], method: str
     variables = config.get("env")
     for name, value in variables.items() if isinstance(variables, dict) else ():
         if not str(name) or "=" in str(name) or "\0" in f"{name}{value}":
-            raise ValueError(f"{path}: env has {name!r}: {value!r}, which no environment variable can be.")
+            found = f"env has {name!r}: {value!r}, which no environment variable can be"
+            raise ValueError(f"{path}: {found}: rename or remove it.")
 
 
 def check_options(args: Sequence[str], known: Iterable[str]) -> None:
